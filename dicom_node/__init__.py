@@ -1,0 +1,3 @@
+"""A DICOM node that completes studies."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,220 @@
+"""What the node talks about: instances, series, studies, slots, gaps, plans, derived series, deliveries.
+
+Values only: frozen, valid once built, no I/O. The words are DICOM's in snake case.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NewType
+
+ContrastLabel = NewType("ContrastLabel", str)
+"""A word of `config/contrasts.yaml`: T1w, T1c, T2w, FLAIR, CT, PET …"""
+
+Header = Mapping[str, Any]
+"""Chosen attributes of an instance, by DICOM keyword, as JSON types (str, int, float, list, None).
+Sequences that matter are flattened by `contrast.read_header`."""
+
+
+class Origin(StrEnum):
+    """Who made a series."""
+
+    ACQUIRED = "acquired"  # by a scanner, from a patient
+    DERIVED = "derived"  # by a scanner or a workstation, from other images
+    OWN = "own"  # by this node, or by any software that says Synthetic Data
+
+
+class SlotState(StrEnum):
+    """What a study holds of a slot that its protocol expects. Four different things."""
+
+    PRESENT = "present"
+    MISSING = "missing"
+    INCOMPLETE = "incomplete"  # something is there, and it does not meet the slot's needs
+    AMBIGUOUS = "ambiguous"  # a series that abstained could be it
+
+
+class Mode(StrEnum):
+    """How far a rule may go."""
+
+    OFF = "off"
+    SHADOW = "shadow"  # make and measure, send nothing
+    HOLD = "hold"  # make, then wait for a person
+    SEND = "send"
+
+
+class Role(StrEnum):
+    """What a derived series is."""
+
+    IMAGE = "image"
+    UNCERTAINTY = "uncertainty"
+    REPORT = "report"  # TID 1500 SR
+
+
+class StudyState(StrEnum):
+    """Where a study stands."""
+
+    RECEIVING = "receiving"
+    JUDGED = "judged"  # rules applied; its jobs tell the rest
+    HELD = "held"  # `hold_code` and `hold_reason` say why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One received SOP Instance, stored verbatim.
+
+    Attributes:
+        path: file below the store's root, named by digests, never by peer text.
+        sha256: of the file as stored (part 10 header and data set).
+    """
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    transfer_syntax_uid: str
+    sha256: str
+    path: str
+    header: Header | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What a series is, how sure, and why.
+
+    Attributes:
+        contrast: None is an abstention.
+        confidence: 0 to 1.
+        evidence: sentences without patient attributes, strongest first.
+        attributes: plane, dimension ("2D"/"3D"), contrast_agent, fat_suppression, body_part …
+        candidates: what it could be when `contrast` is None.
+    """
+
+    contrast: ContrastLabel | None
+    confidence: float
+    evidence: tuple[str, ...]
+    attributes: Mapping[str, str | float | bool] = field(default_factory=dict)
+    candidates: tuple[ContrastLabel, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One series of a study, or one volume of a series that holds several.
+
+    Attributes:
+        instances: sorted along the slice normal where that is possible, else by UID.
+        label: None until labelled.
+        problem: why no volume can be read from it (code and sentence), or None.
+    """
+
+    series_instance_uid: str
+    modality: str
+    origin: Origin
+    instances: tuple[Instance, ...]
+    frame_of_reference_uid: str | None = None
+    label: Label | None = None
+    problem: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One study as the node holds it now.
+
+    Attributes:
+        generation: grows each time that the study reopens.
+    """
+
+    study_instance_uid: str
+    generation: int
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """A slot that a rule wants filled and that the study does not hold."""
+
+    study_instance_uid: str
+    rule: str
+    target: ContrastLabel
+    state: SlotState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A gap that is not filled, and why."""
+
+    rule: str
+    target: ContrastLabel
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SynthesisPlan:
+    """One decision to make one target from named sources with one model.
+
+    `plan_id` comes from what enters the pixels (see `identifiers`); the rest is recorded with it.
+
+    Attributes:
+        sources: label to Series Instance UID; the first is the reference, whose grid is used.
+        source_instances: sorted `(sop_instance_uid, sha256)` of every source instance.
+        anatomy: what the rule says is imaged, BRAIN, LEG … (Body Part Examined when headers are silent).
+        created_at: the job time, fixed here so that a retry writes the same bytes; aware UTC.
+        rule_reason: one sentence: which rule, which slot, why it is missing.
+    """
+
+    plan_id: str
+    study_instance_uid: str
+    generation: int
+    rule: str
+    rule_reason: str
+    target: ContrastLabel
+    target_modality: str
+    anatomy: str
+    sources: Mapping[ContrastLabel, str]
+    source_instances: tuple[tuple[str, str], ...]
+    model_id: str
+    model_digest: str
+    seed: int
+    mode: Mode
+    priority: int
+    deliver_to: tuple[str, ...]
+    config_digest: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DerivedInstance:
+    """One written instance of a derived series; `path` is below the store's root."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    role: Role
+    number: int
+    sha256: str
+    path: str
+
+
+class DeliveryState(StrEnum):
+    """Where the delivery of one instance to one peer stands."""
+
+    PENDING = "pending"
+    SENT = "sent"  # the peer answered success
+    WARNED = "warned"  # the peer took it and coerced something (B000, B006, B007)
+    PARKED = "parked"  # the peer will not take it: a person must look
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One instance on its way to one peer."""
+
+    delivery_id: int
+    plan_id: str
+    peer: str
+    instance: DerivedInstance
+    state: DeliveryState
+    attempts: int
+    status: int | None
+    reason: str | None
+    next_attempt: datetime

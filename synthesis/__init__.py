@@ -1,0 +1,1 @@
+"""Cross-modal image synthesis behind one interface. Imports no torch."""

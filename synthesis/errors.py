@@ -1,0 +1,36 @@
+"""The errors of synthesis: one tree.
+
+    SynthesisError
+    ├── MissingSource        the method needs a contrast that was not given
+    ├── UntrustedModel       a model folder does not match its card's digests
+    ├── UnusableInput        the volumes cannot be worked with: `code` names the reason
+    └── TrainingError        an experiment or a manifest is wrong
+"""
+
+
+class SynthesisError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class MissingSource(SynthesisError):  # noqa: N818 - named after what happened
+    """A method was asked to predict without a contrast that it cannot do without."""
+
+
+class UntrustedModel(SynthesisError):  # noqa: N818
+    """A model folder is absent, incomplete or altered."""
+
+
+class UnusableInput(SynthesisError):  # noqa: N818
+    """Source volumes cannot be worked with.
+
+    Attributes:
+        code: short stable word such as `mask`, `registration`, `geometry`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class TrainingError(SynthesisError):
+    """An experiment file, a manifest or a training case is wrong."""
