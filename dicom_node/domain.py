@@ -1,4 +1,4 @@
-"""What the node talks about: instances, series, studies, slots, gaps, plans, derived series, deliveries.
+"""What the node talks about: instances, series, studies, slots, gaps, plans and deliveries.
 
 Values only: frozen, valid once built, no I/O. The words are DICOM's in snake case.
 """
@@ -158,7 +158,8 @@ class SynthesisPlan:
     Attributes:
         sources: label to Series Instance UID; the first is the reference, whose grid is used.
         source_instances: sorted `(sop_instance_uid, sha256)` of every source instance.
-        anatomy: what the rule says is imaged, BRAIN, LEG … (Body Part Examined when headers are silent).
+        anatomy: what the rule says is imaged, BRAIN, LEG …; Body Part Examined when headers are
+            silent.
         created_at: the job time, fixed here so that a retry writes the same bytes; aware UTC.
         rule_reason: one sentence: which rule, which slot, why it is missing.
     """

@@ -2,9 +2,9 @@
 
     DicomNodeError
     ├── ConfigurationError     the admin's YAML is wrong: refuse to start, exit code 2
-    ├── StorageError           the disk or the ledger cannot keep an instance: answer 0xA700 or 0xA701
+    ├── StorageError           the disk or the ledger cannot keep it: answer 0xA700 or 0xA701
     ├── RefusedInstance        the instance cannot be kept faithfully: answer its `status`
-    ├── UnusableStudy          a study or series cannot be worked with: hold it, `code` is its reason
+    ├── UnusableStudy          a study or series cannot be worked with: hold it, `code` says why
     ├── JobError
     │   ├── QualityRefused     the gate said no: hold the job
     │   ├── JobFailed          the same input will fail again: fail the job

@@ -5,6 +5,8 @@
     ├── UntrustedModel       a model folder does not match its card's digests
     ├── UnusableInput        the volumes cannot be worked with: `code` names the reason
     └── TrainingError        an experiment or a manifest is wrong
+
+No message holds anything about a person.
 """
 
 

@@ -1,6 +1,7 @@
 """The words of synthesis: labels, volumes, tasks, cases, predictions, results.
 
-A `Volume` is `highdicom.Volume`: array (slices, rows, columns), affine from index to LPS millimetres.
+A `Volume` is `highdicom.Volume`: array (slices, rows, columns), affine from index to
+LPS millimetres.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ Volume = highdicom.Volume
 class Verdict(StrEnum):
     """What the quality gate says of a result."""
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105 - a verdict, not a secret
     WARN = "warn"
     REFUSE = "refuse"
 
@@ -62,7 +63,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A method's answer in normalized units, arrays (slices, rows, columns) on the grid of the sources.
+    """A method's answer in normalized units, arrays (slices, rows, columns) on the sources' grid.
 
     Attributes:
         lower: 5th percentile, or None when the method cannot say.
