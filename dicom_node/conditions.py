@@ -1,0 +1,172 @@
+r"""Conditions of the YAML files: typed matches on DICOM keywords, data and never code.
+
+A condition names a keyword (or several, whose values are pooled) and one operator, or joins other
+conditions with `all_of`, `any_of`, `none_of`. An absent or empty attribute satisfies nothing but
+`absent: true`, so that a silent header never counts as evidence.
+
+    {keyword: RepetitionTime, at_least: 300, at_most: 900}
+    {keyword: [SeriesDescription, ProtocolName], has_word: [brain, head, kopf, "*mprage*"]}
+
+Text is compared folded (see `fold`): case, accents and punctuation never decide.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydicom.datadict import tag_for_keyword
+
+Scalar = str | int | float
+
+OPERATORS = (
+    "equals",
+    "one_of",
+    "contains",
+    "matches",
+    "has_word",
+    "at_least",
+    "at_most",
+    "absent",
+)
+JOINS = ("all_of", "any_of", "none_of")
+
+
+class Condition(BaseModel):
+    """One match on a header, or a join of matches.
+
+    Attributes:
+        keyword: DICOM keyword, or keywords whose values are pooled.
+        equals: the attribute has exactly this one value.
+        one_of: at least one value of the attribute is in this list.
+        contains: one value of a multi-valued attribute is this.
+        matches: a regular expression found in the folded text of a value.
+        has_word: whole words (or phrases) of the folded text; `*` stands for any letters.
+        at_least: every value is a number not below this; may stand beside `at_most`.
+        at_most: every value is a number not above this.
+        absent: True when there is no value; False when there is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keyword: str | tuple[str, ...] | None = None
+    equals: Scalar | None = None
+    one_of: tuple[Scalar, ...] | None = None
+    contains: Scalar | None = None
+    matches: str | None = None
+    has_word: tuple[str, ...] | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    absent: bool | None = None
+    all_of: tuple["Condition", ...] | None = Field(default=None, min_length=1)
+    any_of: tuple["Condition", ...] | None = Field(default=None, min_length=1)
+    none_of: tuple["Condition", ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("keyword")
+    @classmethod
+    def _is_known(cls, keyword: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for name in (keyword,) if isinstance(keyword, str) else keyword or ():
+            if tag_for_keyword(name) is None:
+                raise ValueError(f"{name!r} is not a DICOM keyword (PS3.6); check its spelling")
+        return keyword
+
+    @field_validator("matches")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> "Condition":
+        used = [name for name in OPERATORS + JOINS if getattr(self, name) is not None]
+        if used != ["at_least", "at_most"] and len(used) != 1:
+            raise ValueError(
+                f"a condition needs exactly one of {', '.join(OPERATORS + JOINS)} "
+                f"(at_least and at_most may stand together); seen: {', '.join(used) or 'none'}"
+            )
+        if (self.keyword is None) != (used[0] in JOINS):
+            raise ValueError(
+                "all_of, any_of and none_of take no keyword; every other operator needs one"
+            )
+        return self
+
+
+def matches(condition: Condition, header: Mapping[str, Any]) -> bool:
+    """Return whether `header` satisfies `condition`."""
+    if condition.all_of is not None:
+        return all(matches(part, header) for part in condition.all_of)
+    if condition.any_of is not None:
+        return any(matches(part, header) for part in condition.any_of)
+    if condition.none_of is not None:
+        return not any(matches(part, header) for part in condition.none_of)
+    values = read_values(header, condition.keyword or ())
+    if condition.absent is not None:
+        return condition.absent == (not values)
+    return bool(values) and _holds(condition, values)
+
+
+def read_values(header: Mapping[str, Any], keywords: str | Iterable[str]) -> list[Scalar]:
+    """Return the values of one or more keywords as one list, without empty ones."""
+    values: list[Scalar] = []
+    for keyword in (keywords,) if isinstance(keywords, str) else keywords:
+        value = header.get(keyword)
+        items = value if isinstance(value, list | tuple) else (value,)
+        values.extend(item for item in items if item is not None and item != "")
+    return values
+
+
+@lru_cache(maxsize=4096)
+def fold(text: str) -> str:
+    """Return `text` in lower case, without accents, its words apart by single spaces.
+
+    `*` after a letter or digit is spelt out ("T2*w" becomes "t2star w"), because it is the only
+    punctuation that changes what a series is; `+` stays, because "T1+C" is not "T1 C".
+    """
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    plain = re.sub(r"(?<=\w)\*", "star ", plain)
+    return re.sub(r"[^\w+.]+|_+", " ", plain).strip()
+
+
+@lru_cache(maxsize=1024)
+def _words_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    parts = (re.escape(fold_pattern(word)).replace(r"\*", r"\w*") for word in words)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)")
+
+
+def fold_pattern(word: str) -> str:
+    """Return a `has_word` entry folded, its `*` kept."""
+    return "*".join(fold(part) for part in word.split("*"))
+
+
+def find_word(words: tuple[str, ...], text: str) -> str | None:
+    """Return the first of `words` that stands in `text` as a whole word, folded, or None."""
+    found = _words_pattern(words).search(fold(text)) if words else None
+    return found.group() if found else None
+
+
+def _holds(condition: Condition, values: list[Scalar]) -> bool:
+    if condition.equals is not None:
+        return len(values) == 1 and _same(values[0], condition.equals)
+    if condition.contains is not None:
+        return any(_same(value, condition.contains) for value in values)
+    if condition.one_of is not None:
+        return any(_same(value, wanted) for value in values for wanted in condition.one_of)
+    if condition.matches is not None:
+        return any(re.search(condition.matches, fold(str(value))) for value in values)
+    if condition.has_word is not None:
+        return any(find_word(condition.has_word, str(value)) for value in values)
+    low = float("-inf") if condition.at_least is None else condition.at_least
+    high = float("inf") if condition.at_most is None else condition.at_most
+    return all(isinstance(value, int | float) and low <= value <= high for value in values)
+
+
+def _same(seen: Scalar, wanted: Scalar) -> bool:
+    if isinstance(seen, str) and isinstance(wanted, str):
+        return seen.strip().casefold() == wanted.strip().casefold()
+    return seen == wanted

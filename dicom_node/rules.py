@@ -1,0 +1,288 @@
+"""The types of contrasts.yaml, routing.yaml and models.yaml: what is wanted, and what is allowed.
+
+`settings.load` builds them; `contrast` labels by `Contrasts`, `routing` judges by `Routing` and
+`ModelPolicy`. Types only: everything that decides is in those two modules.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dicom_node.conditions import Condition
+from dicom_node.domain import ContrastLabel, Mode, SlotState
+
+
+class Strict(BaseModel):
+    """Base of every type here: frozen, and an unknown key is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Code(Strict):
+    """A coded concept (PS3.3 section 8.1)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+class Signature(Strict):
+    """One piece of evidence: when a header looks like this, say so, this surely.
+
+    Attributes:
+        because: the words that `explain` prints.
+        when: what the header must look like.
+        confidence: how often a series that looks like this is what it seems, 0 to 1.
+    """
+
+    because: str
+    when: Condition
+    confidence: float = Field(default=0.9, ge=0, le=1)
+
+
+class Exclusion(Strict):
+    """One thing that a contrast cannot be."""
+
+    because: str
+    when: Condition
+
+
+class Contrast(Strict):
+    """One word of the vocabulary.
+
+    Attributes:
+        says: what it is, in a sentence.
+        modality: DICOM Modality (0008,0060) of its series.
+        meaning: the coded concept, where DICOM has one.
+        typical: header facts, any of which is enough evidence.
+        impossible: header facts, any of which rules it out whatever the text says.
+        words: what people call it in a description; whole words, `*` for any letters.
+        unless_words: words beside which `words` mean something else ("T2" beside "FLAIR").
+        with_agent: the contrast that this one becomes when a contrast agent was given.
+        made_from: "acquired", or "derived" for what a scanner always computes (ADC), so that a
+            derived series may fill its slot.
+    """
+
+    says: str
+    modality: str
+    meaning: Code | None = None
+    typical: tuple[Signature, ...] = ()
+    impossible: tuple[Exclusion, ...] = ()
+    words: tuple[str, ...] = ()
+    unless_words: tuple[str, ...] = ()
+    with_agent: ContrastLabel | None = None
+    made_from: Literal["acquired", "derived"] = "acquired"
+
+
+class Agent(Strict):
+    """How a series shows that a contrast agent was, or was not, given.
+
+    Attributes:
+        given: header facts that say yes.
+        words: words of a description that say yes.
+        not_words: words of a description that say no, and win over `words`.
+    """
+
+    given: Condition
+    words: tuple[str, ...]
+    not_words: tuple[str, ...]
+
+
+class Derivation(Strict):
+    """One way to see that a series was computed from others.
+
+    Attributes:
+        kind: reformat, processed, map, synthetic (made by a scanner from a relaxometry scan) …
+        because: the words that `explain` prints.
+        when: what the header must look like.
+    """
+
+    kind: Literal["reformat", "map", "processed", "synthetic", "capture"]
+    because: str
+    when: Condition
+
+
+class Contrasts(Strict):
+    """contrasts.yaml: the vocabulary, and how a series shows which word it is.
+
+    Attributes:
+        minimum_confidence: below it the labeller abstains.
+        text_confidence: confidence of a label that only a description supports.
+        attributes: names of what else is read off a header (fat suppression …) and when.
+    """
+
+    minimum_confidence: float = Field(ge=0.5, le=1)
+    text_confidence: float = Field(ge=0, le=1)
+    contrast_agent: Agent
+    own_prefix: str
+    derived: tuple[Derivation, ...]
+    attributes: Mapping[str, Condition] = Field(default_factory=dict)
+    contrasts: Mapping[ContrastLabel, Contrast]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Contrasts":
+        for label, contrast in self.contrasts.items():
+            if contrast.with_agent is not None and contrast.with_agent not in self.contrasts:
+                raise ValueError(f"{label}.with_agent: {contrast.with_agent} is no contrast here")
+        return self
+
+
+class StudyMatch(Strict):
+    """Which studies a rule is for.
+
+    Attributes:
+        any_series: at least one series that counts as acquired looks like this.
+        no_series: and no series of the study at all looks like this.
+    """
+
+    any_series: Condition
+    no_series: Condition | None = None
+
+
+class Slot(Strict):
+    """One contrast that a protocol expects.
+
+    Attributes:
+        slot: the contrast.
+        need: required, or optional (its absence is noted and nothing is wrong).
+        or_else: other contrasts that fill the slot as well.
+    """
+
+    slot: ContrastLabel
+    need: Literal["required", "optional"] = "required"
+    or_else: tuple[ContrastLabel, ...] = ()
+
+
+class Make(Strict):
+    """What to make when a slot is not filled.
+
+    Attributes:
+        target: the contrast to make; one of the rule's slots.
+        sources: contrasts to make it from, best first: the first one that the study holds is the
+            reference, on whose grid the result lies; the model is given all that are held.
+        model: id of a model folder.
+        when: slot states that count as a gap. The shipped rules name `missing` only: something
+            incomplete or ambiguous may be the real thing, and a person should look.
+    """
+
+    target: ContrastLabel
+    sources: tuple[ContrastLabel, ...] = Field(min_length=1)
+    model: str
+    when: tuple[Literal[SlotState.MISSING, SlotState.INCOMPLETE, SlotState.AMBIGUOUS], ...] = (
+        SlotState.MISSING,
+    )
+
+    @model_validator(mode="after")
+    def _is_no_circle(self) -> "Make":
+        if self.target in self.sources:
+            raise ValueError(f"{self.target} is made from itself; take it out of sources")
+        return self
+
+
+class Rule(Strict):
+    """One protocol: which studies, what they should hold, what to make of what, and where it goes.
+
+    Attributes:
+        says: the rule in a sentence, for people.
+        owner: who answers for it at the site.
+        mode: off, shadow, hold or send.
+        priority: higher first, among rules and among jobs.
+        anatomy: what is imaged, as a Body Part Examined term (PS3.16 annex L).
+        send_to: aliases of peers in node.yaml.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    says: str
+    owner: str
+    mode: Mode
+    priority: int = Field(ge=0, le=100)
+    anatomy: str = Field(pattern=r"^[A-Z0-9 _]{1,16}$")
+    study: StudyMatch
+    expects: tuple[Slot, ...] = Field(min_length=1)
+    makes: tuple[Make, ...] = ()
+    send_to: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Rule":
+        slots = Counter(slot.slot for slot in self.expects)
+        for name, count in slots.items():
+            if count > 1:
+                raise ValueError(f"expects: {name} stands twice")
+        for make in self.makes:
+            if make.target not in slots:
+                raise ValueError(f"makes: {make.target} is not among the slots that it expects")
+        if self.mode in (Mode.SEND, Mode.HOLD) and self.makes and not self.send_to:
+            raise ValueError(f"send_to: a rule in mode {self.mode} needs at least one peer")
+        return self
+
+
+class Routing(Strict):
+    """routing.yaml: the protocols.
+
+    Attributes:
+        rules: all that match a study apply, by falling priority, then in the order of the file;
+            when two want the same target, the first makes it.
+    """
+
+    rules: tuple[Rule, ...]
+
+    @field_validator("rules")
+    @classmethod
+    def _are_named_once(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        for name, count in Counter(rule.name for rule in rules).items():
+            if count > 1:
+                raise ValueError(f"two rules are named {name!r}")
+        return rules
+
+    def in_order(self) -> tuple[Rule, ...]:
+        """Return the rules by falling priority, then as they stand in the file."""
+        return tuple(sorted(self.rules, key=lambda rule: -rule.priority))
+
+
+class ModelPolicy(Strict):
+    """models.yaml: which models may be used at this site.
+
+    Attributes:
+        states: states of a model card's target that may be used.
+        never_make: contrasts that no rule may make, whatever a card says.
+        digests: model id to the only digest that may be used, where a site pins one.
+        seed: of every random draw; recorded with each plan.
+    """
+
+    states: tuple[Literal["approved", "research", "candidate"], ...]
+    never_make: tuple[ContrastLabel, ...] = ()
+    digests: Mapping[str, str] = Field(default_factory=dict)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+def find_disagreements(
+    contrasts: Contrasts, routing: Routing, policy: ModelPolicy, send_peers: Collection[str]
+) -> Iterator[str]:
+    """Yield one message, `file: place : what`, for each name that another file does not know."""
+    known = contrasts.contrasts
+    for target in policy.never_make:
+        if target not in known:
+            yield f"models.yaml: never_make : {target!r} is no contrast of contrasts.yaml"
+    for rule in routing.rules:
+        place = f"routing.yaml: rules.{rule.name}"
+        named = {
+            *(label for slot in rule.expects for label in (slot.slot, *slot.or_else)),
+            *(source for make in rule.makes for source in make.sources),
+        }
+        for label in sorted(named - known.keys()):
+            yield f"{place} : {label!r} is no contrast of contrasts.yaml"
+        for peer in rule.send_to:
+            if peer not in send_peers:
+                wanted = ", ".join(sorted(send_peers)) or "none yet"
+                yield (
+                    f"{place}.send_to : {peer!r} is no peer of node.yaml with the role send; "
+                    f"wanted one of: {wanted}"
+                )
+        for make in rule.makes:
+            if make.target in policy.never_make and rule.mode != Mode.OFF:
+                yield (
+                    f"{place}.makes : {make.target} may never be made (models.yaml: never_make); "
+                    "drop one of the two"
+                )
