@@ -1,0 +1,64 @@
+# Every target builds what it needs. `make help` lists them.
+# PIP_ARGS is handed to pip, PYTHON picks the interpreter, VENV the folder of the environment.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+STUDY ?=
+CONFIG ?= config
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime-installed
+TOOLS := $(VENV)/.tools-installed
+ORTHANC := orthanc orthanc-dicomweb
+CHECKERS := dcmtk dicom3tools
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test test-fast lint train lock clean
+
+help:  ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(RUNTIME)  ## Complete one study from end to end and write demo/report.html. STUDY=folder is yours.
+	@deploy/install-tools --try $(ORTHANC) $(CHECKERS)
+	@$(BIN)/python -m dicom_node.demonstration $(if $(STUDY),"$(STUDY)")
+
+serve: $(RUNTIME)  ## Run the node in the foreground with the folder CONFIG.
+	@exec $(BIN)/dicom-node serve --config "$(CONFIG)"
+
+test: $(TOOLS)  ## Run every ring: unit, integration, acceptance.
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(TOOLS)  ## Run the unit and integration rings.
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS)
+	$(BIN)/python -m pytest -m "not acceptance and not gpu" $(PYTEST_ARGS)
+
+lint: $(TOOLS)  ## Check style, types and layers.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+lock:  ## Resolve the dependencies of pyproject.toml anew into requirements/.
+	requirements/lock "$(PYTHON)" $(PIP_ARGS)
+
+clean:  ## Remove the environment and what the demo wrote.
+	rm -rf "$(VENV)" demo
+
+$(BIN)/python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name it with PYTHON=..." >&2; exit 2; }
+	"$(PYTHON)" -m venv "$(VENV)"
+
+$(RUNTIME): requirements/demo.txt pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet $(PIP_ARGS) -r requirements/demo.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(TOOLS): requirements/test.txt $(RUNTIME)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -r requirements/test.txt
+	@touch $@
