@@ -1,0 +1,377 @@
+"""One association on one socket, for both roles: deadlines, caps, messages in and messages out.
+
+A blocking object for one thread: nothing runs beside it, so a response cannot be taken by somebody
+else, as happens in pynetdicom 3.0.4's requestor, and an idle association costs nothing. A peer can
+hold this thread for the times of `Limits` and this process for one PDU of memory, never more.
+
+`receiver` accepts with it, `network` requests with it. Source: PS3.8 sections 9.2 and 9.3.
+"""
+
+import contextlib
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from dicom_node import upper_layer
+from dicom_node.command import decode_command
+from dicom_node.upper_layer import ProtocolError
+
+ANNOUNCED_BYTES = 65_536
+"""The longest P-DATA PDU that this node asks for; larger ones gain nothing (measured)."""
+
+_HEADER_BYTES = 6
+_PDV = struct.Struct(">IBB")
+_PDV_OVERHEAD = 2  # context id and control header count in the length of a PDV (PS3.8 9.3.5.1)
+_IS_COMMAND = 0x01
+_IS_LAST = 0x02
+_FIXED_BODY = 4
+_FIXED = {
+    upper_layer.ASSOCIATE_RJ: _FIXED_BODY,
+    upper_layer.RELEASE_RQ: _FIXED_BODY,
+    upper_layer.RELEASE_RP: _FIXED_BODY,
+    upper_layer.ABORT: _FIXED_BODY,
+}
+_MAXIMUM_PDVS = 4_096
+_MAXIMUM_EMPTY_PDUS = 16
+_SENT_BYTES = 131_072  # the longest PDU sent, also to a peer that takes any
+_WRITE_BYTES = 1_048_576  # a message goes out in writes of this size: few, and memory stays small
+_FLUSH_BYTES = 1_048_576  # garbage read after an end, before the socket is closed all the same
+_WAKE_SECONDS = 0.5  # how soon an idle association notices that the node is stopping
+_QUICK_ACKNOWLEDGE = getattr(socket, "TCP_QUICKACK", None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a peer may take of this node: seconds and bytes.
+
+    Attributes:
+        pdu_seconds: from the first byte of a PDU to its last.
+        message_seconds: between two PDUs of one message, and until a response comes.
+        idle_seconds: between two messages.
+        flush_seconds: for a peer that does not close after the end of the association.
+    """
+
+    pdu_seconds: float = 10.0
+    message_seconds: float = 30.0
+    idle_seconds: float = 60.0
+    send_seconds: float = 30.0
+    flush_seconds: float = 5.0
+    request_bytes: int = 65_536
+    pdu_bytes: int = 131_072
+    command_bytes: int = 16_384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """One accepted presentation context."""
+
+    context_id: int
+    abstract_syntax: str
+    transfer_syntax: str
+
+
+class Wire:
+    """PDUs on one socket, which it owns."""
+
+    def __init__(
+        self, sock: socket.socket, limits: Limits, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.limits = limits
+        self._socket = sock
+        self._stopping = stopping
+        self._buffer = bytearray(max(limits.pdu_bytes, limits.request_bytes) + 65_536)
+        self._start = 0
+        self._end = 0
+
+    def read_pdu(
+        self,
+        longest: Mapping[int, int],
+        *,
+        wait: float,
+        whole: float | None,
+        stoppable: bool = False,
+    ) -> tuple[int, memoryview]:
+        """Read one PDU of a type in `longest`, which gives the most bytes its body may have.
+
+        Args:
+            longest: acceptable PDU types; any other ends the association at its first byte.
+            wait: seconds until its first byte.
+            whole: seconds from its first byte to its last; None: `wait` is the time for all of it.
+            stoppable: give up waiting when the node is stopping.
+
+        Returns:
+            Its type and its body, which is valid until the next read.
+
+        Raises:
+            TimeoutError: not one byte came.
+            ProtocolError: anything else than such a PDU came, or the node is stopping.
+        """
+        deadline = time.monotonic() + wait
+        while self._start == self._end:
+            if stoppable and self._stopping():
+                raise ProtocolError("stopping")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            with contextlib.suppress(TimeoutError):
+                self._receive(min(left, _WAKE_SECONDS))
+        if whole is not None:
+            deadline = time.monotonic() + whole
+        pdu_type = self._buffer[self._start]
+        if pdu_type not in longest:
+            known = upper_layer.ASSOCIATE_RQ <= pdu_type <= upper_layer.ABORT
+            raise ProtocolError(
+                "unexpected_pdu" if known else "unrecognized_pdu",
+                upper_layer.UNEXPECTED_PDU if known else upper_layer.UNRECOGNIZED_PDU,
+            )
+        self._fill(_HEADER_BYTES, deadline)
+        length = int.from_bytes(self._buffer[self._start + 2 : self._start + 6], "big")
+        if length > longest[pdu_type] or length != _FIXED.get(pdu_type, length):
+            raise ProtocolError("pdu_length", upper_layer.INVALID_PARAMETER)
+        self._fill(_HEADER_BYTES + length, deadline)
+        first = self._start + _HEADER_BYTES
+        self._start = first + length
+        return pdu_type, memoryview(self._buffer)[first : first + length]
+
+    def send(self, data: bytes | bytearray) -> None:
+        """Write all of `data`.
+
+        Raises:
+            ProtocolError: the peer does not read, or has gone.
+        """
+        try:
+            self._socket.settimeout(self.limits.send_seconds)
+            self._socket.sendall(data)
+        except TimeoutError:
+            raise ProtocolError("send_timeout", None) from None
+        except OSError:
+            raise ProtocolError("connection_lost", None) from None
+
+    def finish(self, last_words: bytes = b"", *, flush_seconds: float | None = None) -> None:
+        """Send `last_words`, let the peer close first (Sta13), then close.
+
+        What still comes is thrown away unread, up to a bound: closing on unread bytes would reset
+        the connection under the last words.
+        """
+        deadline = time.monotonic() + (
+            self.limits.flush_seconds if flush_seconds is None else flush_seconds
+        )
+        try:
+            if last_words:
+                self.send(last_words)
+            self._socket.shutdown(socket.SHUT_WR)
+            flushed = 0
+            while flushed < _FLUSH_BYTES and (left := deadline - time.monotonic()) > 0:
+                self._socket.settimeout(left)
+                received = self._socket.recv_into(self._buffer)
+                if not received:
+                    break
+                flushed += received
+        except (ProtocolError, OSError):
+            pass  # the peer has gone already, which is what this waits for
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the socket without a word."""
+        with contextlib.suppress(OSError):
+            self._socket.close()
+
+    def _fill(self, needed: int, deadline: float) -> None:
+        """Read until `needed` bytes lie in the buffer from its start."""
+        if self._start + needed > len(self._buffer):
+            kept = self._buffer[self._start : self._end]
+            self._buffer[: len(kept)] = kept
+            self._start, self._end = 0, len(kept)
+        while self._end - self._start < needed:
+            left = deadline - time.monotonic()
+            try:
+                if left <= 0:
+                    raise TimeoutError
+                self._receive(left)
+            except TimeoutError:
+                raise ProtocolError("pdu_timeout", None) from None
+
+    def _receive(self, seconds: float) -> None:
+        """Read what there is, at least one byte.
+
+        The acknowledgement is asked for anew before each read: a sender with Nagle's algorithm
+        on, which is every DCMTK as shipped, waits for it 40 ms per message otherwise.
+        """
+        if self._start == self._end:
+            self._start = self._end = 0
+        try:
+            self._socket.settimeout(seconds)
+            if _QUICK_ACKNOWLEDGE is not None:
+                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACKNOWLEDGE, 1)
+            received = self._socket.recv_into(memoryview(self._buffer)[self._end :])
+        except TimeoutError:
+            raise
+        except OSError:
+            raise ProtocolError("connection_lost", None) from None
+        if not received:
+            raise ProtocolError("connection_closed", None)
+        self._end += received
+
+
+class Association:
+    """An established association: DIMSE messages, release and abort."""
+
+    def __init__(self, wire: Wire, contexts: Iterable[Context], maximum_length: int) -> None:
+        self.contexts = {context.context_id: context for context in contexts}
+        self._wire = wire
+        self._maximum_length = maximum_length
+        self._pending: deque[tuple[int, int, memoryview]] = deque()
+        self._longest = {
+            upper_layer.P_DATA_TF: wire.limits.pdu_bytes,
+            upper_layer.RELEASE_RQ: _FIXED_BODY,
+            upper_layer.ABORT: _FIXED_BODY,
+        }
+
+    def read_command(self, wait: float) -> tuple[int, dict[int, int | bytes]] | None:
+        """Read the command set of the next message.
+
+        Args:
+            wait: seconds until its first byte.
+
+        Returns:
+            Context id and command set, or None when the peer asked for the release.
+
+        Raises:
+            TimeoutError: nothing came.
+            ProtocolError: the peer broke the rules, aborted or has gone.
+        """
+        command = bytearray()
+        fragment = self._next_fragment(wait, stoppable=True)
+        if fragment is None:
+            return None
+        context_id = fragment[0]
+        while True:
+            if fragment is None or fragment[0] != context_id or not fragment[1] & _IS_COMMAND:
+                raise ProtocolError("message_order")
+            command += fragment[2]
+            if len(command) > self._wire.limits.command_bytes:
+                raise ProtocolError("command_length")
+            if fragment[1] & _IS_LAST:
+                return context_id, decode_command(bytes(command))
+            fragment = self._next_fragment_in_message()
+
+    def read_data_set(self, context_id: int) -> Iterator[memoryview]:
+        """Yield the fragments of the data set that follows a command.
+
+        Each is valid until the next is asked for.
+
+        Raises:
+            ProtocolError: the peer broke the rules, aborted or has gone.
+        """
+        while True:
+            fragment = self._next_fragment_in_message()
+            if fragment is None or fragment[0] != context_id or fragment[1] & _IS_COMMAND:
+                raise ProtocolError("message_order")
+            yield fragment[2]
+            if fragment[1] & _IS_LAST:
+                return
+
+    def send(self, context_id: int, command: bytes, data_set: bytes | None = None) -> None:
+        """Send one message, in as few writes as memory allows.
+
+        Raises:
+            ProtocolError: the peer does not read, or has gone.
+        """
+        out = bytearray()
+        for control, part in ((_IS_COMMAND, command), (0, data_set)):
+            for header, fragment in self._fragments(context_id, control, part):
+                out += header
+                out += fragment
+                if len(out) >= _WRITE_BYTES:
+                    self._wire.send(out)
+                    out.clear()
+        self._wire.send(out)
+
+    def confirm_release(self) -> None:
+        """Answer the peer's release request and close."""
+        self._wire.finish(upper_layer.encode_pdu(upper_layer.RELEASE_RP, bytes(_FIXED_BODY)))
+
+    def release(self) -> None:
+        """Ask for the release, wait for the confirmation and close, whatever the peer does."""
+        try:
+            self._wire.send(upper_layer.encode_pdu(upper_layer.RELEASE_RQ, bytes(_FIXED_BODY)))
+            answers = {**self._longest, upper_layer.RELEASE_RP: _FIXED_BODY}
+            seconds = self._wire.limits.pdu_seconds
+            while True:
+                pdu_type, _ = self._wire.read_pdu(answers, wait=seconds, whole=seconds)
+                if pdu_type == upper_layer.RELEASE_RQ:  # both asked at once (PS3.8 9.2.3, AR-8)
+                    self.confirm_release()
+                if pdu_type != upper_layer.P_DATA_TF:
+                    break
+        except (ProtocolError, TimeoutError):
+            pass  # every message was answered before; how the peer leaves changes nothing
+        self._wire.close()
+
+    def abort(self, source_and_reason: tuple[int, int] = upper_layer.BY_USER) -> None:
+        """End the association now."""
+        self._wire.finish(upper_layer.encode_abort(*source_and_reason))
+
+    def _fragments(
+        self, context_id: int, control: int, part: bytes | None
+    ) -> Iterator[tuple[bytes, memoryview]]:
+        """Yield header (of PDU and PDV) and payload of each P-DATA PDU of `part`."""
+        if part is None:
+            return
+        payload = memoryview(part)
+        room = min(self._maximum_length or _SENT_BYTES, _SENT_BYTES) - _PDV.size
+        room -= room % 2  # fragments of even length (PS3.8 annex E.1)
+        for start in range(0, max(len(payload), 1), room):
+            fragment = payload[start : start + room]
+            last = _IS_LAST if start + room >= len(payload) else 0
+            length = len(fragment) + _PDV_OVERHEAD
+            header = struct.pack(">BxI", upper_layer.P_DATA_TF, length + 4)
+            yield header + _PDV.pack(length, context_id, control | last), fragment
+
+    def _next_fragment_in_message(self) -> tuple[int, int, memoryview] | None:
+        try:
+            return self._next_fragment(self._wire.limits.message_seconds)
+        except TimeoutError:
+            raise ProtocolError("message_timeout") from None
+
+    def _next_fragment(
+        self, wait: float, *, stoppable: bool = False
+    ) -> tuple[int, int, memoryview] | None:
+        """Return context id, control byte and payload of the next PDV; None for a release."""
+        empty = 0
+        while not self._pending:
+            pdu_type, body = self._wire.read_pdu(
+                self._longest,
+                wait=wait,
+                whole=self._wire.limits.pdu_seconds,
+                stoppable=stoppable,
+            )
+            if pdu_type == upper_layer.RELEASE_RQ:
+                return None
+            if pdu_type == upper_layer.ABORT:
+                raise ProtocolError("peer_aborted", None)
+            self._pending.extend(self._split(body))
+            empty += 1
+            if not self._pending and empty > _MAXIMUM_EMPTY_PDUS:
+                raise ProtocolError("empty_pdus", upper_layer.INVALID_PARAMETER)
+        return self._pending.popleft()
+
+    def _split(self, body: memoryview) -> list[tuple[int, int, memoryview]]:
+        """Return the PDVs of one P-DATA PDU."""
+        found: list[tuple[int, int, memoryview]] = []
+        position = 0
+        while position < len(body):
+            if len(body) - position < _PDV.size:
+                raise ProtocolError("pdv_length", upper_layer.INVALID_PARAMETER)
+            length, context_id, control = _PDV.unpack_from(body, position)
+            end = position + 4 + length
+            if length < _PDV_OVERHEAD or end > len(body) or len(found) == _MAXIMUM_PDVS:
+                raise ProtocolError("pdv_length", upper_layer.INVALID_PARAMETER)
+            if context_id not in self.contexts:
+                raise ProtocolError("context_id")
+            found.append((context_id, control, body[position + _PDV.size : end]))
+            position = end
+        return found

@@ -1,0 +1,303 @@
+"""Walk a data set's structure before it is kept: every length, every nesting, the four UIDs.
+
+pydicom reads a lying length or a cut-off value without a word, so the door looks for itself. What
+can be walked from end to end is kept verbatim, however odd; what cannot is refused, because no
+later reader would see what its sender meant. No value is looked at but the UIDs.
+
+Source: PS3.5 chapter 7 and annex A.4. The statuses are those of PS3.4 table B.2-1 and PS3.7
+annex C, with sub-codes of our own.
+"""
+
+import re
+import struct
+from dataclasses import dataclass
+
+from dicom_node.errors import RefusedInstance
+
+NO_DATA_SET = 0xC101
+UNDECODABLE = 0xC102
+TRUNCATED = 0xC103
+OVER_A_LIMIT = 0xC104
+MISMATCH = 0xA900
+INVALID_INSTANCE = 0x0117
+
+_UID_BYTES = 64
+_UID = re.compile(rb"[0-9]+(\.[0-9]+)*")
+
+_SOP_CLASS_UID = 0x0008_0016
+_SOP_INSTANCE_UID = 0x0008_0018
+_STUDY_INSTANCE_UID = 0x0020_000D
+_SERIES_INSTANCE_UID = 0x0020_000E
+_IDENTITY = (_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID)
+_PIXEL_DATA = 0x7FE0_0010
+_PIXEL_ATTRIBUTES = frozenset({0x7FE0_0008, 0x7FE0_0009, _PIXEL_DATA})
+_ITEM = 0xFFFE_E000
+_ITEM_END = 0xFFFE_E00D
+_SEQUENCE_END = 0xFFFE_E0DD
+_ITEM_BYTES = b"\xfe\xff\x00\xe0"
+_DELIMITER_GROUP = 0xFFFE
+_META_GROUP = 0x0002
+_UNDEFINED = 0xFFFF_FFFF
+_SHORT_VRS = frozenset(
+    {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN"}
+    | {b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
+)
+_TAG = struct.Struct("<HH")
+_TAG_LENGTH = struct.Struct("<HHI")
+_EXPLICIT = struct.Struct("<HH2sH")
+_LONG_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructureLimits:
+    """How much structure one instance may have.
+
+    Attributes:
+        bytes_outside_pixels: of all values that are not Pixel Data.
+    """
+
+    depth: int = 32
+    elements: int = 200_000
+    bytes_outside_pixels: int = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """The UIDs that say what an instance is and where it belongs."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+
+
+def check_uid(raw: bytes) -> str:
+    """Return the UID that `raw` holds, without padding.
+
+    Raises:
+        RefusedInstance: it is empty, too long, or not digits and single points (0x0117).
+    """
+    text = raw.rstrip(b"\0 ")
+    if len(text) > _UID_BYTES or not _UID.fullmatch(text):
+        raise RefusedInstance("a UID is not valid", INVALID_INSTANCE)
+    return text.decode("ascii")
+
+
+def read_identity(data: memoryview, *, explicit: bool, limits: StructureLimits) -> Identity:
+    """Walk all of `data` and return its identity.
+
+    Args:
+        data: a data set as it came, without file meta information.
+        explicit: Explicit VR Little Endian, or one of the encapsulated transfer syntaxes;
+            otherwise Implicit VR Little Endian.
+        limits: how much structure is walked.
+
+    Raises:
+        RefusedInstance: the walk does not end where the bytes end, `data` exceeds a limit, or a
+            UID is missing or not valid; `status` says which.
+    """
+    walk = _Walk(data, explicit=explicit, limits=limits)
+    walk.run()
+    if any(not walk.found.get(tag, b"").rstrip(b"\0 ") for tag in _IDENTITY):
+        raise RefusedInstance("a UID is missing in the data set", MISMATCH)
+    sop_class, sop_instance, study, series = (check_uid(walk.found[tag]) for tag in _IDENTITY)
+    return Identity(
+        sop_class_uid=sop_class,
+        sop_instance_uid=sop_instance,
+        series_instance_uid=series,
+        study_instance_uid=study,
+    )
+
+
+class _MalformedError(Exception):
+    """The bytes at hand are no structure; inside a guessed sequence that only ends the guess."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Level:
+    """A data set or a sequence that the walk is inside of.
+
+    Attributes:
+        limit: no byte of it lies here or beyond.
+        delimited: it is of undefined length and ends with a delimiter.
+        guessed: Implicit VR says no VR; its first bytes look like a sequence's.
+    """
+
+    is_sequence: bool
+    limit: int
+    delimited: bool
+    explicit: bool
+    guessed: bool = False
+
+
+class _Walk:
+    """One walk through one data set, without recursion."""
+
+    def __init__(self, data: memoryview, *, explicit: bool, limits: StructureLimits) -> None:
+        self.found: dict[int, bytes] = {}
+        self._data = data
+        self._limits = limits
+        self._position = 0
+        self._elements = 0
+        self._bytes = 0
+        self._levels = [
+            _Level(is_sequence=False, limit=len(data), delimited=False, explicit=explicit)
+        ]
+
+    def run(self) -> None:
+        """Walk to the end."""
+        while self._levels:
+            level = self._levels[-1]
+            if self._position == level.limit and not level.delimited:
+                self._levels.pop()
+                continue
+            try:
+                if level.is_sequence:
+                    self._read_item(level)
+                else:
+                    self._read_element(level)
+            except _MalformedError as error:
+                self._end_guess(error.status)
+
+    def _end_guess(self, status: int) -> None:
+        """Take the innermost guessed sequence for a plain value, or refuse when there is none."""
+        while self._levels:
+            level = self._levels.pop()
+            if level.guessed:
+                self._position = level.limit
+                return
+        text = "the data set is cut off" if status == TRUNCATED else "the data set is not decodable"
+        raise RefusedInstance(text, status)
+
+    def _read_item(self, level: _Level) -> None:
+        tag, length = self._tag_and_length(level)
+        if tag == _SEQUENCE_END and level.delimited and not length:
+            self._levels.pop()
+        elif tag == _ITEM:
+            self._count()
+            self._enter(level, length, is_sequence=False, explicit=level.explicit)
+        else:
+            raise _MalformedError(UNDECODABLE)
+
+    def _read_element(self, level: _Level) -> None:
+        self._need(level, _TAG_LENGTH.size)
+        group, element = _TAG.unpack_from(self._data, self._position)
+        tag = group << 16 | element
+        if tag == _ITEM_END and level.delimited:
+            self._tag_and_length(level)
+            self._levels.pop()
+            return
+        if group == _DELIMITER_GROUP or group <= _META_GROUP:
+            # A stray delimiter hides what follows it; group 0002 here would replace our own.
+            raise _MalformedError(UNDECODABLE)
+        self._count()
+        vr, length = self._vr_and_length(level)
+        if length == _UNDEFINED:
+            self._read_undefined(level, tag, vr)
+        elif length > level.limit - self._position:
+            raise _MalformedError(TRUNCATED)
+        elif vr == b"SQ":
+            self._enter(level, length, is_sequence=True, explicit=True)
+        elif vr == b"" and self._looks_like_sequence(tag, length):
+            self._enter(level, length, is_sequence=True, explicit=False, guessed=True)
+        else:
+            self._read_value(tag, length)
+
+    def _vr_and_length(self, level: _Level) -> tuple[bytes, int]:
+        """Read an element's header; the VR is empty in Implicit VR."""
+        if not level.explicit:
+            return b"", self._tag_and_length(level)[1]
+        _, _, vr, length = _EXPLICIT.unpack_from(self._data, self._position)
+        self._position += _EXPLICIT.size
+        if vr in _SHORT_VRS:
+            return vr, length
+        if not (vr.isalpha() and vr.isupper()):
+            raise _MalformedError(UNDECODABLE)
+        # Every VR of the future has the long form (PS3.5 section 6.2).
+        self._need(level, _LONG_LENGTH.size)
+        (length,) = _LONG_LENGTH.unpack_from(self._data, self._position)
+        self._position += _LONG_LENGTH.size
+        return vr, length
+
+    def _read_undefined(self, level: _Level, tag: int, vr: bytes) -> None:
+        if tag == _PIXEL_DATA and vr in (b"OB", b"OW", b"UN"):
+            self._skip_encapsulated(level)
+        elif vr in (b"SQ", b""):
+            self._enter(level, _UNDEFINED, is_sequence=True, explicit=level.explicit)
+        elif vr == b"UN":  # its content is Implicit VR, whatever is around it (PS3.5 6.2.2)
+            self._enter(level, _UNDEFINED, is_sequence=True, explicit=False)
+        else:
+            raise _MalformedError(UNDECODABLE)
+
+    def _read_value(self, tag: int, length: int) -> None:
+        if tag not in _PIXEL_ATTRIBUTES:
+            self._bytes += length
+            if self._bytes > self._limits.bytes_outside_pixels:
+                raise RefusedInstance("too many bytes outside Pixel Data", OVER_A_LIMIT)
+        if tag in _IDENTITY and len(self._levels) == 1:
+            if tag in self.found:
+                raise _MalformedError(UNDECODABLE)  # readers differ in which of two they take
+            self.found[tag] = bytes(self._data[self._position : self._position + length])
+        self._position += length
+
+    def _skip_encapsulated(self, level: _Level) -> None:
+        while True:
+            tag, length = self._tag_and_length(level)
+            if tag == _SEQUENCE_END:
+                return
+            if tag != _ITEM:
+                raise _MalformedError(UNDECODABLE)
+            if length > level.limit - self._position:
+                raise _MalformedError(TRUNCATED)
+            self._count()
+            self._position += length
+
+    def _enter(
+        self,
+        level: _Level,
+        length: int,
+        *,
+        is_sequence: bool,
+        explicit: bool,
+        guessed: bool = False,
+    ) -> None:
+        delimited = length == _UNDEFINED
+        if not delimited and length > level.limit - self._position:
+            raise _MalformedError(TRUNCATED)
+        self._levels.append(
+            _Level(
+                is_sequence=is_sequence,
+                limit=level.limit if delimited else self._position + length,
+                delimited=delimited,
+                explicit=explicit,
+                guessed=guessed,
+            )
+        )
+        if len(self._levels) > 2 * self._limits.depth + 1:  # sequence and item are two levels
+            raise RefusedInstance("sequences are nested too deeply", OVER_A_LIMIT)
+
+    def _looks_like_sequence(self, tag: int, length: int) -> bool:
+        return (
+            tag not in _PIXEL_ATTRIBUTES
+            and length >= _TAG_LENGTH.size
+            and bytes(self._data[self._position : self._position + 4]) == _ITEM_BYTES
+        )
+
+    def _tag_and_length(self, level: _Level) -> tuple[int, int]:
+        self._need(level, _TAG_LENGTH.size)
+        group, element, length = _TAG_LENGTH.unpack_from(self._data, self._position)
+        self._position += _TAG_LENGTH.size
+        return group << 16 | element, length
+
+    def _need(self, level: _Level, size: int) -> None:
+        if size > level.limit - self._position:
+            raise _MalformedError(TRUNCATED)
+
+    def _count(self) -> None:
+        self._elements += 1
+        if self._elements > self._limits.elements:
+            raise RefusedInstance("too many elements", OVER_A_LIMIT)
