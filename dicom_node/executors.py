@@ -1,0 +1,172 @@
+"""Where a job runs: in this process, or in worker processes that may die without harm.
+
+Each is a `concurrent.futures.Executor`, so dispatch does not know which one it has. Whatever ends
+a job other than its own return leaves as `WorkerLost`; the ledger alone decides what then happens.
+A function is named by a string and imported where it runs, so that the node itself never loads
+torch, SimpleITK or codecs.
+
+Every worker has a pool of its own: a `ProcessPoolExecutor` whose child dies is broken for good and
+takes all its jobs with it, and here that is one job.
+"""
+
+import logging
+import multiprocessing
+import os
+import pkgutil
+import resource
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dicom_node.errors import WorkerLost
+from dicom_node.lifeline import end_with_parent
+
+T = TypeVar("T")
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+"""What torch, scikit-learn, numpy and SimpleITK read when they are imported."""
+
+logger = logging.getLogger(__name__)
+
+
+class InlineExecutor(Executor):
+    """Runs a job in the caller's thread: for tests and for finding faults with a debugger."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run `fn` now; the future that returns is done."""
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - a future carries whatever its function raised
+            future.set_exception(_as_lost(error))
+        return future
+
+
+class ProcessPool(Executor):
+    """Worker processes, each started when it is first needed and replaced when it dies.
+
+    Args:
+        workers: how many jobs may run at once.
+        threads: how many threads each worker's numerical libraries may use.
+    """
+
+    def __init__(self, workers: int, threads: int) -> None:
+        self._slots = [_Slot(threads) for _ in range(workers)]
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run `fn` in the worker that has the least to do."""
+        return min(self._slots, key=lambda slot: slot.pending).submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the workers, after the jobs that they are at."""
+        for slot in self._slots:
+            slot.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def kill(self) -> None:
+        """End the workers now; their jobs end as `WorkerLost`."""
+        for slot in self._slots:
+            slot.kill()
+
+
+class _Slot:
+    """One worker process and the pool of one that holds it."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._pool = self._build()
+        self.pending = 0
+
+    def _build(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            max_workers=1,
+            mp_context=multiprocessing.get_context("spawn"),  # CUDA does not survive a fork
+            initializer=_begin_worker,
+            initargs=(self._threads,),
+        )
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        outer: Future[T] = Future()
+        outer.set_running_or_notify_cancel()
+        with self._lock:
+            try:
+                inner = self._pool.submit(fn, *args, **kwargs)
+            except BrokenExecutor:  # it died between two jobs
+                self._pool = self._build()
+                inner = self._pool.submit(fn, *args, **kwargs)
+            self.pending += 1
+            pool = self._pool
+        inner.add_done_callback(lambda done: self._finish(pool, done, outer))
+        return outer
+
+    def _finish(self, pool: ProcessPoolExecutor, inner: Future[T], outer: Future[T]) -> None:
+        error = CancelledError() if inner.cancelled() else inner.exception()
+        with self._lock:
+            self.pending -= 1
+            # After an error a worker may be in any state (a CUDA context that failed stays so).
+            if error is not None and self._pool is pool:
+                self._pool = self._build()
+        if error is None:
+            outer.set_result(inner.result())
+        else:
+            pool.shutdown(wait=False)
+            outer.set_exception(_as_lost(error))
+
+    def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
+        self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def kill(self) -> None:
+        # The standard library has a public way from Python 3.14 on (kill_workers).
+        for process in list((self._pool._processes or {}).values()):
+            process.kill()
+
+
+def build_executor(workers: int, threads: int) -> Executor:
+    """Return the executor for `workers` jobs at once; 0 runs them in the caller's thread."""
+    return ProcessPool(workers, threads) if workers else InlineExecutor()
+
+
+def call(name: str, *args: Any) -> Any:
+    """Import what `name` (`module:function`) names, here in the worker, and call it.
+
+    Raises:
+        WorkerLost: the function raised. The text names class and place only: the message of a
+            foreign error may hold what the patient's header holds.
+    """
+    try:
+        return pkgutil.resolve_name(name)(*args)
+    except Exception as error:  # noqa: BLE001 - the door of the worker: nothing else passes
+        logger.error("job.error class=%s at=%s", type(error).__name__, find_place(error))
+        raise _as_lost(error) from None
+
+
+def find_place(error: BaseException) -> str:
+    """Return `file:line` where `error` was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
+
+
+def _as_lost(error: BaseException) -> WorkerLost:
+    if isinstance(error, WorkerLost):
+        return error
+    if isinstance(error, BrokenExecutor):
+        return WorkerLost("the worker process ended before its job did")
+    return WorkerLost(f"{type(error).__name__} at {find_place(error)}")
+
+
+def _begin_worker(threads: int) -> None:
+    """Make this process a worker: deaf to the node's signals, bounded, tied to its node."""
+    end_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the node drains, and ends its workers itself
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient images
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
