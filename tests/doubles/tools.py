@@ -1,0 +1,38 @@
+"""Programs and images that a machine may lack: a skip with advice, under CI a failure."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
+BESIDE_THE_CLONE = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def require_program(name: str, package: str) -> str:
+    """Return the path of a program, or end the test."""
+    path = shutil.which(name, path=SEARCH_PATH)
+    if path is None:
+        _give_up(f"{name} is missing: apt-get install --no-install-recommends {package}")
+    return path
+
+
+def find_data() -> Path | None:
+    """Return the folder of real test images, or None where there is none."""
+    folder = Path(os.environ.get("DICOM_NODE_DATA", BESIDE_THE_CLONE))
+    return folder if folder.is_dir() else None
+
+
+def require_data(*parts: str) -> Path:
+    """Return a file or folder of the real test images, or skip: they are nobody's to install."""
+    folder = find_data()
+    if folder is None or not folder.joinpath(*parts).exists():
+        pytest.skip(f"DICOM_NODE_DATA does not lead to {'/'.join(parts)}")
+    return folder.joinpath(*parts)
+
+
+def _give_up(message: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
