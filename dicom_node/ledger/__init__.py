@@ -1,0 +1,40 @@
+"""The ledger: the one place that says what has happened and what is to be done.
+
+Every step of the walk reads what the step before it committed here, and commits its own before the
+next one starts, so that a crash anywhere resumes. A method is one transaction: one change of state
+with its event row. Read the files in the order of the walk:
+
+    reception    instances, associations, studies that open and reopen
+    judgements   headers, labels, slots, gaps, plans
+    queue        jobs: claim, lease, fence, outcome, and what an operator does
+    outbox       deliveries
+    chronicle    events, counts, retention
+    database     connection, transactions, durability (below all of them)
+    documents    domain values as rows and JSON; records: what reading gives back
+"""
+
+from dicom_node.ledger.chronicle import Chronicle
+from dicom_node.ledger.judgements import SUPERSEDED, Judgements
+from dicom_node.ledger.outbox import Outbox
+from dicom_node.ledger.queue import HOLD_REASON, Queue
+from dicom_node.ledger.reception import Reception
+from dicom_node.ledger.records import Event, Job, JudgedSeries, Judgement, StudyRow
+
+__all__ = [
+    "HOLD_REASON",
+    "SUPERSEDED",
+    "Event",
+    "Job",
+    "JudgedSeries",
+    "Judgement",
+    "Ledger",
+    "StudyRow",
+]
+
+
+class Ledger(Reception, Judgements, Queue, Outbox, Chronicle):
+    """The ledger, open between `open` and `close`; safe to share between threads.
+
+    Args of the constructor: a SQLAlchemy URL (`sqlite:////var/lib/…/ledger.sqlite`) and a clock
+    that gives aware times. Processes open one each.
+    """

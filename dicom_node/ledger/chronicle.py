@@ -1,0 +1,120 @@
+"""The ledger read back: what happened, how much there is, and which bytes may go.
+
+Step 13 of the walk. Retention deletes a file first and forgets it here second: a crash in between
+leaves a row without a file, which the next sweep, finding it expired still, puts right.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import exists, func, or_, select, update
+
+from dicom_node.domain import DeliveryState, StudyState
+from dicom_node.jobs import JobState
+from dicom_node.ledger.database import Database
+from dicom_node.ledger.outbox import TAKEN
+from dicom_node.ledger.records import Event
+from dicom_node.schema import delivery, derived, event, instance, job, study
+
+_NEEDS_SOURCES = (JobState.QUEUED, JobState.RUNNING, JobState.HELD)
+_IS_OVER = (JobState.DONE, JobState.REJECTED, JobState.SUPERSEDED)
+
+
+class Chronicle(Database):
+    """What status, metrics, explanation and retention ask."""
+
+    def events(self, study: str | None = None) -> list[Event]:
+        """Return what happened to a study and its jobs, or all that happened, in order."""
+        query = select(event).order_by(event.c.sequence)
+        if study is not None:
+            plans = select(job.c.plan_id).where(job.c.study_instance_uid == study)
+            query = query.where(
+                or_(event.c.study_instance_uid == study, event.c.plan_id.in_(plans))
+            )
+        with self._reading() as connection:
+            return [Event(**row._mapping) for row in connection.execute(query)]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many studies, jobs and deliveries are in each state, and all instances."""
+        counts = {
+            **{f"studies.{state}": 0 for state in StudyState},
+            **{f"jobs.{state}": 0 for state in JobState},
+            **{f"deliveries.{state}": 0 for state in DeliveryState},
+        }
+        with self._reading() as connection:
+            for name, table in {"studies": study, "jobs": job, "deliveries": delivery}.items():
+                for state, count in connection.execute(
+                    select(table.c.state, func.count()).group_by(table.c.state)
+                ):
+                    counts[f"{name}.{state}"] = count
+            for name, table in {"instances": instance, "derived": derived}.items():
+                counts[name] = connection.scalar(select(func.count()).select_from(table)) or 0
+        return counts
+
+    def find_expired_instances(self, received_before: datetime) -> list[str]:
+        """Return the received files that nothing will ask for again.
+
+        Their study was judged or held and got nothing since `received_before`; none of its jobs
+        may still run, and none of its results still has to go out.
+        """
+        working = exists().where(
+            job.c.study_instance_uid == instance.c.study_instance_uid,
+            job.c.state.in_(_NEEDS_SOURCES),
+        )
+        leaving = exists().where(
+            job.c.study_instance_uid == instance.c.study_instance_uid,
+            delivery.c.plan_id == job.c.plan_id,
+            delivery.c.state == DeliveryState.PENDING,
+        )
+        with self._reading() as connection:
+            return list(
+                connection.scalars(
+                    select(instance.c.path)
+                    .join(study)
+                    .where(
+                        instance.c.forgotten_at.is_(None),
+                        study.c.state != StudyState.RECEIVING,
+                        study.c.last_received < received_before,
+                        ~working,
+                        ~leaving,
+                    )
+                    .order_by(instance.c.sequence)
+                )
+            )
+
+    def find_expired_derived(self, changed_before: datetime) -> list[str]:
+        """Return the derived files that all peers have, of jobs over since `changed_before`.
+
+        What a peer did not take stays, unless its job was superseded or rejected.
+        """
+        owed = exists().where(
+            delivery.c.sop_instance_uid == derived.c.sop_instance_uid,
+            delivery.c.state.not_in(TAKEN),
+            job.c.state == JobState.DONE,
+        )
+        with self._reading() as connection:
+            return list(
+                connection.scalars(
+                    select(derived.c.path)
+                    .join(job)
+                    .where(
+                        derived.c.forgotten_at.is_(None),
+                        job.c.state.in_(_IS_OVER),
+                        job.c.changed_at < changed_before,
+                        ~owed,
+                    )
+                    .order_by(derived.c.path)
+                )
+            )
+
+    def forget_bytes(self, paths: Sequence[str]) -> None:
+        """Record that files were deleted; their rows and events stay for good."""
+        now = self._clock()
+        with self._writing() as connection:
+            for table in (instance, derived):
+                connection.execute(
+                    update(table)
+                    .where(table.c.path.in_(paths), table.c.forgotten_at.is_(None))
+                    .values(forgotten_at=now)
+                )
+            self._note(connection, "bytes.forgotten", files=len(paths))

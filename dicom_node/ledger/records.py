@@ -1,0 +1,106 @@
+"""What the ledger gives back when it is read: study rows, jobs, judgements, events."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from dicom_node.domain import Gap, Label, Origin, Refusal, StudyState, SynthesisPlan
+from dicom_node.jobs import JobState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRow:
+    """Where a study stands.
+
+    Attributes:
+        generation: 1 at first, one more each time that the study reopens.
+        seen: how many instances (contents, not UIDs) the study holds. Read the row before the
+            instances and give `seen` back with the judgement: an instance that came in between
+            then voids it.
+        hold_code: why it is HELD, as a short stable word; None in any other state.
+    """
+
+    study_instance_uid: str
+    state: StudyState
+    generation: int
+    seen: int
+    first_received: datetime
+    last_received: datetime
+    judged_at: datetime | None
+    hold_code: str | None
+    hold_reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedSeries:
+    """A series as it was judged.
+
+    Attributes:
+        instances: how many.
+        label: None when it was not labelled.
+        problem: why no volume can be read from it (code and sentence), or None.
+    """
+
+    series_instance_uid: str
+    modality: str
+    origin: Origin
+    frame_of_reference_uid: str | None
+    instances: int
+    label: Label | None
+    problem: tuple[str, str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What the rules said of one generation of a study.
+
+    Attributes:
+        slots: rule name to slot name to the slot's state.
+    """
+
+    study_instance_uid: str
+    generation: int
+    judged_at: datetime
+    series: tuple[JudgedSeries, ...]
+    slots: Mapping[str, Mapping[str, str]]
+    gaps: tuple[Gap, ...]
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One plan on its way to a derived series.
+
+    Attributes:
+        attempt: grows with every claim; a worker that holds an older one changes nothing.
+        losses: workers lost since a person last queued it.
+        lease_until: until when its worker may be silent; None unless RUNNING.
+        reason: why it is HELD, FAILED, REJECTED or back in the queue; None when nothing is wrong.
+        quality: the numbers and the verdict of the gate.
+        seconds: time per step.
+        record: what the engine did, step by step.
+    """
+
+    plan: SynthesisPlan
+    state: JobState
+    attempt: int
+    losses: int
+    lease_until: datetime | None
+    reason: str | None
+    quality: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    record: tuple[Any, ...]
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened, in the order of `sequence`; clocks may jump, sequences do not."""
+
+    sequence: int
+    at: datetime
+    name: str
+    study_instance_uid: str | None
+    plan_id: str | None
+    detail: Mapping[str, Any]
