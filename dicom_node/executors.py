@@ -9,6 +9,7 @@ Every worker has a pool of its own: a `ProcessPoolExecutor` whose child dies is 
 takes all its jobs with it, and here that is one job.
 """
 
+import faulthandler
 import logging
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,10 +59,11 @@ class ProcessPool(Executor):
     Args:
         workers: how many jobs may run at once.
         threads: how many threads each worker's numerical libraries may use.
+        limit: how long a job may take; the worker of one that takes longer ends.
     """
 
-    def __init__(self, workers: int, threads: int) -> None:
-        self._slots = [_Slot(threads) for _ in range(workers)]
+    def __init__(self, workers: int, threads: int, limit: timedelta) -> None:
+        self._slots = [_Slot(threads, limit) for _ in range(workers)]
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run `fn` in the worker that has the least to do."""
@@ -80,8 +83,9 @@ class ProcessPool(Executor):
 class _Slot:
     """One worker process and the pool of one that holds it."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, limit: timedelta) -> None:
         self._threads = threads
+        self._limit = limit
         self._lock = threading.Lock()
         self._pool = self._build()
         self.pending = 0
@@ -99,10 +103,10 @@ class _Slot:
         outer.set_running_or_notify_cancel()
         with self._lock:
             try:
-                inner = self._pool.submit(fn, *args, **kwargs)
+                inner = self._pool.submit(_run, self._limit, fn, *args, **kwargs)
             except BrokenExecutor:  # it died between two jobs
                 self._pool = self._build()
-                inner = self._pool.submit(fn, *args, **kwargs)
+                inner = self._pool.submit(_run, self._limit, fn, *args, **kwargs)
             self.pending += 1
             pool = self._pool
         inner.add_done_callback(lambda done: self._finish(pool, done, outer))
@@ -128,11 +132,6 @@ class _Slot:
         # The standard library has a public way from Python 3.14 on (kill_workers).
         for process in list((self._pool._processes or {}).values()):
             process.kill()
-
-
-def build_executor(workers: int, threads: int) -> Executor:
-    """Return the executor for `workers` jobs at once; 0 runs them in the caller's thread."""
-    return ProcessPool(workers, threads) if workers else InlineExecutor()
 
 
 def call(name: str, *args: Any) -> Any:
@@ -161,6 +160,15 @@ def _as_lost(error: BaseException) -> WorkerLost:
     if isinstance(error, BrokenExecutor):
         return WorkerLost("the worker process ended before its job did")
     return WorkerLost(f"{type(error).__name__} at {find_place(error)}")
+
+
+def _run(limit: timedelta, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """Run `fn` in the worker; end the worker if it hangs, also inside a library's machine code."""
+    faulthandler.dump_traceback_later(limit.total_seconds(), exit=True)
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _begin_worker(threads: int) -> None:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from dicom_node.errors import WorkerLost
 from dicom_node.executors import InlineExecutor, ProcessPool, call
 
 PATIENCE_SECONDS = 30
+LIMIT = timedelta(minutes=10)
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ProcessPool]:
-    pool = ProcessPool(workers=1, threads=3)
+    pool = ProcessPool(workers=1, threads=3, limit=LIMIT)
     yield pool
     pool.shutdown()
 
@@ -70,7 +72,7 @@ def test_worker_is_replaced_after_an_error(pool: ProcessPool) -> None:
 
 @pytest.mark.integration
 def test_dying_worker_takes_no_other_job_with_it() -> None:
-    pool = ProcessPool(workers=2, threads=1)
+    pool = ProcessPool(workers=2, threads=1, limit=LIMIT)
 
     slow = pool.submit(call, "time:sleep", 2.0)
     poison = pool.submit(call, "os:_exit", 137)
@@ -92,11 +94,22 @@ def test_killed_pool_reports_its_job_lost(pool: ProcessPool) -> None:
 
 
 @pytest.mark.integration
+def test_hanging_job_is_lost_at_its_limit() -> None:
+    pool = ProcessPool(workers=1, threads=1, limit=timedelta(seconds=0.5))
+
+    future = pool.submit(call, "time:sleep", 600)
+
+    assert isinstance(future.exception(PATIENCE_SECONDS), WorkerLost)
+    pool.shutdown()
+
+
+@pytest.mark.integration
 def test_worker_ends_when_its_node_is_killed() -> None:
     program = (
+        "from datetime import timedelta\n"
         "from dicom_node.executors import ProcessPool, call\n"
         "if __name__ == '__main__':\n"
-        "    pool = ProcessPool(workers=1, threads=1)\n"
+        "    pool = ProcessPool(workers=1, threads=1, limit=timedelta(minutes=10))\n"
         "    print(pool.submit(call, 'os:getpid').result(), flush=True)\n"
         "    pool.submit(call, 'time:sleep', 600).result()\n"
     )
