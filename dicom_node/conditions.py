@@ -124,13 +124,14 @@ def read_values(header: Mapping[str, Any], keywords: str | Iterable[str]) -> lis
 def fold(text: str) -> str:
     """Return `text` in lower case, without accents, its words apart by single spaces.
 
-    `*` after a letter or digit is spelt out ("T2*w" becomes "t2star w"), because it is the only
-    punctuation that changes what a series is; `+` stays, because "T1+C" is not "T1 C".
+    `*` after a letter or digit is spelt out ("T2*w" becomes "t2star w") and `+` stays, before a
+    space of its own ("T1+C" becomes "t1 +c"): they change what a series is.
     """
     plain = unicodedata.normalize("NFKD", text).casefold()
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
     plain = re.sub(r"(?<=\w)\*", "star ", plain)
-    return re.sub(r"[^\w+.]+|_+", " ", plain).strip()
+    plain = plain.replace("+", " +")
+    return re.sub(r"[^\w+]+|_+", " ", plain).strip()
 
 
 @lru_cache(maxsize=1024)

@@ -56,24 +56,27 @@ class Contrast(Strict):
         says: what it is, in a sentence.
         modality: DICOM Modality (0008,0060) of its series.
         meaning: the coded concept, where DICOM has one.
+        plain: an ordinary weighting of the anatomy, which any header that says nothing could be.
+            The others are special (diffusion, angiography, localizers …): what a description
+            calls them wins over what their physics would weight like.
         typical: header facts, any of which is enough evidence.
         impossible: header facts, any of which rules it out whatever the text says.
         words: what people call it in a description; whole words, `*` for any letters.
         unless_words: words beside which `words` mean something else ("T2" beside "FLAIR").
         with_agent: the contrast that this one becomes when a contrast agent was given.
-        made_from: "acquired", or "derived" for what a scanner always computes (ADC), so that a
-            derived series may fill its slot.
+        also_derived: a scanner computes it (ADC), so that a derived series may fill its slot.
     """
 
     says: str
     modality: str
     meaning: Code | None = None
+    plain: bool = False
     typical: tuple[Signature, ...] = ()
     impossible: tuple[Exclusion, ...] = ()
     words: tuple[str, ...] = ()
     unless_words: tuple[str, ...] = ()
     with_agent: ContrastLabel | None = None
-    made_from: Literal["acquired", "derived"] = "acquired"
+    also_derived: bool = False
 
 
 class Agent(Strict):
@@ -81,12 +84,16 @@ class Agent(Strict):
 
     Attributes:
         given: header facts that say yes.
+        denied: header facts that say no.
         words: words of a description that say yes.
-        not_words: words of a description that say no, and win over `words`.
+        unless_words: words beside which `words` mean something else ("post" beside "fossa").
+        not_words: words of a description that say no.
     """
 
     given: Condition
+    denied: Condition
     words: tuple[str, ...]
+    unless_words: tuple[str, ...]
     not_words: tuple[str, ...]
 
 
@@ -94,7 +101,9 @@ class Derivation(Strict):
     """One way to see that a series was computed from others.
 
     Attributes:
-        kind: reformat, processed, map, synthetic (made by a scanner from a relaxometry scan) …
+        kind: `reformat` of acquired images, parametric `map`, otherwise `processed`, `synthetic`
+            (made by a scanner from a relaxometry scan) or a screen `capture`. Where a reformat
+            is, the acquired series was, and nothing is made for it.
         because: the words that `explain` prints.
         when: what the header must look like.
     """
@@ -109,14 +118,21 @@ class Contrasts(Strict):
 
     Attributes:
         minimum_confidence: below it the labeller abstains.
-        text_confidence: confidence of a label that only a description supports.
-        attributes: names of what else is read off a header (fat suppression …) and when.
+        text: keywords whose words are read, most trusted first, with the confidence of a label
+            that only they support.
+        own_words: words of a description that only this kind of node writes.
+        facts: named conditions; the rest of the file repeats them as YAML aliases.
+        never_plain: header facts that rule out every plain contrast.
+        derived: how a derived series shows; the first that holds decides.
+        attributes: what else is read off a header (fat suppression …), and when.
     """
 
     minimum_confidence: float = Field(ge=0.5, le=1)
-    text_confidence: float = Field(ge=0, le=1)
+    text: Mapping[str, float]
+    own_words: tuple[str, ...]
+    facts: Mapping[str, Condition] = Field(default_factory=dict)
     contrast_agent: Agent
-    own_prefix: str
+    never_plain: tuple[Exclusion, ...]
     derived: tuple[Derivation, ...]
     attributes: Mapping[str, Condition] = Field(default_factory=dict)
     contrasts: Mapping[ContrastLabel, Contrast]
@@ -135,10 +151,13 @@ class StudyMatch(Strict):
     Attributes:
         any_series: at least one series that counts as acquired looks like this.
         no_series: and no series of the study at all looks like this.
+        leaves_out: series of such a study that are of something else (the spine beside the brain):
+            they fill no slot and are no source.
     """
 
     any_series: Condition
     no_series: Condition | None = None
+    leaves_out: Condition | None = None
 
 
 class Slot(Strict):
