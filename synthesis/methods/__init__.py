@@ -1,0 +1,34 @@
+"""The method table: name to import path, so that listing methods loads none of their libraries.
+
+Third parties add methods through the entry point group `synthesis.methods`.
+"""
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from synthesis.errors import SynthesisError
+from synthesis.synthesizer import Synthesizer
+from synthesis.types import SynthesisTask
+
+METHODS = {
+    "mean_image": "synthesis.methods.baselines:MeanImage",
+    "copy": "synthesis.methods.baselines:MatchedCopy",
+    "boosting": "synthesis.methods.boosting:Boosting",
+    "unet25d": "synthesis.methods.unet:UNet25D",
+}
+
+
+def build_method(name: str, task: SynthesisTask, parameters: dict[str, Any]) -> Synthesizer[Any]:
+    """Return an untrained method.
+
+    Raises:
+        SynthesisError: no method has that name.
+    """
+    table = METHODS | {e.name: e.value for e in entry_points(group="synthesis.methods")}
+    if name not in table:
+        raise SynthesisError(f"unknown method {name!r}; known: {', '.join(sorted(table))}")
+    module, _, attribute = table[name].partition(":")
+    method = getattr(importlib.import_module(module), attribute)
+    built: Synthesizer[Any] = method(task, method.parameters_type.model_validate(parameters))
+    return built

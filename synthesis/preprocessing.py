@@ -1,0 +1,206 @@
+"""From a person's volumes to arrays on one model grid and back, every step recorded.
+
+The model grid follows the index axes of the reference source (no rotation), turned so that axis 0
+runs towards the head, axis 1 to the back and axis 2 to the left. In-plane spacing is the model's;
+thick slices stay on their own positions. The way back is one interpolation.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from synthesis.errors import UnusableInput
+from synthesis.types import FloatArray, MaskArray, Volume
+
+KEEP_SPACING_WITHIN = 0.1
+"""A spacing this near to the model's (relative) stays as it is: interpolation costs more."""
+THICK_FROM = 1.6
+"""Slices this many times farther apart than the pixels in plane are thick: never interpolated."""
+BIAS_SHRINK = 4
+LOW_PERCENTILE = 0.5
+MARGIN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """The linear map of an image to normalized units: low to 0, high to 1; nothing is clipped."""
+
+    low: float
+    high: float
+
+    def forward(self, array: FloatArray) -> FloatArray:
+        """Return normalized units."""
+        return ((array - self.low) / (self.high - self.low)).astype(np.float32)
+
+    def inverse(self, array: FloatArray) -> FloatArray:
+        """Return the units of the image."""
+        return (array * (self.high - self.low) + self.low).astype(np.float32)
+
+
+def measure_scale(array: FloatArray, mask: MaskArray) -> Scale:
+    """Return the scale that sends the 0.5th percentile inside the mask to 0 and the median to 0.5.
+
+    The median is ordinary tissue in every contrast; a high percentile would be lesion, vessel or
+    cerebrospinal fluid in one person and tissue in the next.
+
+    Raises:
+        UnusableInput: `constant`, half of the image has one value inside the mask.
+    """
+    low, median = np.percentile(array[mask], [LOW_PERCENTILE, 50])
+    if not median > low:
+        raise UnusableInput("constant", "half of the image is constant inside the mask")
+    return Scale(low=float(low), high=float(2 * median - low))
+
+
+def to_image(volume: Volume) -> sitk.Image:
+    """Return the volume as a SimpleITK image whose array is (slices, rows, columns), LPS mm."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array))
+    matrix = volume.affine[:3, :3]
+    spacing = np.linalg.norm(matrix, axis=0)
+    image.SetSpacing([float(s) for s in spacing[::-1]])
+    image.SetDirection([float(d) for d in (matrix / spacing)[:, ::-1].ravel()])
+    image.SetOrigin([float(o) for o in volume.affine[:3, 3]])
+    return image
+
+
+def affine_of(image: sitk.Image) -> NDArray[np.float64]:
+    """Return the 4x4 affine from (slice, row, column) index to LPS millimetres."""
+    affine = np.eye(4)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    affine[:3, :3] = (direction * np.array(image.GetSpacing()))[:, ::-1]
+    affine[:3, 3] = image.GetOrigin()
+    return affine
+
+
+def to_canonical(image: sitk.Image) -> sitk.Image:
+    """Return the image with its axes permuted and flipped: x, y, z run nearest to L, P, S.
+
+    Values are untouched; oblique stays oblique.
+    """
+    turned: sitk.Image = sitk.DICOMOrient(image, "LPS")
+    return turned
+
+
+def make_grid(reference: sitk.Image, spacing_mm: float) -> sitk.Image:
+    """Return an empty image on the model grid of a canonical reference.
+
+    Each axis whose spacing is near the model's, or whose slices are thick, keeps its positions.
+    """
+    thick = THICK_FROM * max(spacing_mm, min(reference.GetSpacing()))
+    sizes, spacings, starts = [], [], []
+    for size, spacing in zip(reference.GetSize(), reference.GetSpacing(), strict=True):
+        near = abs(spacing / spacing_mm - 1) <= KEEP_SPACING_WITHIN
+        if near or spacing > thick:
+            sizes.append(size)
+            spacings.append(spacing)
+            starts.append(0.0)
+        else:
+            count = max(1, round(size * spacing / spacing_mm))
+            sizes.append(count)
+            spacings.append(spacing_mm)
+            # keep the center of the field of view where it is
+            starts.append(((size - 1) * spacing - (count - 1) * spacing_mm) / 2 / spacing)
+    grid = sitk.Image(sizes, sitk.sitkFloat32)
+    grid.SetSpacing(spacings)
+    grid.SetDirection(reference.GetDirection())
+    grid.SetOrigin(reference.TransformContinuousIndexToPhysicalPoint(starts))
+    return grid
+
+
+def resample(
+    image: sitk.Image,
+    grid: sitk.Image,
+    transform: sitk.Transform | None = None,
+    *,
+    outside: float = 0.0,
+    nearest: bool = False,
+) -> sitk.Image:
+    """Return `image` on `grid`; the transform maps points of the grid to points of the image.
+
+    Going to a coarser grid, the image is smoothed first (Gaussian, half the coarser spacing), so
+    that fine detail does not alias.
+    """
+    if nearest:
+        interpolator = sitk.sitkNearestNeighbor
+    else:
+        interpolator = sitk.sitkLinear
+        image = _smooth_for(image, grid)
+    return sitk.Resample(
+        image, grid, transform or sitk.Transform(3, sitk.sitkIdentity), interpolator, outside
+    )
+
+
+def _smooth_for(image: sitk.Image, grid: sitk.Image) -> sitk.Image:
+    ratio = [
+        grid.GetSpacing()[_nearest_axis(grid, image, axis)] / spacing
+        for axis, spacing in enumerate(image.GetSpacing())
+    ]
+    for axis, r in enumerate(ratio):
+        if r > 1 + KEEP_SPACING_WITHIN:
+            sigma = 0.5 * image.GetSpacing()[axis] * float(np.sqrt(r * r - 1)) / 1.2
+            image = sitk.RecursiveGaussian(image, sigma, direction=axis)
+    return image
+
+
+def _nearest_axis(grid: sitk.Image, image: sitk.Image, axis: int) -> int:
+    mine = np.array(image.GetDirection()).reshape(3, 3)[:, axis]
+    theirs = np.array(grid.GetDirection()).reshape(3, 3)
+    return int(np.argmax(np.abs(theirs.T @ mine)))
+
+
+def correct_bias(image: sitk.Image, mask: sitk.Image) -> sitk.Image:
+    """Return the image divided by its N4 bias field (Tustison 2010), estimated on a coarse grid."""
+    shrink = [max(1, min(BIAS_SHRINK, n // 16)) for n in image.GetSize()]
+    small, small_mask = sitk.Shrink(image, shrink), sitk.Shrink(mask, shrink)
+    positive = sitk.Cast(small > 0, sitk.sitkUInt8) * sitk.Cast(small_mask > 0, sitk.sitkUInt8)
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetMaximumNumberOfIterations([30, 20])
+    corrector.SetNumberOfThreads(1)
+    corrector.Execute(sitk.Cast(small, sitk.sitkFloat32), positive)
+    corrected: sitk.Image = image / sitk.Exp(corrector.GetLogBiasFieldAsImage(image))
+    return corrected
+
+
+def mask_body(array: FloatArray) -> MaskArray:
+    """Return the body: Otsu's threshold on a smoothed image, largest part, holes filled."""
+    image = sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(array), 1.0)
+    threshold = sitk.OtsuThresholdImageFilter()
+    threshold.SetInsideValue(0)
+    threshold.SetOutsideValue(1)
+    threshold.Execute(image)
+    # Otsu splits fat from muscle when there is little air; half its threshold finds the skin.
+    body = sitk.GetArrayFromImage(image) > 0.4 * threshold.GetThreshold()
+    body = ndimage.binary_opening(body, iterations=1)
+    labels, count = ndimage.label(body)
+    if count == 0:
+        raise UnusableInput("mask", "no body was found in the image")
+    sizes = ndimage.sum_labels(body, labels, range(1, count + 1))
+    body = labels == 1 + int(np.argmax(sizes))
+    for index in range(body.shape[0]):
+        body[index] = ndimage.binary_fill_holes(body[index])
+    return np.asarray(body, dtype=bool)
+
+
+def bounding_box(mask: MaskArray) -> tuple[slice, slice, slice]:
+    """Return the smallest box around the mask, a few voxels larger where the array allows."""
+    box = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        filled = np.flatnonzero(mask.any(axis=others))
+        low = max(0, int(filled[0]) - MARGIN) if filled.size else 0
+        high = min(mask.shape[axis], int(filled[-1]) + 1 + MARGIN) if filled.size else 1
+        box.append(slice(low, high))
+    return (box[0], box[1], box[2])
+
+
+def describe_transform(transform: sitk.Transform) -> dict[str, Any]:
+    """Return a transform as JSON-able parameters that rebuild it exactly."""
+    return {
+        "kind": transform.GetName(),
+        "parameters": [float(p) for p in transform.GetParameters()],
+        "fixed_parameters": [float(p) for p in transform.GetFixedParameters()],
+    }

@@ -1,0 +1,183 @@
+"""Model folders: a card that a person can read, weights, and a digest that ties them together.
+
+A model folder is immutable. Its digest is the SHA-256 over the names and bytes of its learnt files
+and over the part of the card that enters the pixels, so that an edit of a comment or a metric
+changes no derived UID, and a changed weight can never pass under an old name.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from synthesis.errors import UntrustedModel
+from synthesis.methods import build_method
+from synthesis.synthesizer import Synthesizer
+from synthesis.types import ContrastLabel, SynthesisTask
+
+CARD = "card.yaml"
+LEARNT = "learnt"
+
+State = Literal["candidate", "approved", "research", "retired"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TargetCard(_Strict):
+    """What a card says of one target.
+
+    Attributes:
+        modality: DICOM modality of the derived series.
+        state: approved targets are made when a rule asks; research ones only when the site's
+            model policy says so; candidate and retired ones never.
+        units: HU, SUVbw or standard scale (MR: median tissue is 500).
+        band_scale: factor on the raw half-width so that the band holds 90 % of the voxels of the
+            calibration people (see `uncertainty`).
+        pad_value: value of voxels that the sources do not cover, in `units`.
+        caution: what a reader must know; goes into the series' description texts.
+    """
+
+    modality: Literal["MR", "CT", "PT"]
+    state: State
+    units: Literal["HU", "SUVbw", "standard scale"]
+    band_scale: float = 1.0
+    pad_value: float = 0.0
+    caution: str = ""
+
+
+class TrainingCard(_Strict):
+    """Whom the model learnt from, and who was kept apart."""
+
+    subjects: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    data: Mapping[str, str]
+    trained_on: date
+    seed: int
+
+
+class Metric(_Strict):
+    """One held-out figure: mean over `n` people, none of whom was trained on."""
+
+    target: str
+    sources: tuple[str, ...]
+    name: str
+    value: float
+    n: int
+    subjects: tuple[str, ...]
+    baseline: str = ""
+    baseline_value: float | None = None
+
+
+class ModelCard(_Strict):
+    """The card of a model folder.
+
+    Attributes:
+        anatomy: Body Part Examined values that the model was made for.
+        skull: `stripped` (a whole head is masked first), `whole head` or `none`.
+        spacing_mm: of the model grid.
+        digest: computed when the card is read, never written.
+    """
+
+    id: str
+    version: str
+    method: str
+    sources: tuple[str, ...]
+    required: tuple[str, ...] = ()
+    targets: Mapping[str, TargetCard]
+    anatomy: tuple[str, ...]
+    skull: Literal["stripped", "whole head", "none"]
+    spacing_mm: float
+    parameters: Mapping[str, Any] = {}
+    description: str
+    intended_use: Literal["research"]
+    licence: str
+    training: TrainingCard
+    metrics: tuple[Metric, ...] = ()
+    limitations: tuple[str, ...] = ()
+    digest: str = ""
+
+    @property
+    def task(self) -> SynthesisTask:
+        """The task that the method was built for."""
+        return SynthesisTask(
+            sources=tuple(ContrastLabel(s) for s in self.sources),
+            targets=tuple(ContrastLabel(t) for t in self.targets),
+            required=tuple(ContrastLabel(r) for r in self.required),
+        )
+
+
+def load_cards(models_folder: Path) -> list[ModelCard]:
+    """Return the cards of every model below `models_folder`, sorted by id, digests computed.
+
+    Raises:
+        UntrustedModel: a card cannot be read; the message names file and key.
+    """
+    return [_read_card(path.parent) for path in sorted(models_folder.glob(f"*/{CARD}"))]
+
+
+def load_card(models_folder: Path, model_id: str) -> ModelCard:
+    """Return one model's card.
+
+    Raises:
+        UntrustedModel: there is no such model, or its card cannot be read.
+    """
+    for card in load_cards(models_folder):
+        if card.id == model_id:
+            return card
+    raise UntrustedModel(f"no model {model_id!r} below {models_folder}")
+
+
+@functools.lru_cache(maxsize=4)
+def load_method(models_folder: Path, model_id: str, digest: str) -> Synthesizer[Any]:
+    """Return the trained method of a model, whose digest must be `digest`.
+
+    Raises:
+        UntrustedModel: the folder's digest is another one.
+    """
+    card = load_card(models_folder, model_id)
+    if card.digest != digest:
+        raise UntrustedModel(
+            f"model {model_id}: the plan wants digest {digest[:16]}, "
+            f"the folder has {card.digest[:16]}; plan again"
+        )
+    method = build_method(card.method, card.task, dict(card.parameters))
+    return method.restore(models_folder / model_id / LEARNT)
+
+
+def compute_digest(folder: Path, card: Mapping[str, Any]) -> str:
+    """Return the digest, 64 hexadecimal digits, of a model folder's learnt files and settings."""
+    keys = ("id", "version", "method", "sources", "required", "skull", "spacing_mm", "parameters")
+    enters = {key: card.get(key) for key in keys}
+    enters["targets"] = {
+        target: {k: facts.get(k) for k in ("units", "band_scale", "pad_value")}
+        for target, facts in card.get("targets", {}).items()
+    }
+    digest = hashlib.sha256(json.dumps(enters, sort_keys=True, default=str).encode())
+    for path in _learnt_files(folder):
+        digest.update(path.name.encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _learnt_files(folder: Path) -> Sequence[Path]:
+    return sorted(p for p in (folder / LEARNT).glob("**/*") if p.is_file())
+
+
+def _read_card(folder: Path) -> ModelCard:
+    path = folder / CARD
+    try:
+        facts = yaml.safe_load(path.read_text())
+        if facts["id"] != folder.name:
+            raise UntrustedModel(f"{path}: id {facts['id']!r} is not the folder's name")
+        return ModelCard.model_validate({**facts, "digest": compute_digest(folder, facts)})
+    except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
+        raise UntrustedModel(f"{path}: {error}") from error

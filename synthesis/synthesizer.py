@@ -1,0 +1,110 @@
+"""The plugin interface: what every synthesis method is.
+
+A method works on normalized float32 arrays that lie on one grid; it sees no DICOM, no files of
+images and no affines. It learns from `Case`s and answers with a `Prediction`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import ClassVar, Generic, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from synthesis.errors import MissingSource, SynthesisError
+from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, Prediction, SynthesisTask
+
+
+class Parameters(BaseModel):
+    """A method's hyper-parameters; each method subclasses it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+P = TypeVar("P", bound=Parameters)
+
+
+class Synthesizer(ABC, Generic[P]):
+    """One synthesis method.
+
+    The constructor stores its arguments and does nothing else. `fit` forgets earlier fits.
+    """
+
+    parameters_type: ClassVar[type[Parameters]]
+
+    def __init__(self, task: SynthesisTask, parameters: P) -> None:
+        self.task = task
+        self.parameters = parameters
+
+    @abstractmethod
+    def fit(
+        self,
+        cases: Sequence[Case],
+        *,
+        validation: Sequence[Case] = (),
+        seed: int,
+        budget: timedelta | None = None,
+        checkpoint: Path | None = None,
+    ) -> Self:
+        """Learn from the cases.
+
+        Args:
+            cases: training people; the arrays are not changed.
+            validation: watched, never learnt from.
+            seed: of every random draw.
+            budget: wall-clock time after which to stop with a valid model.
+            checkpoint: folder from which to resume and into which to save progress.
+        """
+
+    @abstractmethod
+    def predict(
+        self,
+        sources: Mapping[ContrastLabel, FloatArray],
+        *,
+        target: ContrastLabel,
+        mask: MaskArray,
+        spacing: tuple[float, float, float],
+        seed: int,
+    ) -> Prediction:
+        """Synthesize one target.
+
+        Args:
+            sources: normalized arrays (slices, rows, columns) on one grid; an absent key is an
+                absent contrast. Not changed.
+            target: one of the task's targets.
+            mask: where the sources mean something; outside it the answer is zero.
+            spacing: (slices, rows, columns) in mm.
+            seed: of every random draw; the same seed gives the same answer.
+
+        Raises:
+            MissingSource: a contrast that the method needs is absent.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what was learnt below `folder`, without pickles."""
+
+    @abstractmethod
+    def restore(self, folder: Path) -> Self:
+        """Read what `save` wrote."""
+
+    def check_request(
+        self, sources: Mapping[ContrastLabel, FloatArray], target: ContrastLabel
+    ) -> None:
+        """Check that the task covers the sources and the target.
+
+        Raises:
+            MissingSource: a required source is absent, or none is there.
+            SynthesisError: a contrast that the task does not know.
+        """
+        known = set(self.task.sources)
+        unknown = set(sources) - known
+        if unknown:
+            raise SynthesisError(f"sources {sorted(unknown)} are not among {sorted(known)}")
+        if target not in self.task.targets:
+            raise SynthesisError(f"target {target} is not among {self.task.targets}")
+        missing = set(self.task.required) - set(sources)
+        if missing or not sources:
+            wanted = sorted(missing) if missing else f"any of {sorted(known)}"
+            raise MissingSource(f"the method needs {wanted}; given: {sorted(sources)}")
