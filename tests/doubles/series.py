@@ -1,0 +1,107 @@
+"""Small acquired-looking series, and their files."""
+
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from highdicom import Volume
+from pydicom import Dataset
+
+from dicom_node.acquired import AcquiredStudy, write_series
+from dicom_node.elements import encode
+from doubles.tools import require_program
+
+NAMESPACE = uuid.UUID("6f1d1a52-5e0c-4f0a-9f57-0d7a3c1f7e11")
+
+ACQUISITIONS = {
+    "T1w": {
+        "ScanningSequence": ["GR", "IR"],
+        "SequenceVariant": ["SP", "MP"],
+        "MRAcquisitionType": "3D",
+        "RepetitionTime": 8,
+        "EchoTime": 3,
+        "InversionTime": 900,
+        "FlipAngle": 9,
+        "ProtocolName": "T1 MPRAGE",
+        "Manufacturer": "ACME",
+        "ManufacturerModelName": "Magnet 3",
+        "MagneticFieldStrength": 3,
+    },
+    "T2w": {
+        "ScanningSequence": "SE",
+        "SequenceVariant": "SK",
+        "MRAcquisitionType": "2D",
+        "RepetitionTime": 4000,
+        "EchoTime": 100,
+        "EchoTrainLength": 15,
+        "Manufacturer": "ACME",
+    },
+    "CT": {"KVP": 120, "Manufacturer": "ACME"},
+    "PET": {"Manufacturer": "ACME"},
+}
+
+
+def make_study(**changes: object) -> AcquiredStudy:
+    facts = {
+        "namespace": NAMESPACE,
+        "key": "study",
+        "patient_name": "PHANTOM^HEAD",
+        "patient_id": "PHANTOM-1",
+        "started": datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC),
+        "description": "Brain",
+    }
+    return AcquiredStudy(**(facts | changes))
+
+
+def make_volume(
+    shape: tuple[int, int, int] = (6, 20, 24),
+    *,
+    spacing: tuple[float, float, float] = (2.5, 1.2, 1.1),
+    angles: tuple[float, float] = (0.3, 0.2),
+    origin: tuple[float, float, float] = (-20, -30, 7),
+    highest: float = 1000,
+    lowest: float = 0,
+    seed: int = 0,
+) -> Volume:
+    """An oblique volume of smooth noise in whole numbers."""
+    (c, s), (d, t) = ((np.cos(a), np.sin(a)) for a in angles)
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    tip = np.array([[1, 0, 0], [0, d, -t], [0, t, d]])
+    columns = np.diag(spacing[::-1])[:, ::-1]  # slices run up, rows back, columns left
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ tip @ columns
+    affine[:3, 3] = origin
+    noise = np.random.default_rng(seed).random(shape)
+    array = np.rint(lowest + noise * (highest - lowest)).astype(np.float32)
+    return Volume(array=array, affine=affine, coordinate_system="PATIENT")
+
+
+def make_series(
+    label: str = "T1w", volume: Volume | None = None, *, number: int = 1, **study: object
+) -> list[Dataset]:
+    modality = {"CT": "CT", "PET": "PT"}.get(label, "MR")
+    return write_series(
+        make_study(**study),
+        volume or make_volume(),
+        modality=modality,
+        number=number,
+        description=f"{label} test",
+        acquisition=ACQUISITIONS[label],
+    )
+
+
+def write_files(instances: Iterable[Dataset], folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for k, instance in enumerate(instances):
+        path = folder / f"{k:04d}.dcm"
+        path.write_bytes(encode(instance))
+        paths.append(path)
+    return paths
+
+
+def require_validators() -> tuple[str, str]:
+    """Return the paths of dciodvfy and dcentvfy, or end the test."""
+    return require_program("dciodvfy", "dicom3tools"), require_program("dcentvfy", "dicom3tools")
