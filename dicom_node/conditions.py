@@ -134,21 +134,15 @@ def fold(text: str) -> str:
     return re.sub(r"[^\w+]+|_+", " ", plain).strip()
 
 
-@lru_cache(maxsize=1024)
-def _words_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    parts = (re.escape(fold_pattern(word)).replace(r"\*", r"\w*") for word in words)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)")
-
-
-def fold_pattern(word: str) -> str:
-    """Return a `has_word` entry folded, its `*` kept."""
-    return "*".join(fold(part) for part in word.split("*"))
-
-
 def find_word(words: tuple[str, ...], text: str) -> str | None:
     """Return the first of `words` that stands in `text` as a whole word, folded, or None."""
     found = _words_pattern(words).search(fold(text)) if words else None
     return found.group() if found else None
+
+
+def drop_words(words: tuple[str, ...], text: str) -> str:
+    """Return `text` folded and without `words`."""
+    return _words_pattern(words).sub(" ", fold(text)) if words else fold(text)
 
 
 def _holds(condition: Condition, values: list[Scalar]) -> bool:
@@ -171,3 +165,14 @@ def _same(seen: Scalar, wanted: Scalar) -> bool:
     if isinstance(seen, str) and isinstance(wanted, str):
         return seen.strip().casefold() == wanted.strip().casefold()
     return seen == wanted
+
+
+@lru_cache(maxsize=1024)
+def _words_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    parts = (re.escape(_fold_pattern(word)).replace(r"\*", r"\w*") for word in words)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)")
+
+
+def _fold_pattern(word: str) -> str:
+    """Return a `has_word` entry folded, its `*` kept."""
+    return "*".join(fold(part) for part in word.split("*"))

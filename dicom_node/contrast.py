@@ -1,0 +1,331 @@
+"""What a series is: its origin and its contrast, with evidence, a confidence, or an abstention.
+
+Step 3 of the walk, after `series` has told the volumes apart; `routing` decides from the labels.
+The knowledge is in contrasts.yaml; this file weighs it. Header physics come first: what they rule
+out no description brings back. A description names what physics leave open, and where the two
+disagree nothing is said. Special series (diffusion, localizers …) are what their description says.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from dicom_node.conditions import drop_words, find_word, fold, matches, read_values
+from dicom_node.domain import ContrastLabel, Header, Label, Origin, Series
+from dicom_node.errors import UnusableStudy
+from dicom_node.geometry import find_normal
+from dicom_node.headers import IMAGE_MODALITIES
+from dicom_node.rules import Contrast, Contrasts, Exclusion, Signature
+
+AGREEMENT = 0.5
+"""Share of the remaining doubt that is left when the description says what the physics say."""
+CONTRADICTION = 0.9
+"""Factor on the confidence when the description names something that the physics rule out."""
+MOST_CONFIDENT = 0.99
+OBLIQUE = 0.8
+"""A plane whose normal has no component above this is oblique."""
+
+Vocabulary = Mapping[ContrastLabel, Contrast]
+
+
+@dataclass(slots=True)
+class _Evidence:
+    """What speaks for and against the contrasts of one modality."""
+
+    typical: dict[ContrastLabel, Signature] = field(default_factory=dict)
+    said: dict[ContrastLabel, tuple[str, str, float]] = field(default_factory=dict)
+    ruled_out: dict[ContrastLabel, str] = field(default_factory=dict)
+    said_wrongly: dict[ContrastLabel, str] = field(default_factory=dict)
+
+
+def describe(
+    series: Series, contrasts: Contrasts, *, is_own: bool = False, creator_uid: str = ""
+) -> Series:
+    """Return `series` with its origin and its label.
+
+    Args:
+        series: one volume, unlabelled.
+        contrasts: the vocabulary.
+        is_own: the ledger knows an instance of it as one that this node made.
+        creator_uid: Instance Creator UID of this installation.
+    """
+    header = series.instances[0].header or {}
+    origin, derivation, why = find_origin(header, contrasts, is_own=is_own, creator_uid=creator_uid)
+    label = label_series(series, contrasts)
+    attributes = dict(label.attributes)
+    if derivation:
+        attributes["derivation"] = derivation
+    evidence = label.evidence if origin is Origin.ACQUIRED and not why else (*label.evidence, why)
+    return replace(
+        series, origin=origin, label=replace(label, evidence=evidence, attributes=attributes)
+    )
+
+
+def find_origin(
+    header: Header, contrasts: Contrasts, *, is_own: bool = False, creator_uid: str = ""
+) -> tuple[Origin, str, str]:
+    """Return who made a series, which kind of derivation (or ""), and the reason (or "")."""
+    if why := _find_own(header, contrasts, is_own=is_own, creator_uid=creator_uid):
+        return Origin.OWN, "synthetic", why
+    for derivation in contrasts.derived:
+        if matches(derivation.when, header):
+            return Origin.DERIVED, derivation.kind, derivation.because
+    if "DERIVED" in {str(value).strip() for value in header.get("ImageType", ())}:
+        return (
+            Origin.ACQUIRED,
+            "",
+            (
+                "Image Type DERIVED, but neither reformatted nor computed from other images: "
+                "taken as acquired"
+            ),
+        )
+    return Origin.ACQUIRED, "", ""
+
+
+def label_series(series: Series, contrasts: Contrasts) -> Label:
+    """Return what `series` is, or an abstention with what it could be."""
+    header = series.instances[0].header or {}
+    if series.modality not in IMAGE_MODALITIES:
+        return _label_other(series.modality)
+    vocabulary = {
+        label: contrast
+        for label, contrast in contrasts.contrasts.items()
+        if contrast.modality == series.modality
+    }
+    evidence = _weigh(header, contrasts, vocabulary)
+    label = _decide(evidence, vocabulary)
+    label = _see_agent(label, header, contrasts, vocabulary)
+    if label.contrast is not None and label.confidence < contrasts.minimum_confidence:
+        label = _abstain((label.contrast,), "the evidence is too weak to say it", label.evidence)
+    return replace(label, attributes={**_read_attributes(header, contrasts), **label.attributes})
+
+
+def _label_other(modality: str) -> Label:
+    """Label what is neither MR nor CT nor PET as what it is."""
+    if not modality:
+        return _abstain((), "the header has no Modality")
+    return Label(
+        contrast=ContrastLabel(modality), confidence=1.0, evidence=(f"Modality is {modality}",)
+    )
+
+
+def _find_own(header: Header, contrasts: Contrasts, *, is_own: bool, creator_uid: str) -> str:
+    if is_own:
+        return "the ledger knows it as made by this node"
+    if creator_uid and header.get("InstanceCreatorUID") == creator_uid:
+        return "its Instance Creator UID is this installation's"
+    if find_word(contrasts.own_words, str(header.get("SeriesDescription", ""))):
+        return "its Series Description says that a node like this one made it"
+    return ""
+
+
+def _weigh(header: Header, contrasts: Contrasts, vocabulary: Vocabulary) -> _Evidence:
+    evidence = _Evidence()
+    not_plain = _first_match(contrasts.never_plain, header)
+    for label, contrast in vocabulary.items():
+        reason = _first_match(contrast.impossible, header) or (not_plain if contrast.plain else "")
+        if reason:
+            evidence.ruled_out[label] = reason
+            continue
+        fitting = [each for each in contrast.typical if matches(each.when, header)]
+        if fitting:
+            evidence.typical[label] = max(fitting, key=lambda each: each.confidence)
+    _read_words(header, contrasts, vocabulary, evidence)
+    return evidence
+
+
+def _first_match(exclusions: tuple[Exclusion, ...], header: Header) -> str:
+    return next((each.because for each in exclusions if matches(each.when, header)), "")
+
+
+def _read_words(
+    header: Header, contrasts: Contrasts, vocabulary: Vocabulary, evidence: _Evidence
+) -> None:
+    """Note what the first description that names any contrast names."""
+    for keyword, confidence in contrasts.text.items():
+        text = str(header.get(keyword, ""))
+        for label, contrast in vocabulary.items():
+            word = find_word(contrast.words, text)
+            if word is None or find_word(contrast.unless_words, text):
+                continue
+            if label in evidence.ruled_out:
+                evidence.said_wrongly[label] = word
+            else:
+                evidence.said[label] = (word, keyword, confidence)
+        if evidence.said or evidence.said_wrongly:
+            return
+
+
+def _decide(evidence: _Evidence, vocabulary: Vocabulary) -> Label:
+    typical, said = evidence.typical, evidence.said
+    label = _heed_description(evidence, vocabulary)
+    if label is None and len(said) == 1:
+        label = _say_words(next(iter(said)), evidence)
+    if label is None and len(typical) == 1:
+        label = _say_physics(next(iter(typical)), evidence)
+    if label is not None:
+        return label
+    if typical or said:
+        return _abstain(tuple(typical or said), "several contrasts fit", _quote(evidence))
+    open_to = tuple(
+        label
+        for label, contrast in vocabulary.items()
+        if contrast.plain and label not in evidence.ruled_out
+    )
+    ruled_out = list(dict.fromkeys(evidence.ruled_out.values()))[:3]
+    reasons = tuple(f"ruled out: {reason}" for reason in ruled_out)
+    return _abstain(open_to, "nothing in its header says what it is", reasons)
+
+
+def _heed_description(evidence: _Evidence, vocabulary: Vocabulary) -> Label | None:
+    """Return what the description settles, for a label or for an abstention, if anything."""
+    said = evidence.said
+    special = [label for label in said if not vocabulary[label].plain]
+    agreed = [label for label in special or said if label in evidence.typical]
+    if len(agreed) == 1:
+        return _agree(agreed[0], evidence)
+    if len(said) > len(special) > 0:
+        return _abstain(tuple(said), "its description names several things", _quote(evidence))
+    if len(special) == 1:
+        return _say_words(special[0], evidence)
+    doubtful = _find_conflict(evidence, vocabulary)
+    if doubtful:
+        return _abstain(doubtful, "its description and its physics do not agree", _quote(evidence))
+    return None
+
+
+def _find_conflict(evidence: _Evidence, vocabulary: Vocabulary) -> tuple[ContrastLabel, ...]:
+    """Return what a series could be whose description and physics name different contrasts."""
+    typical = [label for label in evidence.typical if vocabulary[label].plain]
+    named = [label for label in (*evidence.said, *evidence.said_wrongly) if vocabulary[label].plain]
+    if named and (typical or (evidence.said_wrongly and not evidence.typical)):
+        return tuple(dict.fromkeys((*typical, *named)))
+    return ()
+
+
+def _agree(label: ContrastLabel, evidence: _Evidence) -> Label:
+    signature = evidence.typical[label]
+    return Label(
+        contrast=label,
+        confidence=min(MOST_CONFIDENT, 1 - (1 - signature.confidence) * AGREEMENT),
+        evidence=(signature.because, *_quote(evidence)),
+    )
+
+
+def _say_words(label: ContrastLabel, evidence: _Evidence) -> Label:
+    _, _, confidence = evidence.said[label]
+    against = [each.because for other, each in evidence.typical.items() if other != label]
+    return Label(
+        contrast=label,
+        confidence=confidence,
+        evidence=(
+            *_quote(evidence),
+            *(f"what it was made for counts, not what it looks like: {why}" for why in against),
+            *(() if against else ("its header says nothing against it",)),
+        ),
+    )
+
+
+def _say_physics(label: ContrastLabel, evidence: _Evidence) -> Label:
+    signature = evidence.typical[label]
+    if evidence.said_wrongly:
+        return Label(
+            contrast=label,
+            confidence=signature.confidence * CONTRADICTION,
+            evidence=(signature.because, *_quote(evidence)),
+        )
+    return Label(contrast=label, confidence=signature.confidence, evidence=(signature.because,))
+
+
+def _abstain(
+    candidates: tuple[ContrastLabel, ...], why: str, evidence: tuple[str, ...] = ()
+) -> Label:
+    return Label(contrast=None, confidence=0.0, evidence=(why, *evidence), candidates=candidates)
+
+
+def _quote(evidence: _Evidence) -> tuple[str, ...]:
+    """Return the words that were read, and what physics say of them.
+
+    Only words of contrasts.yaml are repeated: a description may hold anything.
+    """
+    said = (
+        f"{keyword} says {word!r}, which means {label}"
+        for label, (word, keyword, _) in evidence.said.items()
+    )
+    wrongly = (
+        f"a description says {word!r}, but {label} is ruled out: {evidence.ruled_out[label]}"
+        for label, word in evidence.said_wrongly.items()
+    )
+    seen = (
+        f"physics look like {label}: {signature.because}"
+        for label, signature in evidence.typical.items()
+        if label not in evidence.said and evidence.said
+    )
+    return (*said, *wrongly, *seen)
+
+
+def _see_agent(label: Label, header: Header, contrasts: Contrasts, vocabulary: Vocabulary) -> Label:
+    """Turn T1w into T1c (CT into CTc) where a contrast agent was given."""
+    if label.contrast is None:
+        changed = (vocabulary[each].with_agent for each in label.candidates)
+        agents = tuple(each for each in changed if each is not None)
+        return replace(label, candidates=(*label.candidates, *agents)) if agents else label
+    given, why = _read_agent(header, contrasts)
+    enhanced = vocabulary[label.contrast].with_agent
+    if given is None and why and enhanced is not None:
+        return _abstain((label.contrast, enhanced), why, label.evidence)
+    if given and enhanced is not None:
+        label = replace(label, contrast=enhanced)
+    if given is not None:
+        attributes = {**label.attributes, "contrast_agent": given}
+        label = replace(label, evidence=(*label.evidence, why), attributes=attributes)
+    return label
+
+
+def _read_agent(header: Header, contrasts: Contrasts) -> tuple[bool | None, str]:
+    """Return whether a contrast agent was given, or None, and why."""
+    agent = contrasts.contrast_agent
+    text = " ".join(fold(str(header.get(keyword, ""))) for keyword in contrasts.text)
+    no = find_word(agent.not_words, text)
+    text = drop_words((*agent.not_words, *agent.unless_words), text)
+    yes = find_word(agent.words, text)
+    by_header = matches(agent.given, header)
+    denied = matches(agent.denied, header)
+    if (by_header and no) or (denied and yes) or (yes and no):
+        return None, "its header and its descriptions do not agree on a contrast agent"
+    if by_header:
+        return True, "the header names a contrast agent"
+    if yes:
+        return True, f"a description says {yes!r}: after contrast agent"
+    if no:
+        return False, f"a description says {no!r}: without contrast agent"
+    return (False, "the header says that no contrast agent was given") if denied else (None, "")
+
+
+def _read_attributes(header: Header, contrasts: Contrasts) -> dict[str, str | float | bool]:
+    found: dict[str, str | float | bool] = {
+        name: True for name, when in contrasts.attributes.items() if matches(when, header)
+    }
+    for name, keyword in (
+        ("dimension", "MRAcquisitionType"),
+        ("body_part", "BodyPartExamined"),
+        ("field_strength", "MagneticFieldStrength"),
+        ("b_value", "DiffusionBValue"),
+        ("tracer", "Radiopharmaceutical"),
+    ):
+        if values := read_values(header, keyword):
+            found[name] = values[0]
+    if plane := _find_plane(header):
+        found["plane"] = plane
+    return found
+
+
+def _find_plane(header: Header) -> str:
+    orientation = header.get("ImageOrientationPatient")
+    try:
+        normal = find_normal([orientation or ()])
+    except (UnusableStudy, ValueError, IndexError):
+        return ""
+    axis = int(abs(normal).argmax())
+    if abs(normal[axis]) < OBLIQUE:
+        return "oblique"
+    return ("sagittal", "coronal", "axial")[axis]

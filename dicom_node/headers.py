@@ -1,0 +1,237 @@
+"""The header facts of one received file, as the JSON types that the ledger keeps.
+
+Read once per instance by `assembly`; conditions, labels, geometry and identity are judged from
+these facts alone. Enhanced multi-frame images are flattened to the keywords of single-frame ones,
+private b-values to Diffusion b-value. What cannot be read as what it should be is left out: a
+silent header is judged with care, a wrong fact would mislead. The patient's identity is kept as a
+digest, which is enough to see two patients in one study.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, config, dcmread
+from pydicom.uid import UID
+
+from dicom_node.elements import read_bytes, read_numbers
+from dicom_node.errors import UnusableStudy
+from dicom_node.pixels import READ_ERRORS, check_codec, check_format, read_rescale
+
+IMAGE_MODALITIES = frozenset({"MR", "CT", "PT"})
+"""What a volume can be read from; other objects of a study are listed and passed over."""
+
+TEXTS = (
+    *("SOPClassUID", "Modality", "Manufacturer", "ManufacturerModelName", "InstanceCreatorUID"),
+    *("StudyDescription", "SeriesDescription", "ProtocolName", "BodyPartExamined", "Laterality"),
+    *("RequestedProcedureDescription", "PerformedProcedureStepDescription"),
+    *("SequenceName", "PulseSequenceName", "MRAcquisitionType", "AngioFlag"),
+    *("AcquisitionContrast", "ComplexImageComponent", "ContrastBolusAgent", "Radiopharmaceutical"),
+    *("DerivationDescription", "SyntheticData", "FrameOfReferenceUID", "PatientPosition"),
+    *("ConvolutionKernel", "Units", "BurnedInAnnotation"),
+)
+LISTS = (
+    *("ImageType", "ScanningSequence", "SequenceVariant", "ScanOptions"),
+    *("CorrectedImage", "SeriesType"),
+)
+NUMBERS = (
+    *("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "EchoTrainLength"),
+    *("EchoNumbers", "MagneticFieldStrength", "DiffusionBValue", "ContrastBolusVolume", "KVP"),
+    *("SliceThickness", "SpacingBetweenSlices", "Rows", "Columns", "NumberOfFrames"),
+    *("SeriesNumber", "AcquisitionNumber", "InstanceNumber", "TemporalPositionIdentifier"),
+    *("NumberOfTemporalPositions", "TriggerTime"),
+)
+VECTORS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+
+PROBLEM = "problem"
+"""Key of `[code, sentence]`: why the pixels cannot be read; absent when they can."""
+IDENTITY = "identity"
+"""Key of a digest of Patient ID; empty when the patient has none."""
+FRAME_POSITIONS = "frame_positions"
+"""Key of the Image Position (Patient) of every frame of a multi-frame image."""
+FRAME_ORIENTATIONS = "frame_orientations"
+"""Key of the Image Orientation (Patient) of every frame of a multi-frame image."""
+
+_LONGEST_TEXT = 256
+_ENHANCED_NUMBERS = {
+    "EffectiveEchoTime": "EchoTime",
+    "InversionTimes": "InversionTime",
+    "RepetitionTime": "RepetitionTime",
+    "FlipAngle": "FlipAngle",
+    "EchoTrainLength": "EchoTrainLength",
+    "DiffusionBValue": "DiffusionBValue",
+    "SliceThickness": "SliceThickness",
+    "SpacingBetweenSlices": "SpacingBetweenSlices",
+    "KVP": "KVP",
+}
+_B_VALUES = (
+    (0x0019, "SIEMENS MR HEADER", 0x0C),
+    (0x0043, "GEMS_PARM_01", 0x39),
+    (0x2001, "Philips Imaging DD 001", 0x03),
+    (0x0065, "Image Private Header", 0x09),  # UIH
+)
+_GE_B_VALUE_OFFSET = 1e9
+"""GE adds it to some b-values to mark their calibration."""
+
+Facts = dict[str, Any]
+
+
+def read_header(path: Path) -> Facts:
+    """Return the header facts of one DICOM file.
+
+    Never raises for a bad file: `PROBLEM` says what is wrong with it.
+    """
+    try:
+        with config.disable_value_validation():
+            image = dcmread(path, stop_before_pixels=True)
+            return _read(image, UID(image.file_meta.TransferSyntaxUID))
+    except READ_ERRORS as error:
+        return {PROBLEM: ["unreadable", f"cannot be read as DICOM ({type(error).__name__})"]}
+
+
+def _read(image: Dataset, syntax: UID) -> Facts:
+    facts: Facts = {}
+    facts.update(_read_texts(image))
+    facts.update(_read_numbers(image, {name: name for name in NUMBERS}))
+    for keyword, count in VECTORS.items():
+        if len(vector := _numbers(image, keyword)) == count:
+            facts[keyword] = vector
+    facts.update(_read_items(image))
+    if "DiffusionBValue" not in facts and (b_value := _read_private_b_value(image)) is not None:
+        facts["DiffusionBValue"] = b_value
+    frames = image.get("PerFrameFunctionalGroupsSequence")
+    if frames:
+        shared = image.get("SharedFunctionalGroupsSequence") or [Dataset()]
+        facts.update(_read_frames(image, shared[0], frames))
+    facts[IDENTITY] = _digest(read_bytes(image, "PatientID"))
+    if facts.get("Modality") in IMAGE_MODALITIES and (problem := _find_problem(image, syntax)):
+        facts[PROBLEM] = problem
+    return facts
+
+
+def _read_texts(image: Dataset) -> Iterator[tuple[str, str | list[str]]]:
+    for keyword in TEXTS:
+        if text := str(image.get(keyword) or "").strip(" \0"):
+            yield keyword, text[:_LONGEST_TEXT]
+    for keyword in LISTS:
+        value = image.get(keyword)
+        items = [value] if isinstance(value, str) else list(value or ())
+        if texts := [str(item).strip() for item in items if str(item).strip()]:
+            yield keyword, texts
+
+
+def _read_numbers(item: Dataset, names: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Yield the numbers of a data set under the names of single-frame images."""
+    for keyword, name in names.items():
+        if numbers := _numbers(item, keyword):
+            yield name, numbers[0] if len(numbers) == 1 else numbers
+
+
+def _read_items(image: Dataset) -> Iterator[tuple[str, str]]:
+    """Yield what is told in sequences: the agent, the tracer, the region that was imaged."""
+    if agents := image.get("ContrastBolusAgentSequence"):
+        yield "ContrastBolusAgent", str(agents[0].get("CodeMeaning") or "given")
+    for tracer in image.get("RadiopharmaceuticalInformationSequence") or ():
+        codes = tracer.get("RadiopharmaceuticalCodeSequence") or [Dataset()]
+        if name := codes[0].get("CodeMeaning") or tracer.get("Radiopharmaceutical"):
+            yield "Radiopharmaceutical", str(name)
+    regions = image.get("AnatomicRegionSequence")
+    if regions and not image.get("BodyPartExamined") and regions[0].get("CodeMeaning"):
+        yield "BodyPartExamined", str(regions[0].CodeMeaning).upper()
+
+
+def _read_frames(image: Dataset, shared: Dataset, frames: Any) -> Facts:
+    """Return the facts of a multi-frame image; one that differs among frames is a list."""
+    found: dict[str, list[Any]] = {}
+    positions, orientations = [], []
+    for frame in frames:
+        facts: Facts = {}
+        for group in (shared, frame):
+            for element in group:
+                if element.VR == "SQ" and element.value:
+                    facts.update(_read_group(element.value[0]))
+        positions.append(facts.pop("ImagePositionPatient", None))
+        orientations.append(facts.pop("ImageOrientationPatient", None))
+        for keyword, value in facts.items():
+            values = found.setdefault(keyword, [])
+            if value not in values:
+                values.append(value)
+    flat = {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+    flat[FRAME_POSITIONS], flat[FRAME_ORIENTATIONS] = positions, orientations
+    flat.update(_read_pulse_sequence(image))
+    return flat
+
+
+def _read_group(group: Dataset) -> Facts:
+    facts: Facts = dict(_read_numbers(group, _ENHANCED_NUMBERS))
+    for keyword, count in VECTORS.items():
+        if len(vector := _numbers(group, keyword)) == count:
+            facts[keyword] = vector
+    for keyword in ("AcquisitionContrast", "ComplexImageComponent"):
+        if text := group.get(keyword):
+            facts[keyword] = str(text)
+    return facts
+
+
+def _read_pulse_sequence(image: Dataset) -> Facts:
+    """Return Scanning Sequence and Sequence Variant as a single-frame image would tell them.
+
+    Source: PS3.3 C.8.13.4 (MR Pulse Sequence) and C.8.3.1 (MR Image).
+    """
+    echoes = {"SPIN": ["SE"], "GRADIENT": ["GR"], "BOTH": ["SE", "GR"]}
+    sequence = list(echoes.get(str(image.get("EchoPulseSequence")), []))
+    if any(
+        item.get("InversionRecovery") == "YES"
+        for group in image.get("SharedFunctionalGroupsSequence") or ()
+        for item in group.get("MRModifierSequence") or ()
+    ):
+        sequence.append("IR")
+    if image.get("EchoPlanarPulseSequence") == "YES":
+        sequence.append("EP")
+    variant = []
+    if str(image.get("SteadyStatePulseSequence") or "NONE") != "NONE":
+        variant.append("SS")
+    if str(image.get("Spoiling") or "NONE") != "NONE":
+        variant.append("SP")
+    facts: Facts = {}
+    if sequence and "ScanningSequence" not in image:
+        facts["ScanningSequence"] = sequence
+    if variant and "SequenceVariant" not in image:
+        facts["SequenceVariant"] = variant
+    return facts
+
+
+def _read_private_b_value(image: Dataset) -> float | None:
+    for group, creator, element in _B_VALUES:
+        try:
+            value = image.private_block(group, creator)[element].value
+            number = float(value[0] if isinstance(value, list | tuple) else value)
+        except (KeyError, TypeError, ValueError, IndexError):
+            continue
+        if math.isfinite(number) and number >= 0:
+            return number % _GE_B_VALUE_OFFSET
+    return None
+
+
+def _find_problem(image: Dataset, syntax: UID) -> list[str] | None:
+    try:
+        check_format(image)
+        check_codec(syntax)
+        if "PerFrameFunctionalGroupsSequence" not in image:
+            read_rescale(image)
+    except UnusableStudy as error:
+        return [error.code, str(error)]
+    return None
+
+
+def _numbers(item: Dataset, keyword: str) -> list[float]:
+    try:
+        return list(read_numbers(item, keyword) or ())
+    except ValueError:
+        return []
+
+
+def _digest(identity: bytes) -> str:
+    return hashlib.sha256(identity).hexdigest()[:16] if identity else ""

@@ -1,0 +1,164 @@
+"""Received instances as series, one for each volume that a series holds.
+
+A DICOM series may hold several volumes (echoes, b-values, inversion times, parts of a complex
+image, repeats). They are told apart here, before `contrast` labels them, so that a label speaks of
+one volume; and each is checked for being one (`geometry`). A volume that cannot be told apart or
+read is kept, with its problem.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dicom_node import geometry
+from dicom_node.domain import Instance, Origin, Series
+from dicom_node.errors import UnusableStudy
+from dicom_node.headers import FRAME_ORIENTATIONS, FRAME_POSITIONS, IMAGE_MODALITIES, PROBLEM
+
+MOST_REPEATS = 4
+"""A position imaged more often than this is a time series (functional, dynamic, diffusion in many
+directions), not a volume that was repeated."""
+
+_GAPS = {"EchoTime": 0.4, "InversionTime": 40.0, "FlipAngle": 0.9, "DiffusionBValue": 0.5}
+"""Values of these attributes that differ by more than this (ms, degrees, s/mm2) tell volumes
+apart; scanners let them vary by less inside one volume."""
+_ORDER = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "InstanceNumber")
+
+
+def split_series(instances: Iterable[Instance]) -> list[Series]:
+    """Return one `Series` for each volume, unlabelled, in the order in which they came.
+
+    Args:
+        instances: of one study, their headers read.
+    """
+    by_series: dict[str, list[Instance]] = defaultdict(list)
+    for instance in instances:
+        by_series[instance.series_instance_uid].append(instance)
+    return [
+        _build(volume, problem) for group in by_series.values() for volume, problem in _split(group)
+    ]
+
+
+Problem = tuple[str, str] | None
+
+
+def _split(instances: Sequence[Instance]) -> list[tuple[list[Instance], Problem]]:
+    if _facts(instances[0]).get("Modality") not in IMAGE_MODALITIES:
+        return [(list(instances), None)]
+    classes = {
+        keyword: _classes([_facts(instance).get(keyword) for instance in instances], gap)
+        for keyword, gap in _GAPS.items()
+    }
+    kinds: dict[tuple[Any, ...], list[Instance]] = defaultdict(list)
+    for k, instance in enumerate(instances):
+        facts = _facts(instance)
+        physics = tuple(classes[keyword][k] for keyword in _GAPS)
+        look = (tuple(facts.get("ImageType", ())[2:]), facts.get("Rows"), facts.get("Columns"))
+        kinds[(facts.get("EchoNumbers"), *physics, *look)].append(instance)
+    return [volume for kind in kinds.values() for volume in _split_repeats(kind)]
+
+
+def _classes(values: Sequence[Any], gap: float) -> list[Any]:
+    """Return for each value the lowest one that is connected to it by steps up to `gap`."""
+    numbers = sorted({value for value in values if isinstance(value, int | float)})
+    lowest: dict[float, float] = {}
+    for k, number in enumerate(numbers):
+        near = k > 0 and number - numbers[k - 1] <= gap
+        lowest[number] = lowest[numbers[k - 1]] if near else number
+    return [lowest[value] if isinstance(value, int | float) else repr(value) for value in values]
+
+
+def _split_repeats(instances: list[Instance]) -> list[tuple[list[Instance], Problem]]:
+    """Tell the volumes apart whose slices share positions."""
+    if any(FRAME_POSITIONS in _facts(instance) for instance in instances):
+        return [([instance], None) for instance in instances]
+    if any("MOSAIC" in _facts(instance).get("ImageType", ()) for instance in instances):
+        return [(instances, ("mosaic", "whole volumes are tiled into single images (mosaic)"))]
+    places: dict[Any, list[Instance]] = defaultdict(list)
+    for instance in instances:
+        places[_place(instance)].append(instance)
+    repeats = max(len(group) for group in places.values())
+    if repeats == 1 or None in places:
+        return [(instances, None)]
+    if repeats > MOST_REPEATS:
+        problem = ("time_series", f"{repeats} images at one position: a time series, not a volume")
+        return [(instances, problem)]
+    for keyword in _ORDER[:2]:
+        by_value: dict[Any, list[Instance]] = defaultdict(list)
+        for instance in instances:
+            by_value[_facts(instance).get(keyword)].append(instance)
+        if len(by_value) == repeats and len(instances) == repeats * len(places):
+            return [(volume, None) for volume in by_value.values()]
+    problem = ("duplicate_position", f"{repeats} images share a position and nothing tells why")
+    return [(instances, problem)]
+
+
+def _place(instance: Instance) -> Any:
+    position = _facts(instance).get("ImagePositionPatient")
+    orientation = _facts(instance).get("ImageOrientationPatient")
+    if not position or not orientation:
+        return None
+    return tuple(round(number, 1) for number in position), tuple(round(n, 2) for n in orientation)
+
+
+def _build(instances: Sequence[Instance], problem: Problem) -> Series:
+    first = _facts(instances[0])
+    is_image = first.get("Modality") in IMAGE_MODALITIES
+    ordered = sorted(instances, key=lambda instance: instance.sop_instance_uid)
+    if is_image and problem is None:
+        ordered, problem = _stack(ordered)
+    return Series(
+        series_instance_uid=instances[0].series_instance_uid,
+        modality=str(first.get("Modality", "")),
+        origin=Origin.ACQUIRED,
+        instances=tuple(ordered),
+        frame_of_reference_uid=first.get("FrameOfReferenceUID"),
+        problem=problem or _reading_problem(ordered),
+    )
+
+
+def _reading_problem(instances: Iterable[Instance]) -> Problem:
+    for instance in instances:
+        if problem := _facts(instance).get(PROBLEM):
+            return problem[0], problem[1]
+    return None
+
+
+def _stack(instances: list[Instance]) -> tuple[list[Instance], Problem]:
+    """Return the instances in the order of their slices, or why they make no volume."""
+    if problem := _reading_problem(instances):
+        return instances, problem
+    positions, orientations, spacings = _planes(instances)
+    if None in positions or None in orientations or None in spacings:
+        return instances, ("geometry_missing", "an image lacks position, orientation or spacing")
+    if len({_facts(instance).get("FrameOfReferenceUID") for instance in instances}) > 1:
+        return instances, ("frame_of_reference", "the series has several frames of reference")
+    try:
+        order = geometry.stack(positions, orientations, spacings).order
+    except UnusableStudy as error:
+        return instances, (error.code, str(error))
+    if len(order) > len(instances):
+        return instances, None
+    return [instances[k] for k in order], None
+
+
+def _planes(instances: Sequence[Instance]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return position, orientation and pixel spacing of every plane, None where one is missing."""
+    positions: list[Any] = []
+    orientations: list[Any] = []
+    spacings: list[Any] = []
+    for instance in instances:
+        facts = _facts(instance)
+        frames = facts.get(FRAME_POSITIONS)
+        positions += frames or [facts.get("ImagePositionPatient")]
+        orientations += facts.get(FRAME_ORIENTATIONS) or [facts.get("ImageOrientationPatient")]
+        spacing = facts.get("PixelSpacing")
+        is_pair = spacing is not None and np.ndim(spacing) == 1
+        spacings += [spacing if is_pair else None] * (len(frames) if frames else 1)
+    return positions, orientations, spacings
+
+
+def _facts(instance: Instance) -> Mapping[str, Any]:
+    return instance.header or {}
