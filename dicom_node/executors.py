@@ -10,20 +10,18 @@ takes all its jobs with it, and here that is one job.
 """
 
 import faulthandler
-import logging
 import multiprocessing
 import os
 import pkgutil
 import resource
 import signal
 import threading
-import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
+from dicom_node.audit import configure_logging, describe_error
 from dicom_node.errors import WorkerLost
 from dicom_node.lifeline import end_with_parent
 
@@ -36,8 +34,6 @@ THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 """What torch, scikit-learn, numpy and SimpleITK read when they are imported."""
-
-logger = logging.getLogger(__name__)
 
 
 class InlineExecutor(Executor):
@@ -144,14 +140,7 @@ def call(name: str, *args: Any) -> Any:
     try:
         return pkgutil.resolve_name(name)(*args)
     except Exception as error:  # noqa: BLE001 - the door of the worker: nothing else passes
-        logger.error("job.error class=%s at=%s", type(error).__name__, find_place(error))
         raise _as_lost(error) from None
-
-
-def find_place(error: BaseException) -> str:
-    """Return `file:line` where `error` was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
 
 
 def _as_lost(error: BaseException) -> WorkerLost:
@@ -159,7 +148,7 @@ def _as_lost(error: BaseException) -> WorkerLost:
         return error
     if isinstance(error, BrokenExecutor):
         return WorkerLost("the worker process ended before its job did")
-    return WorkerLost(f"{type(error).__name__} at {find_place(error)}")
+    return WorkerLost(describe_error(error))
 
 
 def _run(limit: timedelta, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
@@ -174,6 +163,7 @@ def _run(limit: timedelta, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -
 def _begin_worker(threads: int) -> None:
     """Make this process a worker: deaf to the node's signals, bounded, tied to its node."""
     end_with_parent()
+    configure_logging()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the node drains, and ends its workers itself
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient images
