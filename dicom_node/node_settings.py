@@ -1,0 +1,399 @@
+"""The types of node.yaml: what the node is called, whom it talks to, how patient it is.
+
+Every number that may be wrong for a site is a setting here; every default is safe: nobody is a
+peer, and nothing is heard outside this machine. The receiving process reads this file and no other,
+so no rule, no dictionary and no codec is imported on the way here.
+"""
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dicom_node.errors import ConfigurationError
+from dicom_node.strict_yaml import check_document, read_file, read_yaml
+from dicom_node.value_types import (
+    Address,
+    AETitle,
+    Alias,
+    Count,
+    Duration,
+    IPNetwork,
+    Network,
+    Port,
+    Size,
+    StorageClass,
+)
+
+NODE_FILE = "node.yaml"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TLS(_Settings):
+    """The node's own certificate, used both when it listens and when it sends.
+
+    Attributes:
+        certificate: PEM file with the certificate and its chain.
+        key: PEM file with the private key, readable by the node only.
+        ca: PEM file with the authorities whose certificates peers must show.
+    """
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+class Limits(_Settings):
+    """What a peer may take of the receiver before it is cut off.
+
+    Attributes:
+        connections: TCP connections at a time.
+        connections_per_address: of them, from one address.
+        associations: negotiated associations at a time.
+        associations_per_peer: of them, with one peer, so that one sender cannot starve others.
+        request: longest A-ASSOCIATE-RQ.
+        pdu: longest P-DATA PDU.
+        command: longest command set.
+        instance: longest data set.
+        outside_pixels: longest sum of everything but Pixel Data.
+        depth: deepest nesting of sequences.
+        elements: most elements of a data set.
+        handshake: time for a TLS handshake.
+        first_pdu: time until the whole association request is there.
+        each_pdu: time from the first byte of a PDU to its last.
+        message: time between two PDUs of one message.
+        idle: time between two messages.
+        send: time for a response to be taken.
+    """
+
+    connections: Count = 64
+    connections_per_address: Count = 16
+    associations: Count = 20
+    associations_per_peer: Count = 8
+    request: Size = 65_536
+    pdu: Size = 131_072
+    command: Size = 16_384
+    instance: Size = 2 * 1024**3
+    outside_pixels: Size = 64 * 1024**2
+    depth: Count = 32
+    elements: Count = 200_000
+    handshake: Duration = timedelta(seconds=3)
+    first_pdu: Duration = timedelta(seconds=5)
+    each_pdu: Duration = timedelta(seconds=10)
+    message: Duration = timedelta(seconds=30)
+    idle: Duration = timedelta(seconds=60)
+    send: Duration = timedelta(seconds=30)
+
+
+class StorageClasses(_Settings):
+    """Storage SOP classes that are negotiated, written as keywords and kept here as UIDs.
+
+    Attributes:
+        image: may be labelled, and may be a source.
+        passed_over: stored, so that the sender can get rid of the whole study, and not looked at.
+    """
+
+    image: tuple[StorageClass, ...] = Field(min_length=1)
+    passed_over: tuple[StorageClass, ...] = ()
+
+    @model_validator(mode="after")
+    def _are_named_once(self) -> Self:
+        both = set(self.image) & set(self.passed_over)
+        if both:
+            raise ValueError("each storage class in one of image and passed_over, not in both")
+        return self
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every SOP Class UID that the receiver negotiates."""
+        return self.image + self.passed_over
+
+
+class Receiver(_Settings):
+    """The door at which instances come in.
+
+    Attributes:
+        host: address to listen on.
+        port: 0 is any free one.
+        allow_plain: networks whose peers may talk without TLS, beside this machine itself.
+        tls: None listens in plain DICOM, which only loopback and `allow_plain` may use.
+        limits: what a peer may take before it is cut off.
+        storage_classes: what it may store.
+    """
+
+    host: Address = "127.0.0.1"
+    port: Port = 11112
+    allow_plain: tuple[Network, ...] = ()
+    tls: TLS | None = None
+    limits: Limits = Limits()
+    storage_classes: StorageClasses
+
+    @model_validator(mode="after")
+    def _is_not_open_to_all(self) -> Self:
+        exposed = not ipaddress.ip_address(self.host).is_loopback
+        if exposed and self.tls is None and not self.allow_plain:
+            raise ValueError(
+                f"tls, or an allow_plain that names the networks that may talk in plain, because "
+                f"{self.host} can be reached from other machines"
+            )
+        return self
+
+
+PeerRole = Literal["send", "receive", "echo", "query"]
+
+
+class Peer(_Settings):
+    """One remote application entity. Whoever is none of them does not get in.
+
+    Attributes:
+        ae_title: what it calls itself, and what it is called when we call.
+        address: where its associations come from.
+        host: where we call it.
+        port: where we call it.
+        tls: call it with TLS.
+        roles: `receive` lets it store here, `echo` lets it verify here (a receiver may anyway),
+            `send` lets us store there, `query` lets us ask there.
+    """
+
+    ae_title: AETitle
+    address: Network | None = None
+    host: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.:-]{1,253}$")
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    tls: bool = False
+    roles: frozenset[PeerRole] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _can_play_its_roles(self) -> Self:
+        if self.roles & {"receive", "echo"} and self.address is None:
+            raise ValueError("address, because its roles let it call this node")
+        if self.roles & {"send", "query"} and (self.host is None or self.port is None):
+            raise ValueError("host and port, because its roles let this node call it")
+        return self
+
+
+class Assembly(_Settings):
+    """When a study is judged.
+
+    Attributes:
+        quiet_period: nothing new came for so long, and nobody is still sending.
+        stale_association: a sender that gave no sign of life for so long counts as gone.
+        sweep_every: how often it is looked at.
+    """
+
+    quiet_period: Duration = timedelta(seconds=60)
+    stale_association: Duration = timedelta(seconds=90)
+    sweep_every: Duration = timedelta(seconds=5)
+
+
+class Dispatch(_Settings):
+    """How jobs get to workers.
+
+    Attributes:
+        lease: a worker that is silent for so long has lost its job.
+        attempts: a job that has lost so many workers fails, and a person must look.
+        sweep_every: how often jobs are handed out.
+    """
+
+    lease: Duration = timedelta(minutes=10)
+    attempts: Count = 3
+    sweep_every: Duration = timedelta(seconds=2)
+
+
+class Delivery(_Settings):
+    """How results get to peers.
+
+    Attributes:
+        first_retry: after the first failure; each further pause is twice the one before.
+        longest_retry: no pause is longer.
+        jitter: part of a pause by which it is varied at random, 0 to 1.
+        give_up_after: then it is parked for a person; nothing is deleted.
+        sweep_every: how often it is tried.
+    """
+
+    first_retry: Duration = timedelta(seconds=30)
+    longest_retry: Duration = timedelta(minutes=15)
+    jitter: float = Field(default=0.2, ge=0, le=1)
+    give_up_after: Duration = timedelta(hours=72)
+    sweep_every: Duration = timedelta(seconds=5)
+
+
+class Retention(_Settings):
+    """How long bytes are kept; rows and events are kept for good.
+
+    Attributes:
+        received: after the last instance of the study came, and nothing is left to do with it.
+        derived: after the job was over and every peer has its result.
+        sweep_every: how often it is looked at.
+    """
+
+    received: Duration = timedelta(days=7)
+    derived: Duration = timedelta(days=30)
+    sweep_every: Duration = timedelta(hours=1)
+
+
+class LedgerSettings(_Settings):
+    """Where the ledger is.
+
+    Attributes:
+        kind: `sqlite` is one file in the data folder.
+    """
+
+    kind: Literal["sqlite"] = "sqlite"
+
+
+class ExecutorSettings(_Settings):
+    """Where jobs run.
+
+    Attributes:
+        kind: `embedded` is worker processes on this machine.
+        workers: how many jobs run at once.
+    """
+
+    kind: Literal["embedded"] = "embedded"
+    workers: Count = 1
+
+
+class Web(_Settings):
+    """Where /healthz and /metrics are answered: counts and states, in plain HTTP.
+
+    Attributes:
+        host: address to listen on.
+        port: 0 is any free one.
+        allow_plain: needed for any address that other machines can reach.
+    """
+
+    host: Address = "127.0.0.1"
+    port: Port = 8080
+    allow_plain: bool = False
+
+    @model_validator(mode="after")
+    def _is_not_open_to_all(self) -> Self:
+        if not ipaddress.ip_address(self.host).is_loopback and not self.allow_plain:
+            raise ValueError(
+                f"allow_plain: true, because {self.host} can be reached from other machines"
+            )
+        return self
+
+
+class NodeSettings(_Settings):
+    """node.yaml.
+
+    Attributes:
+        ae_title: what this node calls itself.
+        installation: UUID under which derived UIDs are made; None keeps one in the data folder.
+        data_folder: received and derived files and the ledger, on a disk of this machine.
+        models_folder: the models that may be used.
+        receiver: the door.
+        peers: by alias, the short name that rules and logs use.
+        assembly: when a study is judged.
+        dispatch: how jobs get to workers.
+        delivery: how results get to peers.
+        retention: how long files are kept.
+        ledger: where the record of everything is.
+        executor: where jobs run.
+        web: where the node tells how it is.
+    """
+
+    ae_title: AETitle
+    installation: UUID | None = None
+    data_folder: Path
+    models_folder: Path
+    receiver: Receiver
+    peers: Mapping[Alias, Peer] = Field(default_factory=dict)
+    assembly: Assembly = Assembly()
+    dispatch: Dispatch = Dispatch()
+    delivery: Delivery = Delivery()
+    retention: Retention = Retention()
+    ledger: LedgerSettings = LedgerSettings()
+    executor: ExecutorSettings = ExecutorSettings()
+    web: Web = Web()
+
+    @field_validator("peers")
+    @classmethod
+    def _can_be_told_apart(cls, peers: Mapping[str, Peer]) -> Mapping[str, Peer]:
+        callers = [(alias, peer, peer.address) for alias, peer in peers.items()]
+        for index, (alias, peer, address) in enumerate(callers):
+            for other, twin, place in callers[:index]:
+                same = address is not None and place is not None and _overlap(address, place)
+                if same and peer.ae_title == twin.ae_title:
+                    raise ValueError(f"{other} and {alias} with another AE title or address")
+        return peers
+
+    @model_validator(mode="after")
+    def _has_a_certificate(self) -> Self:
+        for alias, peer in self.peers.items():
+            if peer.tls and self.receiver.tls is None:
+                raise ValueError(f"receiver.tls, because peers.{alias} is called with TLS")
+        return self
+
+    @property
+    def store_folder(self) -> Path:
+        """Where received and derived files are."""
+        return self.data_folder / "store"
+
+    @property
+    def ledger_url(self) -> str:
+        """The ledger, as `Ledger` wants it."""
+        return f"sqlite:///{self.data_folder / 'ledger.sqlite'}"
+
+
+def read_node(folder: Path, overrides: Sequence[str] = ()) -> NodeSettings:
+    """Read node.yaml alone, as `settings.load` does.
+
+    Raises:
+        ConfigurationError: one line for each mistake: file, key, what was seen, what is wanted.
+    """
+    return parse_node(read_file(folder / NODE_FILE), folder, overrides)
+
+
+def parse_node(text: bytes, folder: Path, overrides: Sequence[str] = ()) -> NodeSettings:
+    """Return the settings in the text of node.yaml; its relative paths start at `folder`.
+
+    Each override is `dotted.key=value`, the value in YAML.
+
+    Raises:
+        ConfigurationError: one line for each mistake.
+    """
+    document = read_yaml(text, NODE_FILE)
+    for override in overrides:
+        _override(document, override)
+    return _locate(check_document(NodeSettings, document, NODE_FILE), folder.resolve())
+
+
+def _override(document: Any, override: str) -> None:
+    """Set one dotted key of a document."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigurationError(f"override: seen {override!r}, wanted key=value")
+    *parents, last = key.split(".")
+    here = document
+    for parent in parents:
+        here = here.setdefault(parent, {}) if isinstance(here, dict) else None
+    if not isinstance(here, dict):
+        raise ConfigurationError(f"override: {key} : seen a key below a value, wanted a setting")
+    here[last] = read_yaml(value.encode(), f"override: {key}")
+
+
+def _locate(node: NodeSettings, folder: Path) -> NodeSettings:
+    """Return `node` with every path absolute; what was relative starts at `folder`."""
+    tls = node.receiver.tls
+    if tls is not None:
+        tls = TLS(**{name: (folder / path).resolve() for name, path in tls})
+    return node.model_copy(
+        update={
+            "data_folder": (folder / node.data_folder).resolve(),
+            "models_folder": (folder / node.models_folder).resolve(),
+            "receiver": node.receiver.model_copy(update={"tls": tls}),
+        }
+    )
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)

@@ -1,0 +1,75 @@
+"""The storage SOP classes that an admin may let in, by keyword (PS3.6 annex A).
+
+Encapsulated documents, waveforms and everything else that has no place beside cross-sectional
+images are not here, so that no configuration can let them in.
+"""
+
+STORAGE_CLASSES = {
+    # images that may be synthesized from or made
+    "CTImageStorage": "1.2.840.10008.5.1.4.1.1.2",
+    "EnhancedCTImageStorage": "1.2.840.10008.5.1.4.1.1.2.1",
+    "LegacyConvertedEnhancedCTImageStorage": "1.2.840.10008.5.1.4.1.1.2.2",
+    "MRImageStorage": "1.2.840.10008.5.1.4.1.1.4",
+    "EnhancedMRImageStorage": "1.2.840.10008.5.1.4.1.1.4.1",
+    "EnhancedMRColorImageStorage": "1.2.840.10008.5.1.4.1.1.4.3",
+    "LegacyConvertedEnhancedMRImageStorage": "1.2.840.10008.5.1.4.1.1.4.4",
+    "PositronEmissionTomographyImageStorage": "1.2.840.10008.5.1.4.1.1.128",
+    "EnhancedPETImageStorage": "1.2.840.10008.5.1.4.1.1.130",
+    "LegacyConvertedEnhancedPETImageStorage": "1.2.840.10008.5.1.4.1.1.128.1",
+    # other images
+    "ComputedRadiographyImageStorage": "1.2.840.10008.5.1.4.1.1.1",
+    "DigitalXRayImageStorageForPresentation": "1.2.840.10008.5.1.4.1.1.1.1",
+    "DigitalXRayImageStorageForProcessing": "1.2.840.10008.5.1.4.1.1.1.1.1",
+    "NuclearMedicineImageStorage": "1.2.840.10008.5.1.4.1.1.20",
+    "UltrasoundImageStorage": "1.2.840.10008.5.1.4.1.1.6.1",
+    "UltrasoundMultiFrameImageStorage": "1.2.840.10008.5.1.4.1.1.3.1",
+    "XRayAngiographicImageStorage": "1.2.840.10008.5.1.4.1.1.12.1",
+    "XRayRadiofluoroscopicImageStorage": "1.2.840.10008.5.1.4.1.1.12.2",
+    "SecondaryCaptureImageStorage": "1.2.840.10008.5.1.4.1.1.7",
+    "MultiFrameSingleBitSecondaryCaptureImageStorage": "1.2.840.10008.5.1.4.1.1.7.1",
+    "MultiFrameGrayscaleByteSecondaryCaptureImageStorage": "1.2.840.10008.5.1.4.1.1.7.2",
+    "MultiFrameGrayscaleWordSecondaryCaptureImageStorage": "1.2.840.10008.5.1.4.1.1.7.3",
+    "MultiFrameTrueColorSecondaryCaptureImageStorage": "1.2.840.10008.5.1.4.1.1.7.4",
+    # what is measured and drawn on images
+    "MRSpectroscopyStorage": "1.2.840.10008.5.1.4.1.1.4.2",
+    "ParametricMapStorage": "1.2.840.10008.5.1.4.1.1.30",
+    "SegmentationStorage": "1.2.840.10008.5.1.4.1.1.66.4",
+    "SurfaceSegmentationStorage": "1.2.840.10008.5.1.4.1.1.66.5",
+    "TractographyResultsStorage": "1.2.840.10008.5.1.4.1.1.66.6",
+    "RealWorldValueMappingStorage": "1.2.840.10008.5.1.4.1.1.67",
+    "SpatialRegistrationStorage": "1.2.840.10008.5.1.4.1.1.66.1",
+    "SpatialFiducialsStorage": "1.2.840.10008.5.1.4.1.1.66.2",
+    "DeformableSpatialRegistrationStorage": "1.2.840.10008.5.1.4.1.1.66.3",
+    "RawDataStorage": "1.2.840.10008.5.1.4.1.1.66",
+    # structured reports
+    "BasicTextSRStorage": "1.2.840.10008.5.1.4.1.1.88.11",
+    "EnhancedSRStorage": "1.2.840.10008.5.1.4.1.1.88.22",
+    "ComprehensiveSRStorage": "1.2.840.10008.5.1.4.1.1.88.33",
+    "Comprehensive3DSRStorage": "1.2.840.10008.5.1.4.1.1.88.34",
+    "ExtensibleSRStorage": "1.2.840.10008.5.1.4.1.1.88.35",
+    "MammographyCADSRStorage": "1.2.840.10008.5.1.4.1.1.88.50",
+    "ChestCADSRStorage": "1.2.840.10008.5.1.4.1.1.88.65",
+    "ColonCADSRStorage": "1.2.840.10008.5.1.4.1.1.88.69",
+    "AcquisitionContextSRStorage": "1.2.840.10008.5.1.4.1.1.88.71",
+    "XRayRadiationDoseSRStorage": "1.2.840.10008.5.1.4.1.1.88.67",
+    "EnhancedXRayRadiationDoseSRStorage": "1.2.840.10008.5.1.4.1.1.88.76",
+    "RadiopharmaceuticalRadiationDoseSRStorage": "1.2.840.10008.5.1.4.1.1.88.68",
+    "PatientRadiationDoseSRStorage": "1.2.840.10008.5.1.4.1.1.88.73",
+    "KeyObjectSelectionDocumentStorage": "1.2.840.10008.5.1.4.1.1.88.59",
+    # presentation states
+    "GrayscaleSoftcopyPresentationStateStorage": "1.2.840.10008.5.1.4.1.1.11.1",
+    "ColorSoftcopyPresentationStateStorage": "1.2.840.10008.5.1.4.1.1.11.2",
+    "PseudoColorSoftcopyPresentationStateStorage": "1.2.840.10008.5.1.4.1.1.11.3",
+    "BlendingSoftcopyPresentationStateStorage": "1.2.840.10008.5.1.4.1.1.11.4",
+    "AdvancedBlendingPresentationStateStorage": "1.2.840.10008.5.1.4.1.1.11.8",
+    "GrayscalePlanarMPRVolumetricPresentationStateStorage": "1.2.840.10008.5.1.4.1.1.11.6",
+    # radiotherapy
+    "RTImageStorage": "1.2.840.10008.5.1.4.1.1.481.1",
+    "RTDoseStorage": "1.2.840.10008.5.1.4.1.1.481.2",
+    "RTStructureSetStorage": "1.2.840.10008.5.1.4.1.1.481.3",
+    "RTPlanStorage": "1.2.840.10008.5.1.4.1.1.481.5",
+    "RTIonPlanStorage": "1.2.840.10008.5.1.4.1.1.481.8",
+    "RTBeamsTreatmentRecordStorage": "1.2.840.10008.5.1.4.1.1.481.4",
+    "RTBrachyTreatmentRecordStorage": "1.2.840.10008.5.1.4.1.1.481.6",
+    "RTTreatmentSummaryRecordStorage": "1.2.840.10008.5.1.4.1.1.481.7",
+}
