@@ -29,5 +29,5 @@ def start_orthanc(tmp_path: Path) -> Iterator[StartOrthanc]:
 
 @pytest.fixture
 def orthanc(start_orthanc: StartOrthanc) -> Orthanc:
-    """A running Orthanc that takes from the AE titles DICOM_NODE and SCANNER on this machine."""
-    return start_orthanc(DICOM_NODE=11112, SCANNER=11113)
+    """A running Orthanc that takes from the AE titles DICOM_NODE and STORESCU on this machine."""
+    return start_orthanc(DICOM_NODE=11112, STORESCU=11113)

@@ -8,7 +8,7 @@ from doubles.tools import require_program
 
 
 def echoscu(
-    port: int, *, called: str, calling: str = "SCANNER"
+    port: int, *, called: str, calling: str = "STORESCU"
 ) -> subprocess.CompletedProcess[str]:
     """Verify by C-ECHO."""
     return _run("echoscu", ["-aet", calling, "-aec", called, "127.0.0.1", str(port)])
@@ -18,7 +18,7 @@ def storescu(
     port: int,
     *paths: Path,
     called: str,
-    calling: str = "SCANNER",
+    calling: str = "STORESCU",
     options: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Send files and folders (all files below them) by C-STORE."""
