@@ -1,0 +1,154 @@
+"""Start the node, send the study, watch the ledger until nothing is left to do."""
+
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from pydicom import dcmread
+from pynetdicom import AE, build_context
+
+from dicom_node.demonstration.processes import LOOPBACK, Child
+from dicom_node.domain import DeliveryState, StudyState
+from dicom_node.errors import DeliveryError
+from dicom_node.jobs import JobState
+from dicom_node.ledger import Ledger
+
+START_SECONDS = 60.0
+POLL_SECONDS = 0.3
+READY = re.compile(r"^ready dicom=[^ ]+:(\d+) web=[^ ]+:(\d+)$", re.MULTILINE)
+MOST_CONTEXTS = 128
+"""Of one association (PS3.8 section 9.3.2.2)."""
+WORKING = {JobState.QUEUED, JobState.RUNNING}
+
+
+class Node:
+    """`dicom-node serve` as a process of its own, as `make serve` starts it.
+
+    Attributes:
+        port: of DICOM, known once it is ready.
+    """
+
+    def __init__(
+        self,
+        configuration: Path,
+        overrides: Sequence[str],
+        log: Path,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """Describe it.
+
+        Args:
+            configuration: folder of the YAML files.
+            overrides: `key=value` settings over those of node.yaml.
+            log: gets its output.
+            environment: variables beside those of this process.
+        """
+        self.port = 0
+        sets = [word for override in overrides for word in ("--set", override)]
+        # Beside the interpreter and not by the search path, which may lead to another installation.
+        program = str(Path(sys.executable).with_name("dicom-node"))
+        self.child = Child(
+            [program, "serve", "--config", str(configuration), *sets],
+            log,
+            {**os.environ, **(environment or {})},
+        )
+
+    def start(self) -> None:
+        """Start it and wait until it says that it is ready."""
+        seen = len(READY.findall(self.child.read_log()))
+        self.child.start()
+        self.child.wait_for(lambda: len(self._ports()) > seen, START_SECONDS)
+        self.port = self._ports()[-1]
+
+    def stop(self) -> int | None:
+        """Let it drain and end; return its exit status."""
+        return self.child.stop()
+
+    def _ports(self) -> list[int]:
+        return [int(dicom) for dicom, _ in READY.findall(self.child.read_log())]
+
+
+def send(files: Iterable[Path], *, port: int, called: str, calling: str) -> int:
+    """Store files by C-STORE on this machine and return how many were taken.
+
+    Raises:
+        DeliveryError: no association, or an instance was not answered with success.
+    """
+    paths = tuple(files)
+    pairs = {_read_context(path) for path in paths}
+    ae = AE(calling)
+    contexts = [build_context(*pair) for pair in sorted(pairs)][:MOST_CONTEXTS]
+    association = ae.associate(LOOPBACK, port, contexts, ae_title=called)
+    if not association.is_established:
+        raise DeliveryError(f"{called} at port {port} takes no association", retry=True)
+    try:
+        for path in paths:
+            answer = association.send_c_store(path)
+            status = answer.get("Status")
+            if status != 0:
+                raise DeliveryError(
+                    f"{called} answered {status if status is None else hex(status)} to an instance",
+                    retry=False,
+                    status=status,
+                )
+    finally:
+        association.release()
+    return len(paths)
+
+
+def watch(
+    ledger: Ledger, study: str, seconds: float, tell: Callable[[str], None], node: Node
+) -> None:
+    """Return when the study is judged and nothing of it is left to make or to send.
+
+    Args:
+        ledger: of the running node.
+        study: Study Instance UID.
+        seconds: how long it may take.
+        tell: is given a line each time that something has changed.
+        node: must go on running.
+
+    Raises:
+        RuntimeError: the node ended, or the time is over; the message says where things stood.
+    """
+    deadline = time.monotonic() + seconds
+    told = ""
+    while True:
+        line, is_over = _read_progress(ledger, study)
+        if line != told:
+            tell(line)
+            told = line
+        if is_over:
+            return
+        if node.child.poll() is not None:
+            raise RuntimeError(f"the node has ended:\n{node.child.read_log()[-2000:]}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not finished after {seconds:.0f} s: {line}")
+        time.sleep(POLL_SECONDS)
+
+
+def _read_progress(ledger: Ledger, study: str) -> tuple[str, bool]:
+    """Return where the study stands, in a line, and whether that is the end."""
+    try:
+        row = ledger.study_row(study)
+    except LookupError:
+        return "nothing has been received", False
+    if row.state is StudyState.HELD:
+        return f"the study is held: {row.hold_code}", True
+    if row.state is StudyState.RECEIVING:
+        return f"{row.seen} instances received; waiting for the study to be quiet", False
+    jobs = ledger.jobs(study)
+    deliveries = Counter(delivery.state for delivery in ledger.deliveries(study))
+    parts = [f"{job.plan.target} {job.state}" for job in jobs]
+    parts += [f"{count} instances {state}" for state, count in deliveries.items()]
+    is_over = not deliveries[DeliveryState.PENDING] and not any(j.state in WORKING for j in jobs)
+    return ", ".join(parts) or "judged: nothing to make", is_over
+
+
+def _read_context(path: Path) -> tuple[str, str]:
+    header = dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True)
+    return str(header.SOPClassUID), str(header.file_meta.TransferSyntaxUID)
