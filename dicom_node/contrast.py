@@ -51,13 +51,12 @@ def describe(
     header = series.instances[0].header or {}
     origin, derivation, why = find_origin(header, contrasts, is_own=is_own, creator_uid=creator_uid)
     label = label_series(series, contrasts)
-    attributes = dict(label.attributes)
-    if derivation:
-        attributes["derivation"] = derivation
-    evidence = label.evidence if origin is Origin.ACQUIRED and not why else (*label.evidence, why)
-    return replace(
-        series, origin=origin, label=replace(label, evidence=evidence, attributes=attributes)
-    )
+    attributes = {**label.attributes, **({"derivation": derivation} if derivation else {})}
+    notes = (why,) if why else ()
+    if series.problem is not None:
+        notes += (f"no volume can be read from it ({': '.join(series.problem)})",)
+    label = replace(label, evidence=(*label.evidence, *notes), attributes=attributes)
+    return replace(series, origin=origin, label=label)
 
 
 def find_origin(

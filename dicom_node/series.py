@@ -28,16 +28,18 @@ _ORDER = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "Ins
 
 
 def split_series(instances: Iterable[Instance]) -> list[Series]:
-    """Return one `Series` for each volume, unlabelled, in the order in which they came.
+    """Return one `Series` for each volume, unlabelled; the order of arrival never matters.
 
     Args:
         instances: of one study, their headers read.
     """
     by_series: dict[str, list[Instance]] = defaultdict(list)
-    for instance in instances:
+    for instance in sorted(instances, key=_readable_first):
         by_series[instance.series_instance_uid].append(instance)
     return [
-        _build(volume, problem) for group in by_series.values() for volume, problem in _split(group)
+        _build(volume, problem)
+        for _, group in sorted(by_series.items())
+        for volume, problem in _split(group)
     ]
 
 
@@ -55,8 +57,8 @@ def _split(instances: Sequence[Instance]) -> list[tuple[list[Instance], Problem]
     for k, instance in enumerate(instances):
         facts = _facts(instance)
         physics = tuple(classes[keyword][k] for keyword in _GAPS)
-        look = (tuple(facts.get("ImageType", ())[2:]), facts.get("Rows"), facts.get("Columns"))
-        kinds[(facts.get("EchoNumbers"), *physics, *look)].append(instance)
+        flavor = tuple(facts.get("ImageType", ())[2:])
+        kinds[(facts.get("EchoNumbers"), flavor, *physics)].append(instance)
     return [volume for kind in kinds.values() for volume in _split_repeats(kind)]
 
 
@@ -106,7 +108,7 @@ def _place(instance: Instance) -> Any:
 def _build(instances: Sequence[Instance], problem: Problem) -> Series:
     first = _facts(instances[0])
     is_image = first.get("Modality") in IMAGE_MODALITIES
-    ordered = sorted(instances, key=lambda instance: instance.sop_instance_uid)
+    ordered = list(instances)
     if is_image and problem is None:
         ordered, problem = _stack(ordered)
     return Series(
@@ -135,10 +137,13 @@ def _stack(instances: list[Instance]) -> tuple[list[Instance], Problem]:
         return instances, ("geometry_missing", "an image lacks position, orientation or spacing")
     if len({_facts(instance).get("FrameOfReferenceUID") for instance in instances}) > 1:
         return instances, ("frame_of_reference", "the series has several frames of reference")
+    shapes = {(_facts(i).get("Rows"), _facts(i).get("Columns")) for i in instances}
     try:
         order = geometry.stack(positions, orientations, spacings).order
     except UnusableStudy as error:
         return instances, (error.code, str(error))
+    if len(shapes) > 1:
+        return instances, ("pixel_geometry", f"images of one series measure {sorted(shapes)}")
     if len(order) > len(instances):
         return instances, None
     return [instances[k] for k in order], None
@@ -158,6 +163,10 @@ def _planes(instances: Sequence[Instance]) -> tuple[list[Any], list[Any], list[A
         is_pair = spacing is not None and np.ndim(spacing) == 1
         spacings += [spacing if is_pair else None] * (len(frames) if frames else 1)
     return positions, orientations, spacings
+
+
+def _readable_first(instance: Instance) -> tuple[bool, str]:
+    return "Modality" not in _facts(instance), instance.sop_instance_uid
 
 
 def _facts(instance: Instance) -> Mapping[str, Any]:
