@@ -1,7 +1,7 @@
 """DIMSE command sets as bytes: group 0000, Implicit VR Little Endian (PS3.7 annex E).
 
-Written out by hand: a command set is ten elements, and pydicom needs a millisecond for what takes
-microseconds here, and raises whatever comes to it on bytes that are none.
+Written out by hand: a command set is ten elements, and `import pydicom` loads every installed
+native codec into the process, where reception must have none.
 """
 
 import struct

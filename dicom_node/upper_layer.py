@@ -2,7 +2,8 @@
 
 Pure functions of both roles; `association` puts them on a socket. Nothing here trusts a length
 that a peer wrote, keeps more than the PDU it was given, or raises anything but `ProtocolError`.
-Why not pynetdicom's codec: it answers a lie with seven kinds of exception and logs peer text.
+Why not pynetdicom's codec: it answers a lie with seven kinds of exception and logs peer text, and
+its import brings pydicom, which loads every installed native codec into the process.
 """
 
 import struct

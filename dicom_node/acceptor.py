@@ -1,0 +1,261 @@
+"""One connection at the door, from its first byte to its last: handshake, association, messages.
+
+Step 1 of the walk. It runs in a thread of its own, so that a peer that is slow, silent or hostile
+costs only itself, and nothing that a peer sends ends up in a log line. `services` answers the
+messages. Codes of rejections and aborts: PS3.8 sections 9.3.4 and 9.3.8.
+"""
+
+import logging
+import shutil
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dicom_node import upper_layer
+from dicom_node.admission import Admission
+from dicom_node.association import ANNOUNCED_BYTES, Association, Context, Limits, Wire
+from dicom_node.complaints import Complaints
+from dicom_node.network import (
+    SMALLEST_PDU,
+    UNCOMPRESSED,
+    VERIFICATION,
+    Address,
+    normalize_address,
+)
+from dicom_node.services import Services
+from dicom_node.spool import Spool
+from dicom_node.upper_layer import AssociationRequest, ContextResult, ProtocolError
+
+_MAXIMUM_CONTEXTS = 128
+_TLS_HANDSHAKE = 0x16  # first byte of a TLS record that begins a session (RFC 8446 5.1)
+_STRANGER_FLUSH_SECONDS = 0.5  # for a peer that was never let in: it need not read our answer
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """A peer that may ask for associations, as the configuration names it.
+
+    Attributes:
+        may_store: False lets it verify, and nothing else.
+    """
+
+    alias: str
+    may_store: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """What the configuration says about who comes in, and how.
+
+    Attributes:
+        find_caller: AE title and address to a peer, or to None.
+        may_be_plain: whether an address may talk without TLS.
+        storage: storage SOP class to the transfer syntaxes that are taken, best first.
+        folder: whose file system must have `minimum_free_bytes`.
+        request_seconds: until the whole association request is there.
+    """
+
+    ae_title: str
+    find_caller: Callable[[str, Address], Caller | None]
+    may_be_plain: Callable[[Address], bool]
+    storage: Mapping[str, tuple[str, ...]]
+    folder: Path
+    tls: ssl.SSLContext | None = None
+    minimum_free_bytes: int = 0
+    handshake_seconds: float = 3.0
+    request_seconds: float = 5.0
+    instance_bytes: int = 2 * 1024**3
+    limits: Limits = field(default_factory=Limits)
+
+
+class RejectedError(ProtocolError):
+    """The association is not wanted; `answer` is the A-ASSOCIATE-RJ that says why."""
+
+    def __init__(self, code: str, result: int, source: int, reason: int) -> None:
+        super().__init__(code, None)
+        self.answer = upper_layer.encode_reject(result, source, reason)
+
+
+class Acceptor:
+    """Serves connections, each in its caller's thread."""
+
+    def __init__(
+        self,
+        door: Door,
+        spool: Spool,
+        admission: Admission,
+        complaints: Complaints,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._door = door
+        self._spool = spool
+        self._admission = admission
+        self._complaints = complaints
+        self._stopping = stopping
+        self._delivering: set[str] = set()
+
+    def beat(self) -> None:
+        """Say in the ledger that the associations that deliver now are alive."""
+        self._spool.beat_associations(tuple(self._delivering))
+
+    def serve(self, sock: socket.socket, host: str) -> None:
+        """Serve one connection to its end, and close it."""
+        address = normalize_address(host)
+        wire: Wire | None = None
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            wire = Wire(self._secure(sock, address), self._door.limits, self._stopping)
+            self._associate(wire, address)
+        except RejectedError as error:
+            self._complaints.note(error.code, who=str(address))
+            if wire is not None:
+                wire.finish(error.answer)
+        except ProtocolError as error:
+            self._complaints.note(error.code, who=str(address))
+            if wire is not None and error.abort is not None:
+                # Before an association there is only one abort (PS3.8 table 9-10, AA-1).
+                wire.finish(
+                    upper_layer.encode_abort(*upper_layer.BY_USER),
+                    flush_seconds=_STRANGER_FLUSH_SECONDS,
+                )
+        except OSError:
+            self._complaints.note("connection_lost", who=str(address))
+        finally:
+            if wire is not None:
+                wire.close()
+            sock.close()
+
+    def _secure(self, sock: socket.socket, address: Address) -> socket.socket:
+        """Do the TLS handshake where one is due, inside its deadline."""
+        sock.settimeout(self._door.handshake_seconds)
+        if self._door.tls is None:
+            if not self._door.may_be_plain(address):
+                raise ProtocolError("plain_not_allowed", None)
+            return sock
+        try:
+            if self._door.may_be_plain(address):
+                first = sock.recv(1, socket.MSG_PEEK)
+                if first != bytes((_TLS_HANDSHAKE,)):
+                    return sock
+            return self._door.tls.wrap_socket(sock, server_side=True)
+        except OSError:
+            raise ProtocolError("tls_failed", None) from None
+
+    def _associate(self, wire: Wire, address: Address) -> None:
+        """Read the request, answer it, and serve the association if there is one."""
+        try:
+            _, body = wire.read_pdu(
+                {upper_layer.ASSOCIATE_RQ: self._door.limits.request_bytes},
+                wait=self._door.request_seconds,
+                whole=None,
+            )
+        except TimeoutError:
+            raise ProtocolError("connection_timeout", None) from None
+        request_body = bytes(body)
+        request = upper_layer.decode_request(request_body)
+        caller = self._check_request(request, address)
+        with self._admission.associated(str(address), caller.alias) as is_in:
+            if not is_in:
+                raise RejectedError("too_many_associations", 2, 3, 2)
+            results = self._negotiate(request, caller)
+            wire.send(upper_layer.encode_accept(request_body, results, ANNOUNCED_BYTES))
+            abstract = {each.context_id: each.abstract_syntax for each in request.contexts}
+            accepted = [
+                Context(
+                    context_id=each.context_id,
+                    abstract_syntax=abstract[each.context_id],
+                    transfer_syntax=each.transfer_syntax,
+                )
+                for each in results
+                if each.result == upper_layer.ACCEPTED
+            ]
+            association = Association(wire, accepted, request.maximum_length)
+            self._serve_association(association, caller)
+
+    def _check_request(self, request: AssociationRequest, address: Address) -> Caller:
+        """Return who is calling, or refuse the association."""
+        if not request.protocol_version & 1:
+            raise RejectedError("protocol_version", 1, 2, 2)
+        if request.called_ae_title != self._door.ae_title:
+            raise RejectedError("called_ae_title", 1, 1, 7)
+        caller = self._door.find_caller(request.calling_ae_title, address)
+        if caller is None:
+            raise RejectedError("calling_ae_title", 1, 1, 3)
+        ids = [context.context_id for context in request.contexts]
+        if (
+            not request.application_context
+            or not ids
+            or len(ids) > _MAXIMUM_CONTEXTS
+            or len(set(ids)) < len(ids)
+            or any(each % 2 == 0 for each in ids)
+            or 0 < request.maximum_length < SMALLEST_PDU
+        ):
+            raise RejectedError("association_request", 1, 2, 1)
+        if request.application_context != upper_layer.APPLICATION_CONTEXT:
+            raise RejectedError("application_context", 1, 1, 2)
+        if self._stopping():
+            raise RejectedError("stopping", 2, 3, 1)
+        if shutil.disk_usage(self._door.folder).free < self._door.minimum_free_bytes:
+            raise RejectedError("disk_almost_full", 2, 3, 1)
+        return caller
+
+    def _negotiate(self, request: AssociationRequest, caller: Caller) -> list[ContextResult]:
+        """Answer each proposed context (PS3.8 section 9.3.3.2)."""
+        offered = {VERIFICATION: UNCOMPRESSED, **(self._door.storage if caller.may_store else {})}
+        results: list[ContextResult] = []
+        for context in request.contexts:
+            ours = offered.get(context.abstract_syntax)
+            common = [syntax for syntax in ours or () if syntax in context.transfer_syntaxes]
+            if ours is None:
+                result = upper_layer.ABSTRACT_SYNTAX_NOT_SUPPORTED
+            elif not common:
+                result = upper_layer.TRANSFER_SYNTAXES_NOT_SUPPORTED
+            else:
+                result = upper_layer.ACCEPTED
+            syntax = common[0] if common else upper_layer.IMPLICIT_VR_LITTLE_ENDIAN
+            results.append(
+                ContextResult(context_id=context.context_id, result=result, transfer_syntax=syntax)
+            )
+        return results
+
+    def _serve_association(self, association: Association, caller: Caller) -> None:
+        """Answer messages until the peer releases, or breaks a rule."""
+        services = Services(
+            association, self._spool, self._complaints, caller.alias, self._door.instance_bytes
+        )
+        began = time.monotonic()
+        try:
+            while True:
+                try:
+                    message = association.read_command(self._door.limits.idle_seconds)
+                except TimeoutError:
+                    raise ProtocolError("idle_timeout") from None
+                if message is None:
+                    break
+                services.answer(*message)
+                if services.association_id is not None:
+                    self._delivering.add(services.association_id)
+            services.close()
+            association.confirm_release()
+        except ProtocolError as error:
+            self._complaints.note(error.code, who=caller.alias)
+            if error.abort is not None:
+                association.abort(error.abort)
+        finally:
+            services.close()
+            if services.association_id is not None:
+                self._delivering.discard(services.association_id)
+            _logger.info(
+                "receive.association_closed",
+                extra={
+                    "peer": caller.alias,
+                    "stored": services.stored,
+                    "refused": services.refused,
+                    "seconds": round(time.monotonic() - began, 3),
+                },
+            )

@@ -1,0 +1,44 @@
+"""Log lines about peers: our own words and numbers, never theirs, and not as many as they like.
+
+A peer that misbehaves a thousand times a second must not fill the disk with lines about it: one
+line in ten seconds for each peer and event, with the number of those left out.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+
+QUIET_SECONDS = 10.0
+_REMEMBERED = 1_024
+
+_logger = logging.getLogger(__name__)
+
+
+class Complaints:
+    """What was said of whom, and when."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._said: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
+
+    def note(self, event: str, *, who: str, **numbers: int | str) -> None:
+        """Write one warning, or count it when the same was said a moment ago.
+
+        Args:
+            event: short stable word.
+            who: the peer's alias in the configuration, or its address when it has none.
+            numbers: counts and codes of our own.
+        """
+        now = time.monotonic()
+        with self._lock:
+            said, left_out = self._said.get((who, event), (0.0, 0))
+            if said and now - said < QUIET_SECONDS:
+                self._said[who, event] = (said, left_out + 1)
+                return
+            self._said[who, event] = (now, 0)
+            self._said.move_to_end((who, event))
+            if len(self._said) > _REMEMBERED:
+                self._said.popitem(last=False)
+        counts = {**numbers, "left_out": left_out} if left_out else numbers
+        _logger.warning("receive.%s", event, extra={"peer": who, **counts})

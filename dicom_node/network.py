@@ -1,0 +1,276 @@
+"""The network: transfer syntaxes, addresses, TLS, and how to ask a peer for an association.
+
+Both sides use it. A request here is one thread and one socket, so that no response can be taken by
+anybody else (as in pynetdicom 3.0.4, whose own thread races its caller for it).
+"""
+
+import contextlib
+import ipaddress
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dicom_node import command, upper_layer
+from dicom_node.association import ANNOUNCED_BYTES, Association, Context, Limits, Wire
+from dicom_node.errors import DeliveryError
+from dicom_node.upper_layer import AssociationRequest, ProposedContext, ProtocolError
+
+VERIFICATION = "1.2.840.10008.1.1"
+EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+IMPLICIT_VR_LITTLE_ENDIAN = upper_layer.IMPLICIT_VR_LITTLE_ENDIAN
+UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+LOSSLESS = (
+    "1.2.840.10008.1.2.4.70",  # JPEG Lossless, first-order prediction
+    "1.2.840.10008.1.2.4.57",  # JPEG Lossless, process 14
+    "1.2.840.10008.1.2.4.80",  # JPEG-LS Lossless
+    "1.2.840.10008.1.2.4.90",  # JPEG 2000 Lossless
+    "1.2.840.10008.1.2.5",  # RLE Lossless
+)
+"""Compressed transfer syntaxes that the node can decode without loss. Deflated is never taken: a
+small file of it may unpack to anything."""
+
+SMALLEST_PDU = 1_024
+"""A peer that takes only shorter P-DATA PDUs than this is broken or an attacker."""
+
+_PERMANENT = 1
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Authenticated ciphers with forward secrecy, for TLS 1.2 (PS3.15 B.12; 1.3 has only such)."""
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class AssociationRejectedError(DeliveryError):
+    """A peer said no to an association.
+
+    Attributes:
+        permanent: it says that it will say so again (its configuration does not know us).
+    """
+
+    def __init__(self, message: str, *, permanent: bool) -> None:
+        super().__init__(message, retry=True)
+        self.permanent = permanent
+
+
+class Requestor:
+    """An association that this node asked for; a context manager that releases it at the end."""
+
+    def __init__(self, association: Association, limits: Limits) -> None:
+        self._association = association
+        self._limits = limits
+        self._message_id = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._association.release()
+        else:
+            self._association.abort()
+
+    def find_context(self, abstract_syntax: str) -> Context | None:
+        """Return the context under which the peer takes `abstract_syntax`, or None."""
+        return next(
+            (
+                context
+                for context in self._association.contexts.values()
+                if context.abstract_syntax == abstract_syntax
+            ),
+            None,
+        )
+
+    def echo(self) -> int:
+        """Send a C-ECHO and return its status.
+
+        Raises:
+            DeliveryError: no response came, or the peer does not offer verification.
+        """
+        context = self.find_context(VERIFICATION)
+        if context is None:
+            raise DeliveryError("the peer does not offer verification", retry=False)
+        elements: dict[int, int | str] = {
+            command.AFFECTED_SOP_CLASS_UID: VERIFICATION,
+            command.COMMAND_FIELD: command.C_ECHO_RQ,
+            command.COMMAND_DATA_SET_TYPE: command.NO_DATA_SET,
+        }
+        return self._ask(context, elements, None)
+
+    def store(
+        self, context: Context, sop_class_uid: str, sop_instance_uid: str, data_set: bytes
+    ) -> int:
+        """Send a C-STORE and return its status; `data_set` is in the context's transfer syntax.
+
+        Raises:
+            DeliveryError: no response came; whether the peer has the instance is not known.
+        """
+        elements: dict[int, int | str] = {
+            command.AFFECTED_SOP_CLASS_UID: sop_class_uid,
+            command.COMMAND_FIELD: command.C_STORE_RQ,
+            command.PRIORITY: 0,
+            command.COMMAND_DATA_SET_TYPE: command.A_DATA_SET,
+            command.AFFECTED_SOP_INSTANCE_UID: sop_instance_uid,
+        }
+        return self._ask(context, elements, data_set)
+
+    def _ask(
+        self, context: Context, elements: Mapping[int, int | str], data_set: bytes | None
+    ) -> int:
+        """Send one request and wait for its response."""
+        self._message_id = self._message_id % 0xFFFF + 1
+        request = {**elements, command.MESSAGE_ID: self._message_id}
+        try:
+            self._association.send(context.context_id, command.encode_command(request), data_set)
+            answer = self._association.read_command(self._limits.message_seconds)
+            if answer is None:
+                raise ProtocolError("release_instead_of_response")
+            response = answer[1]
+            wanted = (elements[command.COMMAND_FIELD], self._message_id)
+            if wanted != (
+                command.number(response, command.COMMAND_FIELD) & ~command.RESPONSE,
+                command.number(response, command.MESSAGE_ID_BEING_RESPONDED_TO),
+            ):
+                raise ProtocolError("other_response")
+            return command.number(response, command.STATUS)
+        except TimeoutError:
+            raise DeliveryError("the peer sent no response in time", retry=True) from None
+        except ProtocolError as error:
+            raise DeliveryError(f"no response: {error.code}", retry=True) from None
+
+
+def open_association(
+    host: str,
+    port: int,
+    *,
+    called_ae_title: str,
+    calling_ae_title: str,
+    sop_classes: Sequence[str],
+    tls: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
+    connect_seconds: float = 10.0,
+) -> Requestor:
+    """Ask a peer for an association.
+
+    Each of `sop_classes` is proposed in Explicit and Implicit VR Little Endian, in one context.
+
+    Raises:
+        AssociationRejectedError: the peer said no.
+        DeliveryError: nobody answers there, or not as a DICOM peer does.
+    """
+    limits = limits or Limits()
+    proposed = tuple(
+        ProposedContext(
+            context_id=2 * index + 1,
+            abstract_syntax=sop_class,
+            transfer_syntaxes=UNCOMPRESSED,
+        )
+        for index, sop_class in enumerate(sop_classes)
+    )
+    request = AssociationRequest(
+        protocol_version=1,
+        called_ae_title=called_ae_title,
+        calling_ae_title=calling_ae_title,
+        application_context=upper_layer.APPLICATION_CONTEXT,
+        contexts=proposed,
+        maximum_length=ANNOUNCED_BYTES,
+    )
+    wire = Wire(_connect(host, port, tls, connect_seconds), limits)
+    try:
+        wire.send(upper_layer.encode_request(request))
+        pdu_type, body = wire.read_pdu(
+            {
+                upper_layer.ASSOCIATE_AC: limits.request_bytes,
+                upper_layer.ASSOCIATE_RJ: 4,
+                upper_layer.ABORT: 4,
+            },
+            wait=limits.message_seconds,
+            whole=limits.pdu_seconds,
+        )
+        if pdu_type == upper_layer.ASSOCIATE_RJ:
+            raise AssociationRejectedError(
+                f"the peer rejected the association: RJ({body[1]},{body[2]},{body[3]})",
+                permanent=body[1] == _PERMANENT,
+            )
+        if pdu_type == upper_layer.ABORT:
+            raise DeliveryError("the peer aborted instead of accepting", retry=True)
+        accept = upper_layer.decode_accept(bytes(body))
+        if 0 < accept.maximum_length < SMALLEST_PDU:
+            raise ProtocolError("maximum_length")
+    except TimeoutError:
+        wire.close()
+        raise DeliveryError("the peer did not answer the association request", retry=True) from None
+    except ProtocolError as error:
+        wire.close()
+        raise DeliveryError(f"no association: {error.code}", retry=True) from None
+    except DeliveryError:
+        wire.close()
+        raise
+    by_id = {context.context_id: context for context in proposed}
+    accepted = [
+        Context(
+            context_id=result.context_id,
+            abstract_syntax=by_id[result.context_id].abstract_syntax,
+            transfer_syntax=result.transfer_syntax,
+        )
+        for result in accept.contexts
+        if result.result == upper_layer.ACCEPTED
+        and result.context_id in by_id
+        and result.transfer_syntax in by_id[result.context_id].transfer_syntaxes
+    ]
+    return Requestor(Association(wire, accepted, accept.maximum_length), limits)
+
+
+def server_context(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
+    """Return the TLS settings of the receiver: a peer must show a certificate of `authority`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return _restrict(context, certificate, key, authority)
+
+
+def client_context(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
+    """Return the TLS settings of the sender: the peer's certificate must name its host."""
+    return _restrict(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, key, authority)
+
+
+def normalize_address(text: str) -> Address:
+    """Return the address of a connection; IPv4 inside IPv6 is IPv4."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _restrict(
+    context: ssl.SSLContext, certificate: Path, key: Path, authority: Path
+) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers(_CIPHERS)
+    context.load_cert_chain(certificate, key)
+    context.load_verify_locations(authority)
+    return context
+
+
+def _connect(
+    host: str, port: int, tls: ssl.SSLContext | None, connect_seconds: float
+) -> socket.socket:
+    """Return a connected socket, after the TLS handshake where there is one."""
+    try:
+        sock = socket.create_connection((host, port), timeout=connect_seconds)
+    except OSError as error:
+        raise DeliveryError(f"no connection: {type(error).__name__}", retry=True) from None
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return tls.wrap_socket(sock, server_hostname=host) if tls else sock
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            sock.close()
+        raise DeliveryError(f"no TLS session: {type(error).__name__}", retry=True) from None

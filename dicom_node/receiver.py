@@ -1,0 +1,275 @@
+"""The receiving process: listens, lets each connection in on a thread of its own, drains at last.
+
+A process of its own, so that whatever happens to it happens to nothing else, and with neither
+models nor codecs in it. Before it listens it finds again what a crash left (`spool.rebuild`). What
+comes next in the walk, `assembly`, reads what this process has committed to the ledger.
+
+The node starts it and watches it with `receiver_process`; by hand, for trying things out:
+
+    python -m dicom_node.receiver config
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dicom_node.acceptor import Acceptor, Caller, Door
+from dicom_node.admission import Admission, Budget
+from dicom_node.association import Limits
+from dicom_node.audit import configure_logging
+from dicom_node.complaints import Complaints
+from dicom_node.errors import ConfigurationError, DicomNodeError, StorageError
+from dicom_node.ledger import Ledger
+from dicom_node.lifeline import ORPHANED
+from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address, server_context
+from dicom_node.node_settings import NodeSettings, read_node
+from dicom_node.spool import Spool, rebuild
+from dicom_node.store import Store
+from dicom_node.structure import StructureLimits
+
+DRAIN_SECONDS = 30.0
+"""How long a stop waits for the instances that are coming in."""
+
+MINIMUM_FREE_BYTES = 256 * 1024 * 1024
+"""With less room on the disk no association is accepted: the ledger must have room to go on."""
+
+BEAT_SECONDS = 10.0
+_PAUSE_SECONDS = 0.1
+_BACKLOG = 128
+
+
+class Receiver:
+    """The listening socket and what is behind it."""
+
+    def __init__(self, node: NodeSettings, store: Store, ledger: Ledger) -> None:
+        limits = node.receiver.limits
+        self._address = (node.receiver.host, node.receiver.port)
+        self._beat_seconds = min(BEAT_SECONDS, node.assembly.stale_association.total_seconds() / 3)
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._listener: socket.socket | None = None
+        self._complaints = Complaints()
+        self._admission = Admission(
+            Budget(
+                connections=limits.connections,
+                connections_per_address=limits.connections_per_address,
+                associations=limits.associations,
+                associations_per_peer=limits.associations_per_peer,
+            )
+        )
+        self._acceptor = Acceptor(
+            _build_door(node),
+            Spool(store, ledger, build_structure_limits(node)),
+            self._admission,
+            self._complaints,
+            self._stopping.is_set,
+        )
+
+    def start(self) -> tuple[str, int]:
+        """Listen, and return host and port.
+
+        Raises:
+            ConfigurationError: nobody can listen there.
+        """
+        host, port = self._address
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            raise ConfigurationError(
+                f"node.yaml: receiver : seen {host} port {port} ({error.strerror}), "
+                "wanted an address of this machine and a port that is free"
+            ) from None
+        for task in (self._accept, self._beat):
+            thread = threading.Thread(target=task, name=f"receiver{task.__name__}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return host, self._listener.getsockname()[1]
+
+    def stop(self, seconds: float = DRAIN_SECONDS) -> None:
+        """Let nobody in any more, and wait for the instances that are coming in."""
+        self._stopping.set()
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in accept
+        for thread in self._threads:
+            thread.join()
+        if self._listener is not None:
+            self._listener.close()
+        deadline = time.monotonic() + seconds
+        while self._admission.total() and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS)
+
+    def _accept(self) -> None:
+        while not self._stopping.is_set() and self._listener is not None:
+            try:
+                sock, address = self._listener.accept()
+            except OSError:
+                if self._stopping.is_set():
+                    return
+                # Out of file descriptors, or a peer that left at once: the others stay.
+                self._complaints.note("accept_failed", who="(all)")
+                time.sleep(_PAUSE_SECONDS)
+                continue
+            self._let_in(sock, address[0])
+
+    def _let_in(self, sock: socket.socket, host: str) -> None:
+        """Serve a connection on a thread of its own, or close it when there is no room."""
+        if not self._admission.enter(host):
+            self._complaints.note("too_many_connections", who=host)
+            sock.close()
+            return
+        try:
+            threading.Thread(
+                target=self._serve, args=(sock, host), name="connection", daemon=True
+            ).start()
+        except RuntimeError:
+            self._complaints.note("no_thread", who=host)
+            self._admission.leave(host)
+            sock.close()
+
+    def _serve(self, sock: socket.socket, host: str) -> None:
+        try:
+            self._acceptor.serve(sock, host)
+        finally:
+            self._admission.leave(host)
+
+    def _beat(self) -> None:
+        while not self._stopping.wait(self._beat_seconds):
+            try:
+                self._acceptor.beat()
+            except StorageError:
+                self._complaints.note("no_beat", who="(ledger)")
+
+
+def build_structure_limits(node: NodeSettings) -> StructureLimits:
+    """Return how much structure an instance may have."""
+    limits = node.receiver.limits
+    return StructureLimits(
+        depth=limits.depth,
+        elements=limits.elements,
+        bytes_outside_pixels=limits.outside_pixels,
+    )
+
+
+def run_receiver(folder: Path, overrides: Sequence[str], ready: Callable[[str, int], None]) -> None:
+    """Receive until SIGTERM or SIGINT, then drain.
+
+    Args:
+        folder: the configuration's.
+        overrides: `key=value` settings over those of node.yaml.
+        ready: called with host and port once the receiver listens.
+
+    Raises:
+        ConfigurationError: the configuration is wrong, or the port is taken.
+        StorageError: the store or the ledger cannot be used.
+    """
+    node = read_node(folder, overrides)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    store = Store(node.store_folder).open()
+    with Ledger(node.ledger_url, lambda: datetime.now(UTC)) as ledger:
+        rebuild(store, ledger, build_structure_limits(node))
+        receiver = Receiver(node, store, ledger)
+        ready(*receiver.start())
+        stop.wait()
+        receiver.stop()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the receiving process."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dicom_node.receiver",
+        description="Receive instances into the store and the ledger, and nothing else.",
+    )
+    parser.add_argument("folder", type=Path, help="the configuration folder")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--child", type=int, metavar="FD", help="tell FD; end with standard input")
+    options = parser.parse_args(arguments)
+    configure_logging()
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold patient data
+    if options.child is not None:
+        threading.Thread(target=_end_with_parent, name="lifeline", daemon=True).start()
+    try:
+        run_receiver(options.folder, options.set, lambda *at: _tell(options.child, list(at)))
+    except DicomNodeError as error:
+        _tell(options.child, {type(error).__name__: str(error)})
+        return 2 if isinstance(error, ConfigurationError) else 1
+    return 0
+
+
+def _build_door(node: NodeSettings) -> Door:
+    """Return what the configuration says about who comes in, and how."""
+    receiver, limits = node.receiver, node.receiver.limits
+    callers = [
+        (
+            peer.ae_title,
+            peer.address,
+            Caller(alias=alias, may_store="receive" in peer.roles),
+        )
+        for alias, peer in node.peers.items()
+        if peer.address is not None and peer.roles & {"receive", "echo"}
+    ]
+
+    def find_caller(ae_title: str, address: Address) -> Caller | None:
+        for title, network, caller in callers:
+            if title == ae_title and address in network:
+                return caller
+        return None
+
+    def may_be_plain(address: Address) -> bool:
+        return address.is_loopback or any(address in each for each in receiver.allow_plain)
+
+    tls = receiver.tls
+    return Door(
+        ae_title=node.ae_title,
+        find_caller=find_caller,
+        may_be_plain=may_be_plain,
+        storage=dict.fromkeys(receiver.storage_classes.all, (*UNCOMPRESSED, *LOSSLESS)),
+        folder=node.store_folder,
+        tls=None if tls is None else server_context(tls.certificate, tls.key, tls.ca),
+        minimum_free_bytes=MINIMUM_FREE_BYTES,
+        handshake_seconds=limits.handshake.total_seconds(),
+        request_seconds=limits.first_pdu.total_seconds(),
+        instance_bytes=limits.instance,
+        limits=Limits(
+            pdu_seconds=limits.each_pdu.total_seconds(),
+            message_seconds=limits.message.total_seconds(),
+            idle_seconds=limits.idle.total_seconds(),
+            send_seconds=limits.send.total_seconds(),
+            request_bytes=limits.request,
+            pdu_bytes=limits.pdu,
+            command_bytes=limits.command,
+        ),
+    )
+
+
+def _tell(descriptor: int | None, news: object) -> None:
+    """Tell the parent, or whoever started this process by hand."""
+    if descriptor is None:
+        sys.stderr.write(f"{json.dumps(news)}\n")
+        return
+    with contextlib.suppress(OSError), os.fdopen(descriptor, "w") as pipe:
+        json.dump(news, pipe)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has, however that ended: the pipe closes with it."""
+    sys.stdin.buffer.read()
+    os._exit(ORPHANED)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
