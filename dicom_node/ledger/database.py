@@ -32,6 +32,22 @@ BUSY_TIMEOUT_MS = 30_000
 
 SYNCHRONOUS_FULL = 2
 
+NETWORK_FILE_SYSTEMS = frozenset(
+    (
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "afs",
+        "ceph",
+        "glusterfs",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+    )
+)
+"""Where SQLite's locks and shared memory do not hold (sqlite.org/wal.html)."""
+
 _Insert = sqlite.Insert | postgresql.Insert
 
 _INSERT_NEW: Mapping[str, Callable[[Table], _Insert]] = {
@@ -56,15 +72,14 @@ class Database:
                 not go on with an empty one.
 
         Raises:
-            StorageError: no ledger is there, it is not durable, or another version wrote it.
+            StorageError: no ledger is there, it is not durable, it lies on a network file system,
+                or another version wrote it.
         """
         engine = create_engine(self._url, hide_parameters=True)
         if engine.dialect.name == "sqlite":
             hooks.listen(engine, "connect", _prepare_sqlite)
             hooks.listen(engine, "begin", _begin_sqlite)
-            missing = not Path(self._url.database or "").is_file()
-            if missing and not create:
-                raise StorageError("the ledger's file is not there: restore it", LEDGER_STATUS)
+            _prepare_file(Path(self._url.database or ""), create)
         self._engine = engine
         with self._writing() as connection:
             if not inspect(connection).has_table(schema.schema_version.name):
@@ -179,6 +194,33 @@ def _translated() -> Iterator[None]:
     except SQLAlchemyError as error:
         cause = type(getattr(error, "orig", None) or error).__name__
         raise StorageError(f"the ledger did not answer: {cause}", LEDGER_STATUS) from error
+
+
+def find_file_system(path: Path, mounts: str) -> str:
+    """Return the type of the file system that holds `path`, after the text of /proc/self/mounts."""
+    under = [
+        (len(place), kind)
+        for _, place, kind, *_ in map(str.split, mounts.splitlines())
+        if path.is_relative_to(place.encode().decode("unicode_escape"))
+    ]
+    return max(under, default=(0, "unknown"))[1]
+
+
+def _prepare_file(path: Path, create: bool) -> None:
+    """Refuse a place where SQLite is not safe; let the file be nobody else's to read."""
+    if not path.is_file() and not create:
+        raise StorageError("the ledger's file is not there: restore it", LEDGER_STATUS)
+    try:
+        mounts = Path("/proc/self/mounts")
+        kind = find_file_system(path.resolve(), mounts.read_text() if mounts.exists() else "")
+        path.touch(mode=0o600)
+    except OSError as error:
+        raise StorageError(f"the ledger's file: {error.strerror}", LEDGER_STATUS) from error
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StorageError(
+            f"the ledger is on a network file system ({kind}); it wants a disk of this machine",
+            LEDGER_STATUS,
+        )
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

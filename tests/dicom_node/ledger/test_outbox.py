@@ -1,0 +1,117 @@
+from datetime import timedelta
+
+import pytest
+
+from dicom_node.domain import DeliveryState
+from doubles.ledger import (
+    PEER,
+    STUDY,
+    finish,
+    judge,
+    make_derived,
+    make_instance,
+    make_plan,
+    receive_and_judge,
+)
+
+PLAN = "a" * 32
+
+
+@pytest.fixture
+def outbox(ledger):
+    receive_and_judge(ledger, [make_plan()])
+    finish(ledger, make_derived(1), make_derived(2))
+    return ledger
+
+
+def due(ledger, clock):
+    return [each.instance.number for each in ledger.due_deliveries(PEER, clock.now, 10)]
+
+
+def test_every_instance_is_due_to_its_peer_at_once(outbox, clock):
+    assert due(outbox, clock) == [1, 2]
+    assert outbox.due_deliveries("archive", clock.now, 10) == []
+    assert len(outbox.due_deliveries(PEER, clock.now, 1)) == 1
+
+
+def test_sent_instance_is_not_due_again(outbox, clock):
+    first, _ = outbox.due_deliveries(PEER, clock.now, 10)
+
+    outbox.record_delivery(first.delivery_id, DeliveryState.SENT, 0, None)
+
+    sent, other = outbox.deliveries(STUDY)
+    assert (sent.state, sent.status, sent.attempts) == (DeliveryState.SENT, 0, 1)
+    assert other.state == DeliveryState.PENDING
+    assert due(outbox, clock) == [2]
+
+
+def test_failed_attempt_waits_for_its_time(outbox, clock):
+    first, _ = outbox.due_deliveries(PEER, clock.now, 10)
+
+    outbox.record_delivery(
+        first.delivery_id,
+        DeliveryState.PENDING,
+        0xA700,
+        "out of resources",
+        clock.now + timedelta(seconds=30),
+    )
+
+    assert due(outbox, clock) == [2]
+    clock.advance(seconds=30)
+    assert due(outbox, clock) == [1, 2]
+    assert outbox.deliveries()[0].attempts == 1
+
+
+def test_what_was_sent_stays_sent(outbox, clock):
+    first, _ = outbox.due_deliveries(PEER, clock.now, 10)
+    outbox.record_delivery(first.delivery_id, DeliveryState.WARNED, 0xB000, "coerced")
+
+    outbox.record_delivery(first.delivery_id, DeliveryState.PENDING, None, "no response")
+
+    assert outbox.deliveries()[0].state == DeliveryState.WARNED
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [
+        (DeliveryState.SENT, DeliveryState.SENT),
+        (DeliveryState.PENDING, DeliveryState.PARKED),
+    ],
+)
+def test_outcome_of_a_delivery_parked_under_way(outbox, clock, outcome, state):
+    first, _ = outbox.due_deliveries(PEER, clock.now, 10)
+    outbox.record_instances([make_instance(9)], PEER, None)
+    judge(outbox)
+
+    outbox.record_delivery(first.delivery_id, outcome, None, None)
+
+    assert outbox.deliveries()[0].state == state
+
+
+def test_overdue_delivery_is_parked_and_may_be_sent_again(outbox, clock):
+    clock.advance(hours=73)
+    parked = outbox.park_overdue(clock.now - timedelta(hours=72))
+    waiting = due(outbox, clock)
+
+    again = outbox.resend(PLAN, "an operator", "the archive is back")
+
+    assert (parked, waiting, again) == (2, [], 2)
+    assert due(outbox, clock) == [1, 2]
+    assert outbox.park_overdue(clock.now - timedelta(hours=72)) == 0
+
+
+def test_superseded_job_is_not_resent(outbox, clock):
+    outbox.record_instances([make_instance(9)], PEER, None)
+    judge(outbox)
+
+    assert outbox.resend(PLAN, "an operator", "please") == 0
+    assert due(outbox, clock) == []
+
+
+def test_delivery_events_belong_to_the_study(outbox, clock):
+    first, _ = outbox.due_deliveries(PEER, clock.now, 10)
+
+    outbox.record_delivery(first.delivery_id, DeliveryState.SENT, 0, None)
+
+    event = outbox.events(STUDY)[-1]
+    assert (event.name, event.plan_id, event.detail["peer"]) == ("delivery.sent", PLAN, PEER)

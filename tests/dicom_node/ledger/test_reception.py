@@ -1,0 +1,179 @@
+from datetime import timedelta
+
+from dicom_node.domain import StudyState
+from doubles.ledger import PEER, STUDY, finish, judge, make_derived, make_instance, make_plan
+from doubles.ledger import receive_and_judge as receive
+
+QUIET = timedelta(seconds=60)
+STALE = timedelta(seconds=90)
+
+
+def names(ledger):
+    return [event.name for event in ledger.events(STUDY)]
+
+
+def test_first_instance_opens_a_study(ledger, clock):
+    ledger.record_instances([make_instance(1), make_instance(2)], PEER, None)
+
+    row = ledger.study_row(STUDY)
+    assert (row.state, row.generation, row.seen) == (StudyState.RECEIVING, 1, 2)
+    assert row.first_received == row.last_received == clock.now
+    assert names(ledger) == ["study.received"]
+
+
+def test_same_content_again_changes_nothing(ledger, clock):
+    receive(ledger)
+    before = ledger.study_row(STUDY)
+    clock.advance(hours=1)
+
+    ledger.record_instances([make_instance()], PEER, None)
+
+    assert ledger.study_row(STUDY) == before
+    assert len(ledger.read_instances(STUDY)) == 1
+
+
+def test_one_batch_may_hold_an_instance_twice(ledger):
+    ledger.record_instances([make_instance(), make_instance()], PEER, None)
+
+    assert ledger.study_row(STUDY).seen == 1
+
+
+def test_other_content_under_a_known_uid_is_kept_beside_the_first(ledger):
+    first, second = make_instance(1, "first"), make_instance(1, "second")
+
+    ledger.record_instances([first], PEER, None)
+    ledger.record_instances([second], PEER, None)
+
+    assert ledger.read_instances(STUDY) == (second,)
+    assert ledger.known_paths() == {first.path, second.path}
+
+
+def test_late_instance_reopens_a_judged_study(ledger, clock):
+    receive(ledger)
+    clock.advance(hours=1)
+
+    ledger.record_instances([make_instance(2)], PEER, None)
+
+    row = ledger.study_row(STUDY)
+    assert (row.state, row.generation) == (StudyState.RECEIVING, 2)
+    assert row.last_received == clock.now
+    assert "study.reopened" in names(ledger)
+
+
+def test_late_instance_reopens_a_held_study_and_takes_its_reason_away(ledger):
+    ledger.record_instances([make_instance()], PEER, None)
+    assert ledger.hold_study(STUDY, 1, "slice_gap", "a slice is missing", seen=1)
+
+    ledger.record_instances([make_instance(2)], PEER, None)
+
+    row = ledger.study_row(STUDY)
+    assert (row.state, row.generation, row.hold_code) == (StudyState.RECEIVING, 2, None)
+
+
+def test_instance_in_a_receiving_study_does_not_make_a_generation(ledger):
+    ledger.record_instances([make_instance(1)], PEER, None)
+
+    ledger.record_instances([make_instance(2)], PEER, None)
+
+    assert ledger.study_row(STUDY).generation == 1
+
+
+def test_own_output_coming_back_reopens_nothing(ledger):
+    receive(ledger, [make_plan()])
+    finish(ledger)
+    echo = make_instance(sop_instance_uid=make_derived().sop_instance_uid)
+
+    ledger.record_instances([echo], PEER, None)
+
+    assert ledger.study_row(STUDY).state == StudyState.JUDGED
+    assert echo in ledger.read_instances(STUDY)
+    assert ledger.is_own(echo.sop_instance_uid)
+    assert ledger.own_uids([echo.sop_instance_uid, "1.2"]) == {echo.sop_instance_uid}
+
+
+def test_study_is_quiet_after_the_quiet_period(ledger, clock):
+    ledger.record_instances([make_instance()], PEER, None)
+
+    clock.advance(seconds=59)
+    before = ledger.find_quiet_studies(QUIET, STALE)
+    clock.advance(seconds=1)
+
+    assert (before, ledger.find_quiet_studies(QUIET, STALE)) == ([], [STUDY])
+    assert ledger.find_receiving_studies() == [STUDY]
+
+
+def test_judged_study_is_not_quiet_but_done(ledger, clock):
+    receive(ledger)
+    clock.advance(hours=1)
+
+    assert ledger.find_quiet_studies(QUIET, STALE) == []
+    assert ledger.find_receiving_studies() == []
+
+
+def test_open_association_keeps_its_study_from_being_quiet(ledger, clock):
+    ledger.open_association("one", PEER)
+    ledger.record_instances([make_instance()], PEER, "one")
+    clock.advance(seconds=80)
+
+    during = ledger.find_quiet_studies(QUIET, STALE)
+    ledger.close_association("one")
+
+    assert (during, ledger.find_quiet_studies(QUIET, STALE)) == ([], [STUDY])
+
+
+def test_association_without_a_beat_counts_as_closed(ledger, clock):
+    ledger.open_association("one", PEER)
+    ledger.record_instances([make_instance()], PEER, "one")
+    clock.advance(seconds=80)
+    ledger.beat_association("one")
+    clock.advance(seconds=80)
+
+    alive = ledger.find_quiet_studies(QUIET, STALE)
+    clock.advance(seconds=10)
+
+    assert (alive, ledger.find_quiet_studies(QUIET, STALE)) == ([], [STUDY])
+
+
+def test_association_that_delivers_elsewhere_keeps_nobody_waiting(ledger, clock):
+    ledger.record_instances([make_instance()], PEER, None)
+    ledger.open_association("one", PEER)
+    clock.advance(seconds=80)
+    ledger.record_instances([make_instance(9, study_instance_uid="1.9")], PEER, "one")
+
+    assert ledger.find_quiet_studies(QUIET, STALE) == [STUDY]
+
+
+def test_restart_closes_every_association(ledger, clock):
+    ledger.open_association("one", PEER)
+    ledger.record_instances([make_instance()], PEER, "one")
+    clock.advance(seconds=61)
+
+    ledger.close_all_associations()
+
+    assert ledger.find_quiet_studies(QUIET, STALE) == [STUDY]
+
+
+def test_old_associations_are_forgotten_and_open_ones_kept(ledger, clock):
+    ledger.open_association("old", PEER)
+    ledger.record_instances([make_instance()], PEER, "old")
+    ledger.close_association("old")
+    clock.advance(hours=2)
+    ledger.open_association("open", PEER)
+    ledger.record_instances([make_instance()], PEER, "open")
+
+    ledger.forget_associations(clock.now - timedelta(hours=1))
+
+    clock.advance(seconds=61)
+    assert ledger.find_quiet_studies(QUIET, STALE) == []
+
+
+def test_instance_of_an_unknown_association_is_kept(ledger):
+    ledger.record_instances([make_instance()], PEER, "never opened")
+
+    assert judge(ledger)
+
+
+def test_empty_batch_writes_nothing(ledger):
+    ledger.record_instances([], PEER, None)
+
+    assert ledger.events() == []
