@@ -12,7 +12,7 @@ from datetime import datetime
 from dicom_node.crashpoints import reach
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Ledger
-from dicom_node.settings import Retention
+from dicom_node.node_settings import Retention
 from dicom_node.store import DERIVED, Store
 
 BATCH = 500

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from dicom_node.dispatch import Dispatch
+from dicom_node.domain import SynthesisPlan
 from dicom_node.errors import WorkerLost
 from dicom_node.executors import InlineExecutor, call
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Ledger
-from doubles.ledgers import Clock, judge, make_instances, make_plan, open_ledger
+from doubles.ledger import Clock, make_plan, receive_and_judge
 
 LEASE = timedelta(minutes=1)
-SOURCES = make_instances({"incoming/aa/a.dcm": "a" * 64})
+CALM, URGENT = make_plan("1" * 32), make_plan("2" * 32, priority=90)
 
 
 class Workers(Executor):
@@ -37,8 +38,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    with open_ledger(tmp_path, clock) as ledger:
-        judge(ledger, [make_plan(1), make_plan(2, priority=9)], SOURCES)
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock) as ledger:
+        receive_and_judge(ledger, [CALM, URGENT])
         yield ledger
 
 
@@ -53,8 +54,8 @@ def build(ledger: Ledger, workers: Executor, capacity: int = 1, **changes: objec
     return Dispatch(ledger, workers, **(facts | changes))
 
 
-def state(ledger: Ledger, number: int = 1) -> JobState:
-    return ledger.job(make_plan(number).plan_id).state
+def state(ledger: Ledger, plan: SynthesisPlan) -> JobState:
+    return ledger.job(plan.plan_id).state
 
 
 def test_worker_gets_ids_and_a_folder_of_the_most_urgent_job(ledger: Ledger) -> None:
@@ -63,7 +64,7 @@ def test_worker_gets_ids_and_a_folder_of_the_most_urgent_job(ledger: Ledger) -> 
     build(ledger, workers).sweep()
 
     (arguments, _) = workers.jobs[0]
-    assert arguments == ("dicom_node.work:run", make_plan(2).plan_id, 1, Path("config"), ("a=1",))
+    assert arguments == ("dicom_node.work:run", URGENT.plan_id, 1, Path("config"), ("a=1",))
 
 
 def test_no_more_jobs_are_claimed_than_there_is_room_for(ledger: Ledger) -> None:
@@ -74,7 +75,7 @@ def test_no_more_jobs_are_claimed_than_there_is_room_for(ledger: Ledger) -> None
     dispatch.sweep()
 
     assert len(workers.jobs) == 1
-    assert state(ledger, 1) is JobState.QUEUED
+    assert state(ledger, CALM) is JobState.QUEUED
 
 
 def test_ended_job_makes_room(ledger: Ledger) -> None:
@@ -85,7 +86,7 @@ def test_ended_job_makes_room(ledger: Ledger) -> None:
     workers.jobs[0][1].set_result(None)
     dispatch.sweep()
 
-    assert state(ledger, 1) is JobState.RUNNING
+    assert state(ledger, CALM) is JobState.RUNNING
 
 
 def test_lost_worker_queues_its_job_again(ledger: Ledger) -> None:
@@ -96,7 +97,7 @@ def test_lost_worker_queues_its_job_again(ledger: Ledger) -> None:
     workers.jobs[1][1].set_exception(WorkerLost("the worker process ended before its job did"))
     dispatch.sweep()
 
-    assert workers.jobs[2][0][1:3] == (make_plan(1).plan_id, 2)
+    assert workers.jobs[2][0][1:3] == (CALM.plan_id, 2)
 
 
 def test_poison_job_fails_with_its_reason_after_the_last_attempt(ledger: Ledger) -> None:
@@ -109,7 +110,7 @@ def test_poison_job_fails_with_its_reason_after_the_last_attempt(ledger: Ledger)
     workers.jobs[2][1].set_exception(WorkerLost("MemoryError at volumes.py:1"))
     dispatch.sweep()
 
-    job = ledger.job(make_plan(1).plan_id)
+    job = ledger.job(CALM.plan_id)
     assert job.state is JobState.FAILED
     assert job.reason is not None
     assert job.reason.startswith("MemoryError at volumes.py:1")
@@ -120,10 +121,10 @@ def test_silent_worker_loses_its_job_when_the_lease_runs_out(ledger: Ledger, clo
     dispatch = build(ledger, workers, capacity=2)
     dispatch.sweep()
 
-    clock.turn(LEASE + timedelta(seconds=1))
+    clock.advance(seconds=61)
     dispatch.sweep()
 
-    assert state(ledger) is JobState.QUEUED
+    assert state(ledger, CALM) is JobState.QUEUED
 
 
 def test_error_of_the_work_itself_is_a_lost_worker(ledger: Ledger) -> None:
@@ -132,7 +133,7 @@ def test_error_of_the_work_itself_is_a_lost_worker(ledger: Ledger) -> None:
     dispatch.sweep()
     dispatch.sweep()
 
-    assert "ModuleNotFoundError" in (ledger.job(make_plan(2).plan_id).reason or "")
+    assert "ModuleNotFoundError" in (ledger.job(URGENT.plan_id).reason or "")
 
 
 def test_drained_node_gives_its_jobs_back_without_blame(ledger: Ledger) -> None:
@@ -142,7 +143,7 @@ def test_drained_node_gives_its_jobs_back_without_blame(ledger: Ledger) -> None:
 
     dispatch.drain(timedelta(), end_workers=lambda: None)
 
-    job = ledger.job(make_plan(1).plan_id)
+    job = ledger.job(CALM.plan_id)
     assert job.state is JobState.QUEUED
     assert job.losses == 0
 
@@ -157,4 +158,4 @@ def test_drain_waits_for_the_jobs_that_end_in_time(ledger: Ledger) -> None:
 
     dispatch.drain(timedelta(seconds=5), end_workers=lambda: None)
 
-    assert state(ledger, 2) is JobState.FAILED
+    assert state(ledger, URGENT) is JobState.FAILED

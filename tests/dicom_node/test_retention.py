@@ -1,20 +1,27 @@
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from dicom_node.domain import DeliveryState
 from dicom_node.ledger import Ledger
+from dicom_node.node_settings import Retention
 from dicom_node.retention import sweep
-from dicom_node.settings import Retention
 from dicom_node.store import Store
-from doubles.ledgers import Clock, judge, make_derived, make_instances, make_plan, open_ledger
+from doubles.ledger import (
+    LEASE,
+    Clock,
+    finish,
+    make_derived,
+    make_instance,
+    make_plan,
+    receive_and_judge,
+)
 
 AGES = Retention()
 PLAN = make_plan()
-RECEIVED = "incoming/aa/a.dcm"
-RESULT = f"derived/{PLAN.plan_id}/1/image-1.dcm"
+RECEIVED = make_instance().path
+RESULT = make_derived().path
 
 
 @pytest.fixture
@@ -32,16 +39,9 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    with open_ledger(tmp_path, clock) as ledger:
-        judge(ledger, [PLAN], make_instances({RECEIVED: "a" * 64}))
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock) as ledger:
+        receive_and_judge(ledger, [PLAN])
         yield ledger
-
-
-def finish(ledger: Ledger) -> None:
-    ledger.claim(1, timedelta(minutes=1))
-    ledger.record_derived(
-        PLAN.plan_id, 1, [make_derived(RESULT)], quality={}, seconds={}, record=[]
-    )
 
 
 def deliver(ledger: Ledger) -> None:
@@ -54,7 +54,7 @@ def test_delivered_study_loses_its_bytes_past_their_age(
 ) -> None:
     finish(ledger)
     deliver(ledger)
-    clock.turn(timedelta(days=8))
+    clock.advance(days=8)
 
     sweep(ledger, store, AGES, clock())
 
@@ -65,7 +65,7 @@ def test_delivered_study_loses_its_bytes_past_their_age(
 def test_result_goes_past_its_own_age(ledger: Ledger, store: Store, clock: Clock) -> None:
     finish(ledger)
     deliver(ledger)
-    clock.turn(timedelta(days=31))
+    clock.advance(days=31)
 
     sweep(ledger, store, AGES, clock())
 
@@ -74,7 +74,7 @@ def test_result_goes_past_its_own_age(ledger: Ledger, store: Store, clock: Clock
 
 
 def test_waiting_job_keeps_its_sources(ledger: Ledger, store: Store, clock: Clock) -> None:
-    clock.turn(timedelta(days=365))
+    clock.advance(days=365)
 
     sweep(ledger, store, AGES, clock())
 
@@ -83,7 +83,7 @@ def test_waiting_job_keeps_its_sources(ledger: Ledger, store: Store, clock: Cloc
 
 def test_undelivered_result_is_kept(ledger: Ledger, store: Store, clock: Clock) -> None:
     finish(ledger)
-    clock.turn(timedelta(days=365))
+    clock.advance(days=365)
 
     sweep(ledger, store, AGES, clock())
 
@@ -95,7 +95,7 @@ def test_deletion_that_was_cut_short_is_finished(
 ) -> None:
     finish(ledger)
     deliver(ledger)
-    clock.turn(timedelta(days=8))
+    clock.advance(days=8)
     store.delete(RECEIVED)
 
     sweep(ledger, store, AGES, clock())
@@ -104,7 +104,7 @@ def test_deletion_that_was_cut_short_is_finished(
 
 
 def test_files_of_a_lost_attempt_are_swept(ledger: Ledger, store: Store, clock: Clock) -> None:
-    ledger.claim(1, timedelta(minutes=1))
+    ledger.claim(1, LEASE)
     ledger.return_running()
 
     sweep(ledger, store, AGES, clock())
@@ -115,7 +115,7 @@ def test_files_of_a_lost_attempt_are_swept(ledger: Ledger, store: Store, clock: 
 def test_files_of_the_running_attempt_are_left_alone(
     ledger: Ledger, store: Store, clock: Clock
 ) -> None:
-    ledger.claim(1, timedelta(minutes=1))
+    ledger.claim(1, LEASE)
 
     sweep(ledger, store, AGES, clock())
 
@@ -125,7 +125,7 @@ def test_files_of_the_running_attempt_are_left_alone(
 def test_plan_that_the_ledger_does_not_know_is_left_alone(
     ledger: Ledger, store: Store, clock: Clock
 ) -> None:
-    stranger = f"derived/{make_plan(7).plan_id}/1/image-1.dcm"
+    stranger = f"derived/{'7' * 32}/1/image-1.dcm"
     store.write(stranger, b"of a newer ledger")
 
     sweep(ledger, store, AGES, clock())

@@ -1,0 +1,120 @@
+"""Why the node does what it does with a study: labels, rules, slots, plans, refusals, with reasons.
+
+Judged anew by the same functions as `assembly` uses, from what the ledger knows of a study or from
+a folder of files. Nothing is sent and nothing is written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dicom_node.assembly import build_study, find_hold, read_folder
+from dicom_node.domain import Instance, Series, Study
+from dicom_node.headers import read_header
+from dicom_node.identifiers import installation_uid
+from dicom_node.ledger import Ledger
+from dicom_node.routing import Decision, Judge
+from dicom_node.store import Store
+
+
+def explain_study(
+    study_instance_uid: str, ledger: Ledger, store: Store, judge: Judge, now: datetime
+) -> dict[str, Any]:
+    """Return why the node does what it does with a study that it has received.
+
+    Raises:
+        LookupError: the ledger does not know the study.
+        StorageError: the ledger does not answer.
+    """
+    row = ledger.study_row(study_instance_uid)
+    instances = [_with_header(each, store) for each in ledger.read_instances(study_instance_uid)]
+    study = build_study(
+        instances,
+        judge.contrasts,
+        own_uids=ledger.own_uids(each.sop_instance_uid for each in instances),
+        creator_uid=installation_uid(judge.namespace),
+        generation=row.generation,
+    )
+    return _explain(study, judge, now)
+
+
+def explain_folder(folder: Path, judge: Judge, now: datetime) -> list[dict[str, Any]]:
+    """Return what the node would do with each study whose files are below `folder`.
+
+    Raises:
+        LookupError: there is no DICOM file below it.
+    """
+    studies = read_folder(folder)
+    if not studies:
+        raise LookupError(f"{folder} holds no DICOM file that can be read")
+    return [
+        _explain(
+            build_study(instances, judge.contrasts, creator_uid=installation_uid(judge.namespace)),
+            judge,
+            now,
+        )
+        for instances in studies.values()
+    ]
+
+
+def _with_header(instance: Instance, store: Store) -> Instance:
+    """Return an instance with its header facts, which assembly may not have read yet."""
+    if instance.header is not None:
+        return instance
+    return replace(instance, header=read_header(store.path(instance.path)))
+
+
+def _explain(study: Study, judge: Judge, now: datetime) -> dict[str, Any]:
+    decision = judge.find_gaps(study)
+    hold = find_hold(study, decision)
+    if hold is None:
+        decision = judge.plan(study, decision, now)
+    return {
+        "study_instance_uid": study.study_instance_uid,
+        "series": [_series(each) for each in study.series],
+        "rules": [
+            {"rule": each.rule, "matched": each.matched, "reasons": list(each.reasons)}
+            for each in decision.rules
+        ],
+        "slots": _slots(decision),
+        "plans": [
+            {"target": plan.target, "sources": dict(plan.sources), "model": plan.model_id}
+            for plan in decision.plans
+        ],
+        "refusals": _refusals(decision, hold),
+    }
+
+
+def _series(series: Series) -> dict[str, Any]:
+    label = series.label
+    return {
+        "series_instance_uid": series.series_instance_uid,
+        "modality": series.modality,
+        "label": label.contrast if label is not None else None,
+        "confidence": label.confidence if label is not None else 0.0,
+        "evidence": list(label.evidence) if label is not None else [],
+        "origin": series.origin.value,
+    }
+
+
+def _slots(decision: Decision) -> dict[str, str]:
+    """Return the state of each slot; of several rules that expect it, as the first sees it."""
+    slots: dict[str, str] = {}
+    for states in decision.slots.values():
+        for label, state in states.items():
+            slots.setdefault(label, state.value)
+    return slots
+
+
+def _refusals(decision: Decision, hold: tuple[str, str] | None) -> list[Mapping[str, str | None]]:
+    """Return every gap that stays one, and why; a held study fills none of its gaps."""
+    if hold is None:
+        return [
+            {"target": each.target, "reason": f"{each.code}: {each.reason}"}
+            for each in decision.refusals
+        ]
+    targets: list[str | None] = list(dict.fromkeys(gap.target for gap in decision.gaps)) or [None]
+    reason = f"the study is held, {hold[0]}: {hold[1]}"
+    return [{"target": target, "reason": reason} for target in targets]

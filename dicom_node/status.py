@@ -1,0 +1,81 @@
+"""Where everything stands, read from the ledger: what `dicom-node status` tells.
+
+Studies, jobs and deliveries with state, age, attempts and the last reason. Ids only, no patient
+attribute, so that it may be pasted into a message.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from dicom_node.domain import Delivery
+from dicom_node.ledger import Job, Ledger, StudyRow
+
+
+def read_status(ledger: Ledger, study: str | None, now: datetime) -> dict[str, Any]:
+    """Return one study, or all, as a JSON document.
+
+    The deliveries of one job to one peer are one entry as long as they stand alike.
+
+    Raises:
+        LookupError: the ledger does not know the study.
+    """
+    rows = ledger.studies() if study is None else [ledger.study_row(study)]
+    return {
+        "studies": [_study(row, now) for row in rows],
+        "jobs": [_job(job, now) for job in ledger.jobs(study)],
+        "deliveries": _deliveries(ledger.deliveries(study)),
+    }
+
+
+def _study(row: StudyRow, now: datetime) -> dict[str, Any]:
+    return {
+        "study_instance_uid": row.study_instance_uid,
+        "state": row.state,
+        "generation": row.generation,
+        "instances": row.seen,
+        "age_seconds": _age(row.last_received, now),
+        "reason": f"{row.hold_code}: {row.hold_reason}" if row.hold_code else None,
+    }
+
+
+def _job(job: Job, now: datetime) -> dict[str, Any]:
+    plan = job.plan
+    return {
+        "job": plan.plan_id,
+        "study_instance_uid": plan.study_instance_uid,
+        "rule": plan.rule,
+        "target": plan.target,
+        "sources": dict(plan.sources),
+        "model": plan.model_id,
+        "mode": plan.mode,
+        "state": job.state,
+        "age_seconds": _age(job.changed_at, now),
+        "attempts": job.attempt,
+        "verdict": job.quality.get("verdict"),
+        "reason": job.reason,
+    }
+
+
+def _deliveries(deliveries: Iterable[Delivery]) -> list[dict[str, Any]]:
+    alike: dict[tuple[Any, ...], list[Delivery]] = defaultdict(list)
+    for each in deliveries:
+        alike[each.plan_id, each.peer, each.state, each.status, each.reason].append(each)
+    return [
+        {
+            "job": plan_id,
+            "peer": peer,
+            "state": state,
+            "instances": len(group),
+            "attempts": max(each.attempts for each in group),
+            "status": None if status is None else f"0x{status:04X}",
+            "reason": reason,
+            "next_attempt": min(each.next_attempt for each in group).isoformat(),
+        }
+        for (plan_id, peer, state, status, reason), group in alike.items()
+    ]
+
+
+def _age(since: datetime, now: datetime) -> float:
+    return round((now - since).total_seconds(), 1)
