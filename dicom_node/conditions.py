@@ -147,11 +147,11 @@ def drop_words(words: tuple[str, ...], text: str) -> str:
 
 def _holds(condition: Condition, values: list[Scalar]) -> bool:
     if condition.equals is not None:
-        return len(values) == 1 and _same(values[0], condition.equals)
+        return len(values) == 1 and _key(values[0]) == _key(condition.equals)
     if condition.contains is not None:
-        return any(_same(value, condition.contains) for value in values)
+        return _key(condition.contains) in map(_key, values)
     if condition.one_of is not None:
-        return any(_same(value, wanted) for value in values for wanted in condition.one_of)
+        return not _keys(condition.one_of).isdisjoint(map(_key, values))
     if condition.matches is not None:
         return any(re.search(condition.matches, fold(str(value))) for value in values)
     if condition.has_word is not None:
@@ -161,10 +161,14 @@ def _holds(condition: Condition, values: list[Scalar]) -> bool:
     return all(isinstance(value, int | float) and low <= value <= high for value in values)
 
 
-def _same(seen: Scalar, wanted: Scalar) -> bool:
-    if isinstance(seen, str) and isinstance(wanted, str):
-        return seen.strip().casefold() == wanted.strip().casefold()
-    return seen == wanted
+def _key(value: Scalar) -> Scalar:
+    """Return what two values have in common that are the same: codes are compared without case."""
+    return value.strip().casefold() if isinstance(value, str) else value
+
+
+@lru_cache(maxsize=1024)
+def _keys(values: tuple[Scalar, ...]) -> frozenset[Scalar]:
+    return frozenset(map(_key, values))
 
 
 @lru_cache(maxsize=1024)

@@ -52,7 +52,7 @@ def describe(
     origin, derivation, why = find_origin(header, contrasts, is_own=is_own, creator_uid=creator_uid)
     label = label_series(series, contrasts)
     attributes = {**label.attributes, **({"derivation": derivation} if derivation else {})}
-    notes = (why,) if why else ()
+    notes: tuple[str, ...] = (why,) if why else ()
     if series.problem is not None:
         notes += (f"no volume can be read from it ({': '.join(series.problem)})",)
     label = replace(label, evidence=(*label.evidence, *notes), attributes=attributes)
@@ -194,7 +194,10 @@ def _heed_description(evidence: _Evidence, vocabulary: Vocabulary) -> Label | No
 
 def _find_conflict(evidence: _Evidence, vocabulary: Vocabulary) -> tuple[ContrastLabel, ...]:
     """Return what a series could be whose description and physics name different contrasts."""
-    typical = [label for label in evidence.typical if vocabulary[label].plain]
+    silent = {like for label in evidence.said for like in vocabulary[label].looks_like}
+    typical = [
+        label for label in evidence.typical if vocabulary[label].plain and label not in silent
+    ]
     named = [label for label in (*evidence.said, *evidence.said_wrongly) if vocabulary[label].plain]
     if named and (typical or (evidence.said_wrongly and not evidence.typical)):
         return tuple(dict.fromkeys((*typical, *named)))
@@ -212,16 +215,9 @@ def _agree(label: ContrastLabel, evidence: _Evidence) -> Label:
 
 def _say_words(label: ContrastLabel, evidence: _Evidence) -> Label:
     _, _, confidence = evidence.said[label]
-    against = [each.because for other, each in evidence.typical.items() if other != label]
-    return Label(
-        contrast=label,
-        confidence=confidence,
-        evidence=(
-            *_quote(evidence),
-            *(f"what it was made for counts, not what it looks like: {why}" for why in against),
-            *(() if against else ("its header says nothing against it",)),
-        ),
-    )
+    others = [other for other in evidence.typical if other != label]
+    note = () if others else ("its header says nothing against it",)
+    return Label(contrast=label, confidence=confidence, evidence=(*_quote(evidence), *note))
 
 
 def _say_physics(label: ContrastLabel, evidence: _Evidence) -> Label:

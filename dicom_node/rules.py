@@ -63,6 +63,8 @@ class Contrast(Strict):
         impossible: header facts, any of which rules it out whatever the text says.
         words: what people call it in a description; whole words, `*` for any letters.
         unless_words: words beside which `words` mean something else ("T2" beside "FLAIR").
+        looks_like: contrasts whose signature a header has that leaves the preparation of this one
+            out (FLAIR without a word of its inversion looks like T2w): no contradiction, then.
         with_agent: the contrast that this one becomes when a contrast agent was given.
         also_derived: a scanner computes it (ADC), so that a derived series may fill its slot.
     """
@@ -75,6 +77,7 @@ class Contrast(Strict):
     impossible: tuple[Exclusion, ...] = ()
     words: tuple[str, ...] = ()
     unless_words: tuple[str, ...] = ()
+    looks_like: tuple[ContrastLabel, ...] = ()
     with_agent: ContrastLabel | None = None
     also_derived: bool = False
 
@@ -140,8 +143,10 @@ class Contrasts(Strict):
     @model_validator(mode="after")
     def _agrees(self) -> "Contrasts":
         for label, contrast in self.contrasts.items():
-            if contrast.with_agent is not None and contrast.with_agent not in self.contrasts:
-                raise ValueError(f"{label}.with_agent: {contrast.with_agent} is no contrast here")
+            agent = () if contrast.with_agent is None else (contrast.with_agent,)
+            for other in (*contrast.looks_like, *agent):
+                if other not in self.contrasts:
+                    raise ValueError(f"{label}: {other} is no contrast here")
         return self
 
 

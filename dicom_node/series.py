@@ -132,21 +132,25 @@ def _stack(instances: list[Instance]) -> tuple[list[Instance], Problem]:
     """Return the instances in the order of their slices, or why they make no volume."""
     if problem := _reading_problem(instances):
         return instances, problem
-    positions, orientations, spacings = _planes(instances)
-    if None in positions or None in orientations or None in spacings:
-        return instances, ("geometry_missing", "an image lacks position, orientation or spacing")
-    if len({_facts(instance).get("FrameOfReferenceUID") for instance in instances}) > 1:
-        return instances, ("frame_of_reference", "the series has several frames of reference")
-    shapes = {(_facts(i).get("Rows"), _facts(i).get("Columns")) for i in instances}
     try:
-        order = geometry.stack(positions, orientations, spacings).order
+        order = _order(instances)
     except UnusableStudy as error:
         return instances, (error.code, str(error))
+    is_single_frame = len(order) == len(instances)
+    return [instances[k] for k in order] if is_single_frame else instances, None
+
+
+def _order(instances: Sequence[Instance]) -> tuple[int, ...]:
+    positions, orientations, spacings = _planes(instances)
+    if None in positions or None in orientations or None in spacings:
+        raise UnusableStudy("geometry_missing", "an image lacks position, orientation or spacing")
+    if len({_facts(instance).get("FrameOfReferenceUID") for instance in instances}) > 1:
+        raise UnusableStudy("frame_of_reference", "the series has several frames of reference")
+    order = geometry.stack(positions, orientations, spacings).order
+    shapes = {(_facts(each).get("Rows"), _facts(each).get("Columns")) for each in instances}
     if len(shapes) > 1:
-        return instances, ("pixel_geometry", f"images of one series measure {sorted(shapes)}")
-    if len(order) > len(instances):
-        return instances, None
-    return [instances[k] for k in order], None
+        raise UnusableStudy("pixel_geometry", f"images of one series have {len(shapes)} sizes")
+    return order
 
 
 def _planes(instances: Sequence[Instance]) -> tuple[list[Any], list[Any], list[Any]]:
