@@ -5,6 +5,8 @@ co-registered and normalized exactly as `engine` prepares a request.
 """
 
 import functools
+import tarfile
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from synthesis.errors import TrainingError
 from synthesis.preprocessing import (
+    Anchor,
     bounding_box,
     correct_bias,
     make_grid,
@@ -53,8 +56,13 @@ class Person(_Strict):
     dataset: str
     split: Literal["train", "validation", "test"]
     mask: str
-    images: dict[str, Path]
-    labels: Path | None = None
+    images: dict[str, str]
+    labels: str | None = None
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the images lie on one another as they are."""
+        return self.mask in ("nonzero", "body")
 
 
 class Manifest(_Strict):
@@ -92,7 +100,34 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def prepare(person: Person, data_folder: Path, *, spacing_mm: float, seed: int = 0) -> Case:
+def read_image(data_folder: Path, path: str) -> sitk.Image:
+    """Read an image as float32: an ITK file, a DICOM folder, or a DICOM folder in a tar archive.
+
+    Args:
+        data_folder: where the paths of manifests begin.
+        path: `file`, `folder` or `archive.tar.xz:folder`.
+    """
+    archive, _, member = path.partition(":")
+    if member:
+        with tempfile.TemporaryDirectory() as place, tarfile.open(data_folder / archive) as tar:
+            inside = [m for m in tar.getmembers() if m.name.startswith(f"{member}/")]
+            tar.extractall(place, inside, filter="data")
+            return _read_series(Path(place) / member)
+    if (data_folder / path).is_dir():
+        return _read_series(data_folder / path)
+    image: sitk.Image = sitk.ReadImage(data_folder / path, sitk.sitkFloat32)
+    return image
+
+
+def _read_series(folder: Path) -> sitk.Image:
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return sitk.Cast(reader.Execute(), sitk.sitkFloat32)
+
+
+def prepare(
+    person: Person, data_folder: Path, *, spacing_mm: float, anchor: Anchor, seed: int = 0
+) -> Case:
     """Read a person's images onto the model grid of the first contrast, normalized.
 
     CT is kept in HU divided by 1000; MR is scaled by its own percentiles inside the mask.
@@ -101,7 +136,7 @@ def prepare(person: Person, data_folder: Path, *, spacing_mm: float, seed: int =
         TrainingError: the person has no usable mask.
     """
     images = {
-        ContrastLabel(label): to_canonical(sitk.ReadImage(data_folder / path, sitk.sitkFloat32))
+        ContrastLabel(label): to_canonical(read_image(data_folder, path))
         for label, path in person.images.items()
     }
     reference = next(iter(images.values()))
@@ -109,7 +144,7 @@ def prepare(person: Person, data_folder: Path, *, spacing_mm: float, seed: int =
     on_grid = {}
     for label, image in images.items():
         transform = None
-        if person.mask not in ("nonzero", "body") and image is not reference:
+        if not person.is_aligned and image is not reference:
             transform = register_rigid(reference, image, seed=seed).transform
         outside = HU_LOW if label == "CT" else 0.0
         on_grid[label] = resample(image, grid, transform, outside=outside)
@@ -122,7 +157,7 @@ def prepare(person: Person, data_folder: Path, *, spacing_mm: float, seed: int =
             arrays[label] = array.astype(np.float32)
             continue
         array = sitk.GetArrayFromImage(correct_bias(image, mask)).astype(np.float32)
-        arrays[label] = np.where(inside, measure_scale(array, inside).forward(array), 0)
+        arrays[label] = np.where(inside, measure_scale(array, inside, anchor).forward(array), 0)
     labels = None
     if person.labels is not None:
         segmentation = to_canonical(sitk.ReadImage(data_folder / person.labels, sitk.sitkUInt8))
@@ -165,14 +200,14 @@ def _fill(inside: MaskArray) -> MaskArray:
 
 
 def cached_cases(
-    people: list[Person], data_folder: Path, cache: Path, *, spacing_mm: float
+    people: list[Person], data_folder: Path, cache: Path, *, spacing_mm: float, anchor: Anchor
 ) -> Iterator[Case]:
     """Yield each person's case, prepared once and kept as float16 below `cache`."""
     cache.mkdir(parents=True, exist_ok=True)
     for person in people:
         path = cache / f"{person.subject}.npz"
         if not path.exists():
-            case = prepare(person, data_folder, spacing_mm=spacing_mm)
+            case = prepare(person, data_folder, spacing_mm=spacing_mm, anchor=anchor)
             arrays: dict[str, Any] = {
                 f"image_{k}": v.astype(np.float16) for k, v in case.images.items()
             }

@@ -106,7 +106,7 @@ def synthesize(
     arrays: dict[ContrastLabel, FloatArray] = {}
     for label, image in on_grid.items():
         flat = sitk.GetArrayFromImage(correct_bias(image, grid_mask)).astype(np.float32)
-        scale = measure_scale(flat, inside)
+        scale = measure_scale(flat, inside, card.anchor)
         arrays[label] = np.where(inside, scale.forward(flat), 0).astype(np.float32)
         steps.add("normalize", contrast=label, bias="N4", low=scale.low, high=scale.high)
     spacing = (grid.GetSpacing()[2], grid.GetSpacing()[1], grid.GetSpacing()[0])

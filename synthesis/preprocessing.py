@@ -23,6 +23,9 @@ THICK_FROM = 1.6
 BIAS_SHRINK = 4
 LOW_PERCENTILE = 0.5
 MARGIN = 8
+SKIN_SHARE = 0.3
+CLOSING = 8
+"""Pixels, in plane."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +44,29 @@ class Scale:
         return (array * (self.high - self.low) + self.low).astype(np.float32)
 
 
-def measure_scale(array: FloatArray, mask: MaskArray) -> Scale:
-    """Return the scale that sends the 0.5th percentile inside the mask to 0 and the median to 0.5.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """The tissue that ties an image's scale: `percentile` inside the mask goes to `value`.
 
-    The median is ordinary tissue in every contrast; a high percentile would be lesion, vessel or
-    cerebrospinal fluid in one person and tissue in the next.
+    In a brain the median is ordinary tissue in every contrast, whereas a high percentile is lesion,
+    vessel or fluid in one person and tissue in the next. In a limb the median is fat or muscle as
+    the field of view has it, but a high percentile is fat on every T1w image.
+    """
+
+    percentile: float = 50.0
+    value: float = 0.5
+
+
+def measure_scale(array: FloatArray, mask: MaskArray, anchor: Anchor) -> Scale:
+    """Return the scale that sends the 0.5th percentile inside the mask to 0, the anchor to its own.
 
     Raises:
-        UnusableInput: `constant`, half of the image has one value inside the mask.
+        UnusableInput: `constant`, the two percentiles are one value.
     """
-    low, median = np.percentile(array[mask], [LOW_PERCENTILE, 50])
-    if not median > low:
-        raise UnusableInput("constant", "half of the image is constant inside the mask")
-    return Scale(low=float(low), high=float(2 * median - low))
+    low, tissue = np.percentile(array[mask], [LOW_PERCENTILE, anchor.percentile])
+    if not tissue > low:
+        raise UnusableInput("constant", "the image is constant inside the mask")
+    return Scale(low=float(low), high=float(low + (tissue - low) / anchor.value))
 
 
 def to_image(volume: Volume) -> sitk.Image:
@@ -172,9 +185,17 @@ def mask_body(array: FloatArray) -> MaskArray:
     threshold.SetInsideValue(0)
     threshold.SetOutsideValue(1)
     threshold.Execute(image)
-    # Otsu splits fat from muscle when there is little air; half its threshold finds the skin.
-    body = sitk.GetArrayFromImage(image) > 0.4 * threshold.GetThreshold()
+    # Otsu splits fat from muscle when there is little air; a part of its threshold finds the skin.
+    body = sitk.GetArrayFromImage(image) > SKIN_SHARE * threshold.GetThreshold()
     body = ndimage.binary_opening(body, iterations=1)
+    # Cortical bone is as dark as air, and at the edge of the field of view it is no closed hole.
+    wide = np.pad(body, ((0, 0), (CLOSING, CLOSING), (CLOSING, CLOSING)), mode="edge")
+    disk = sitk.GetArrayFromImage(
+        sitk.BinaryMorphologicalClosing(
+            sitk.GetImageFromArray(wide.astype(np.uint8)), (CLOSING, CLOSING, 0)
+        )
+    )
+    body = disk[:, CLOSING:-CLOSING, CLOSING:-CLOSING] > 0
     labels, count = ndimage.label(body)
     if count == 0:
         raise UnusableInput("mask", "no body was found in the image")

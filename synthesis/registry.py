@@ -18,11 +18,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from synthesis.errors import UntrustedModel
 from synthesis.methods import build_method
+from synthesis.preprocessing import Anchor
 from synthesis.synthesizer import Synthesizer
 from synthesis.types import ContrastLabel, SynthesisTask
 
 CARD = "card.yaml"
 LEARNT = "learnt"
+CONSTANTS = "constants.json"
+"""The training people's median of each target inside the mask, normalized: the least baseline."""
 
 State = Literal["candidate", "approved", "research", "retired"]
 
@@ -84,6 +87,7 @@ class ModelCard(_Strict):
         anatomy: Body Part Examined values that the model was made for.
         skull: `stripped` (a whole head is masked first), `whole head` or `none`.
         spacing_mm: of the model grid.
+        anchor: how images are scaled, see `preprocessing.Anchor`.
         digest: computed when the card is read, never written.
     """
 
@@ -96,6 +100,7 @@ class ModelCard(_Strict):
     anatomy: tuple[str, ...]
     skull: Literal["stripped", "whole head", "none"]
     spacing_mm: float
+    anchor: Anchor = Anchor()
     parameters: Mapping[str, Any] = {}
     description: str
     intended_use: Literal["research"]
@@ -155,7 +160,17 @@ def load_method(models_folder: Path, model_id: str, digest: str) -> Synthesizer[
 
 def compute_digest(folder: Path, card: Mapping[str, Any]) -> str:
     """Return the digest, 64 hexadecimal digits, of a model folder's learnt files and settings."""
-    keys = ("id", "version", "method", "sources", "required", "skull", "spacing_mm", "parameters")
+    keys = (
+        "id",
+        "version",
+        "method",
+        "sources",
+        "required",
+        "skull",
+        "spacing_mm",
+        "anchor",
+        "parameters",
+    )
     enters = {key: card.get(key) for key in keys}
     enters["targets"] = {
         target: {k: facts.get(k) for k in ("units", "band_scale", "pad_value")}

@@ -233,10 +233,35 @@ def _augment(head: Head, generator: np.random.Generator) -> Head:
     return Head(image=image.astype(np.float32), brain=np.asarray(brain))
 
 
-def render_head(
-    labels: NDArray[np.uint8], brain: MaskArray, generator: np.random.Generator
-) -> Head:
-    """Return a head whose tissues have random means and spreads (a draw of SynthSeg's mixture)."""
+def render_heads(
+    anatomy: Path, brain_labels: Sequence[int], *, count: int, seed: int
+) -> list[Head]:
+    """Return one anatomy as heads whose tissues have random means and spreads (Billot 2023).
+
+    Args:
+        anatomy: MINC 1 file of tissue labels, axes (z, y, x) towards head, front and right.
+        brain_labels: labels that are brain.
+        count: how many contrasts.
+        seed: of the contrasts.
+    """
+    import nibabel  # noqa: PLC0415 - of the extra `train` only
+
+    generator = np.random.default_rng(seed)
+    stored = nibabel.minc1.load(anatomy)
+    labels = np.rint(np.asarray(stored.dataobj)).astype(np.uint8)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(labels[:, ::-1, ::-1]))
+    image.SetSpacing([float(s) for s in reversed(stored.header.get_zooms())])
+    image = to_canonical(image)
+    grid = make_working_grid(sitk.Cast(image > 0, sitk.sitkFloat32) * 100)
+    tissues = sitk.GetArrayFromImage(
+        sitk.Resample(image, grid, sitk.Transform(), sitk.sitkNearestNeighbor)
+    )
+    solid = ndimage.binary_closing(np.isin(tissues, brain_labels), iterations=2)
+    brain = np.asarray(ndimage.binary_fill_holes(solid))
+    return [_paint(tissues, brain, generator) for _ in range(count)]
+
+
+def _paint(labels: NDArray[np.uint8], brain: MaskArray, generator: np.random.Generator) -> Head:
     image = np.zeros(SHAPE, np.float32)
     for tissue in range(1, int(labels.max()) + 1):
         where = labels == tissue

@@ -1,0 +1,285 @@
+"""The command `synthesis`: models, predict, approve, train, evaluate; no PACS needed.
+
+Exit codes: 0 done, 1 ran and failed, 2 bad arguments or configuration.
+"""
+
+import json
+import logging
+import os
+import resource
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from synthesis.errors import SynthesisError, TrainingError, UntrustedModel
+from synthesis.registry import CARD, ModelCard, load_card, load_cards
+from synthesis.types import ContrastLabel, Synthesis, Verdict, Volume
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+ModelsFolder = Annotated[Path, typer.Option("--models", help="Folder of model folders.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+DEFAULT_MODELS = Path("models")
+KIBIBYTES_PER_MEGABYTE = 1024
+
+
+def main() -> None:
+    """Run the command and map errors to exit codes."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        app()
+    except (UntrustedModel, TrainingError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    except SynthesisError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
+
+
+@app.command()
+def models(models_folder: ModelsFolder = DEFAULT_MODELS, as_json: AsJson = False) -> None:
+    """List the models with task, state and held-out figures.
+
+    Example: synthesis models --json
+    """
+    cards = load_cards(models_folder)
+    if as_json:
+        typer.echo(json.dumps([_summary(card) for card in cards], indent=2))
+        return
+    table = Table("id", "method", "sources", "target", "state", "digest", "held out")
+    for card in cards:
+        for target, facts in card.targets.items():
+            figures = [m for m in card.metrics if m.target == target]
+            text = ", ".join(f"{m.name} {m.value:.4g} (n={m.n})" for m in figures)
+            sources = " ".join(s for s in card.sources if s != target)
+            table.add_row(
+                card.id, card.method, sources, target, facts.state, card.digest[:12], text
+            )
+    console.print(table)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Option(help="Id of the model.")],
+    source: Annotated[list[str], typer.Option(help="LABEL=PATH, NIfTI file or DICOM folder.")],
+    out: Annotated[Path, typer.Option(help="NIfTI file to write.")],
+    target: Annotated[str | None, typer.Option(help="Needed when the model has several.")] = None,
+    uncertainty: Annotated[Path | None, typer.Option(help="NIfTI of the error band.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    models_folder: ModelsFolder = DEFAULT_MODELS,
+    as_json: AsJson = False,
+) -> None:
+    """Synthesize one contrast from files onto the grid of the first source.
+
+    Example: synthesis predict --model brain-any-unet25d --source T1w=t1.nii.gz --target T2w
+    --out t2.nii.gz
+    """
+    from synthesis.engine import synthesize  # noqa: PLC0415 - listing models needs no engine
+
+    card = load_card(models_folder, model)
+    wanted = _choose_target(card, target)
+    volumes = {}
+    for item in source:
+        label, _, path = item.partition("=")
+        if label not in card.sources or not path:
+            raise typer.BadParameter(f"{item!r}: wanted LABEL=PATH with LABEL in {card.sources}")
+        volumes[ContrastLabel(label)] = _read(Path(path))
+    synthesis = synthesize(
+        volumes,
+        target=wanted,
+        reference=next(iter(volumes)),
+        model_id=card.id,
+        model_digest=card.digest,
+        models_folder=models_folder,
+        seed=seed,
+    )
+    refused = synthesis.quality.verdict is Verdict.REFUSE
+    if not refused:
+        _write(synthesis.volume, out)
+        if uncertainty is not None and synthesis.half_width is not None:
+            _write(synthesis.half_width, uncertainty)
+    _report(card, synthesis, as_json=as_json)
+    if refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def approve(
+    model: Annotated[str, typer.Argument(help="Id of the model.")],
+    by: Annotated[str, typer.Option(help="Who approves.")],
+    target: Annotated[str | None, typer.Option(help="Only this target.")] = None,
+    models_folder: ModelsFolder = DEFAULT_MODELS,
+) -> None:
+    """Approve a candidate model's targets for this site; research targets stay research.
+
+    Example: synthesis approve brain-any-unet25d --by "A. Admin"
+    """
+    load_card(models_folder, model)
+    path = models_folder / model / CARD
+    facts = yaml.safe_load(path.read_text())
+    changed = [
+        name
+        for name, entry in facts["targets"].items()
+        if entry["state"] == "candidate" and target in (None, name)
+    ]
+    for name in changed:
+        facts["targets"][name]["state"] = "approved"
+    path.write_text(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=100))
+    typer.echo(f"{model}: approved by {by}: {', '.join(changed) or 'nothing to approve'}")
+
+
+@app.command()
+def train(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file.")],
+    work: Annotated[Path, typer.Option(help="Folder for progress; a run resumes.")] = Path(
+        "training"
+    ),
+    minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
+    models_folder: ModelsFolder = DEFAULT_MODELS,
+) -> None:
+    """Train a model and write its folder; a stopped run goes on where it was.
+
+    Example: synthesis train config/experiments/brain-any-unet25d.yaml
+    """
+    from synthesis.training import read_experiment, register  # noqa: PLC0415
+    from synthesis.training import train as run  # noqa: PLC0415
+
+    settings = read_experiment(experiment)
+    budget = timedelta(minutes=minutes) if minutes else None
+    learnt = run(settings, data_folder=_data_folder(), work=work, budget=budget)
+    folder = register(settings, learnt, models_folder)
+    typer.echo(f"wrote {folder}; now: synthesis evaluate --model {settings.model} --write")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Id of the model.")],
+    manifest: Annotated[Path, typer.Option(help="People, with their splits.")] = Path(
+        "config/experiments/people.yaml"
+    ),
+    subject: Annotated[
+        list[str] | None, typer.Option(help="Only these people; the card's test people if none.")
+    ] = None,
+    all_subsets: Annotated[bool, typer.Option(help="Every subset of the sources.")] = False,
+    write: Annotated[bool, typer.Option(help="Write the summary into the card.")] = False,
+    models_folder: ModelsFolder = DEFAULT_MODELS,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a model on held-out people, one row each, beside the baselines.
+
+    Example: synthesis evaluate --model brain-any-unet25d
+    """
+    from synthesis.datasets import read_manifest  # noqa: PLC0415
+    from synthesis.evaluation import evaluate as judge  # noqa: PLC0415
+    from synthesis.evaluation import summarize, write_metrics  # noqa: PLC0415
+
+    card = load_card(models_folder, model)
+    wanted = set(subject or card.training.test)
+    people = [person for person in read_manifest(manifest).people if person.subject in wanted]
+    rows = []
+    for row in judge(
+        card,
+        people,
+        models_folder=models_folder,
+        data_folder=_data_folder(),
+        all_subsets=all_subsets,
+    ):
+        rows.append(row)
+        if not as_json:
+            figures = f"{row.psnr_db:.2f} dB (copy {row.copy_psnr_db:.2f})" if row.psnr_db else ""
+            mae = f" MAE {row.mae:.1f} (baseline {row.copy_mae:.1f})" if row.mae else ""
+            sources = "+".join(row.sources)
+            console.print(
+                f"{row.subject}: {sources} → {row.target}: {row.verdict} {figures}{mae}"
+                f" {'; '.join(row.reasons)}"
+            )
+    summary = summarize(rows)
+    if write:
+        write_metrics(models_folder / model / CARD, summary)
+    if as_json:
+        document = {"rows": [row.as_dict() for row in rows], "summary": summary}
+        typer.echo(json.dumps(document, indent=2))
+        return
+    table = Table("target", "n", "metric", "model", "baseline")
+    for entry in summary:
+        table.add_row(
+            entry.target,
+            str(entry.n),
+            entry.name,
+            f"{entry.value:.4g}",
+            "" if entry.baseline_value is None else f"{entry.baseline_value:.4g} {entry.baseline}",
+        )
+    console.print(table)
+
+
+def _data_folder() -> Path:
+    folder = Path(os.environ.get("DICOM_NODE_DATA", "../shared/data"))
+    if not folder.is_dir():
+        raise TrainingError(f"no data folder at {folder}; set DICOM_NODE_DATA")
+    return folder
+
+
+def _choose_target(card: ModelCard, target: str | None) -> ContrastLabel:
+    if target is None and len(card.targets) == 1:
+        return ContrastLabel(next(iter(card.targets)))
+    if target is None or target not in card.targets:
+        raise typer.BadParameter(f"--target {target}: wanted one of {', '.join(card.targets)}")
+    return ContrastLabel(target)
+
+
+def _read(path: Path) -> Volume:
+    from synthesis.datasets import read_image  # noqa: PLC0415
+    from synthesis.evaluation import volume_of  # noqa: PLC0415
+
+    return volume_of(read_image(path.parent, path.name))
+
+
+def _write(volume: Volume, path: Path) -> None:
+    import SimpleITK as sitk  # noqa: N813, PLC0415
+
+    from synthesis.preprocessing import to_image  # noqa: PLC0415
+
+    sitk.WriteImage(to_image(volume), path)
+
+
+def _report(card: ModelCard, synthesis: Synthesis, *, as_json: bool) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIBIBYTES_PER_MEGABYTE
+    document = {
+        "seconds": round(float(np.sum(list(synthesis.seconds.values()))), 2),
+        "peak_rss_mb": round(peak),
+        "quality": {
+            "verdict": str(synthesis.quality.verdict),
+            "reasons": list(synthesis.quality.reasons),
+        },
+        "model_digest": card.digest,
+    }
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        console.print(document)
+
+
+def _summary(card: ModelCard) -> dict[str, object]:
+    return {
+        "id": card.id,
+        "method": card.method,
+        "tasks": [
+            {
+                "sources": [s for s in card.sources if s != target],
+                "target": target,
+                "state": facts.state,
+            }
+            for target, facts in card.targets.items()
+        ],
+        "licence": card.licence,
+        "digest": card.digest,
+        "metrics": [metric.model_dump() for metric in card.metrics],
+    }
