@@ -1,0 +1,303 @@
+import hashlib
+import shutil
+from datetime import timedelta
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+import yaml
+from pydicom.uid import UID_dictionary
+
+from dicom_node import settings
+from dicom_node.errors import ConfigurationError
+from dicom_node.node_settings import NodeSettings, parse_node, read_node
+from dicom_node.storage_classes import STORAGE_CLASSES
+
+SHIPPED = Path(__file__).parents[2] / "config"
+
+SMALLEST = {
+    "ae_title": "NODE",
+    "data_folder": "data",
+    "models_folder": "models",
+    "receiver": {"storage_classes": {"image": ["MRImageStorage"]}},
+}
+"""What an admin cannot leave out."""
+
+
+def parse(*overrides: str, **changes: object) -> NodeSettings:
+    text = yaml.safe_dump(SMALLEST | changes).encode()
+    return parse_node(text, Path("/etc/node"), overrides)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the shipped configuration, to be spoilt."""
+    for name in settings.FILES:
+        shutil.copy(SHIPPED / name, tmp_path)
+    return tmp_path
+
+
+def test_shipped_configuration_is_right_and_heard_on_this_machine_only():
+    node = settings.load(SHIPPED).node
+
+    assert (node.ae_title, node.receiver.host, node.receiver.port) == (
+        "DICOM_NODE",
+        "127.0.0.1",
+        11112,
+    )
+    assert node.receiver.tls is None
+    assert node.receiver.allow_plain == ()
+    pacs, modality = node.peers["pacs"], node.peers["modality"]
+    assert (pacs.ae_title, pacs.host, pacs.port) == ("ORTHANC", "127.0.0.1", 4242)
+    assert pacs.roles == {"send", "receive", "query"}
+    assert (modality.ae_title, modality.roles) == ("STORESCU", {"receive"})
+    assert modality.address == ip_network("127.0.0.1/32")
+    assert node.installation is None
+
+
+def test_shipped_file_shows_every_default():
+    """node.yaml says that what is left out has the value shown."""
+    shown = yaml.safe_load((SHIPPED / "node.yaml").read_text())
+    needed = {name: shown[name] for name in SMALLEST if name != "receiver"}
+    needed["receiver"] = {"storage_classes": shown["receiver"]["storage_classes"]}
+    needed["peers"] = shown["peers"]
+
+    left_out = parse_node(yaml.safe_dump(needed).encode(), SHIPPED)
+
+    assert left_out == read_node(SHIPPED)
+
+
+def test_storage_classes_are_those_of_the_standard():
+    standard = {keyword: uid for uid, (*_, keyword) in UID_dictionary.items()}
+
+    assert {keyword: standard[keyword] for keyword in STORAGE_CLASSES} == STORAGE_CLASSES
+
+
+def test_storage_classes_come_out_as_uids():
+    classes = {"image": ["CTImageStorage"], "passed_over": ["SegmentationStorage"]}
+
+    node = parse(receiver={"storage_classes": classes})
+
+    assert node.receiver.storage_classes.all == (
+        "1.2.840.10008.5.1.4.1.1.2",
+        "1.2.840.10008.5.1.4.1.1.66.4",
+    )
+
+
+def test_nobody_is_a_peer_by_default():
+    assert parse().peers == {}
+
+
+def test_durations_and_sizes_are_read_with_their_units():
+    node = parse(
+        "assembly.quiet_period=500 ms",
+        "delivery.give_up_after=7 d",
+        "receiver.limits.pdu=64KiB",
+    )
+
+    assert node.assembly.quiet_period == timedelta(milliseconds=500)
+    assert node.delivery.give_up_after == timedelta(days=7)
+    assert node.receiver.limits.pdu == 65_536
+
+
+def test_relative_folders_start_at_the_configuration():
+    node = parse("models_folder=/srv/models", "data_folder=../data")
+
+    assert node.data_folder == Path("/etc/data")
+    assert node.models_folder == Path("/srv/models")
+    assert node.store_folder == Path("/etc/data/store")
+    assert node.ledger_url == "sqlite:////etc/data/ledger.sqlite"
+
+
+def test_relative_certificates_start_at_the_configuration():
+    files = {"certificate": "node.pem", "key": "node.key", "ca": "/etc/ssl/hospital.pem"}
+
+    tls = parse(receiver={**SMALLEST["receiver"], "tls": files}).receiver.tls
+
+    assert (tls.certificate, tls.ca) == (Path("/etc/node/node.pem"), Path("/etc/ssl/hospital.pem"))
+
+
+def test_override_goes_over_the_file():
+    node = parse("receiver.port=0", "peers.pacs={ae_title: A, roles: [send], host: h, port: 104}")
+
+    assert node.receiver.port == 0
+    assert node.peers["pacs"].port == 104
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        {"host": "0.0.0.0", "allow_plain": ["10.1.2.0/24"]},  # noqa: S104 - what is tested
+        {"host": "::", "tls": {"certificate": "a", "key": "b", "ca": "c"}},
+        {"host": "127.0.0.2"},
+        {"host": "::1"},
+    ],
+)
+def test_address_may_be_opened_on_purpose(opening):
+    assert parse(receiver=SMALLEST["receiver"] | opening).receiver.host == opening["host"]
+
+
+PEER = "peers.scanner={ae_title: A, address: 10.1.2.3, roles: [receive]}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["receiver.host=0.0.0.0"],
+            "receiver : seen a whole section, wanted tls, or an allow_plain that names the "
+            "networks that may talk in plain, because 0.0.0.0 can be reached from other machines",
+        ),
+        (["receiver.host=localhost"], 'receiver.host : seen "localhost", wanted an IP address'),
+        (["receiver.port=70000"], "receiver.port : seen 70000, wanted less than or equal to 65535"),
+        (["receiver.port='104'"], 'receiver.port : seen "104", wanted a valid integer'),
+        (["receiver.port=true"], "receiver.port : seen true, wanted a valid integer"),
+        (["receiver.prt=104"], "receiver.prt : seen 104, wanted no such key"),
+        (
+            ["receiver.allow_plain=[10.1.2.3/24]"],
+            'receiver.allow_plain.0 : seen "10.1.2.3/24", wanted an address such as 10.1.2.3',
+        ),
+        (["receiver.allow_plain=[10]"], "receiver.allow_plain.0 : seen 10, wanted an address"),
+        (
+            ["receiver.storage_classes.image=[]"],
+            "receiver.storage_classes.image : seen a whole section, wanted",
+        ),
+        (
+            ["receiver.storage_classes.passed_over=[EncapsulatedPDFStorage]"],
+            'receiver.storage_classes.passed_over.0 : seen "EncapsulatedPDFStorage", wanted the '
+            "keyword",
+        ),
+        (
+            ["receiver.storage_classes.passed_over=[MRImageStorage]"],
+            "receiver.storage_classes : seen a whole section, wanted each storage class in one of",
+        ),
+        (["receiver.limits.depth=0"], "receiver.limits.depth : seen 0, wanted greater than"),
+        (["receiver.limits.pdu=65536"], "receiver.limits.pdu : seen 65536, wanted a size such as"),
+        (["ae_title=SEVENTEEN_LETTERS"], 'ae_title : seen "SEVENTEEN_LETTERS", wanted an AE title'),
+        (["ae_title=''"], 'ae_title : seen "", wanted an AE title'),
+        (["ae_title='A\\B'"], "wanted an AE title: 1 to 16 ASCII characters, no backslash"),
+        (["ae_title=' A'"], 'ae_title : seen " A", wanted an AE title'),
+        (["ae_title=7"], "ae_title : seen 7, wanted an AE title"),
+        (["installation=seven"], 'installation : seen "seven", wanted a valid UUID'),
+        (["assembly.quiet_period=60"], "assembly.quiet_period : seen 60, wanted a duration such"),
+        (["assembly.quiet_period=1 week"], 'quiet_period : seen "1 week", wanted a duration such'),
+        (["dispatch.attempts=0"], "dispatch.attempts : seen 0, wanted greater than or equal to 1"),
+        (["delivery.jitter=2"], "delivery.jitter : seen 2, wanted less than or equal to 1"),
+        (["ledger.kind=postgresql"], "ledger.kind : seen \"postgresql\", wanted 'sqlite'"),
+        (["executor.kind=dask"], "executor.kind : seen \"dask\", wanted 'embedded'"),
+        (["executor.workers=0"], "executor.workers : seen 0, wanted greater than"),
+        (
+            ["web.host=0.0.0.0"],
+            "web : seen a whole section, wanted allow_plain: true, because 0.0.0.0 can be reached",
+        ),
+        (["web.allow_plain=yes"], 'web.allow_plain : seen "yes", wanted a valid boolean'),
+        (["peers.PACS={ae_title: A, roles: [send]}"], "peers.PACS"),
+        (["peers.pacs={ae_title: A}"], "peers.pacs.roles : seen nothing, wanted a value"),
+        (
+            ["peers.pacs={ae_title: A, roles: []}"],
+            "peers.pacs.roles : seen a whole section, wanted",
+        ),
+        (
+            ["peers.pacs={ae_title: A, roles: [sned]}"],
+            "peers.pacs.roles.0 : seen \"sned\", wanted 'send', 'receive', 'echo' or 'query'",
+        ),
+        (
+            ["peers.pacs={ae_title: A, roles: [receive]}"],
+            "peers.pacs : seen a whole section, wanted address, because its roles let it call",
+        ),
+        (
+            ["peers.pacs={ae_title: A, host: h, roles: [send]}"],
+            "peers.pacs : seen a whole section, wanted host and port, because its roles let this",
+        ),
+        (
+            ["peers.pacs={ae_title: A, host: h, port: 0, roles: [send]}"],
+            "peers.pacs.port : seen 0, wanted greater than or equal to 1",
+        ),
+        (
+            ["peers.pacs={ae_title: A, host: 'a b', port: 104, roles: [send]}"],
+            "peers.pacs.host : seen",
+        ),
+        (
+            ["peers.pacs={ae_title: A, host: h, port: 104, tls: true, roles: [send]}"],
+            "wanted receiver.tls, because peers.pacs is called with TLS",
+        ),
+        (
+            [PEER, "peers.other={ae_title: A, address: 10.1.0.0/16, roles: [echo]}"],
+            "peers : seen a whole section, wanted scanner and other with another AE title or addr",
+        ),
+        (["receiver.port"], "override: seen 'receiver.port', wanted key=value"),
+        (["=3"], "override: seen '=3', wanted key=value"),
+        (["ae_title.x=3"], "override: ae_title.x : seen a key below a value, wanted a setting"),
+        (["receiver.port=["], "override: receiver.port: line 1: "),
+    ],
+)
+def test_mistake_in_node_yaml_is_told(overrides, message):
+    with pytest.raises(ConfigurationError) as refused:
+        parse(*overrides)
+
+    assert message in str(refused.value)
+    assert str(refused.value).startswith(("node.yaml: ", "override: "))
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_what_has_no_safe_default_must_be_written(name):
+    text = yaml.safe_dump({key: SMALLEST[key] for key in SMALLEST if key != name}).encode()
+
+    with pytest.raises(ConfigurationError, match=f"node.yaml: {name} : seen nothing"):
+        parse_node(text, Path())
+
+
+def test_peers_with_one_title_are_told_apart_by_address():
+    node = parse(PEER, "peers.other={ae_title: A, address: 10.1.2.4, roles: [receive]}")
+
+    assert list(node.peers) == ["scanner", "other"]
+
+
+@pytest.mark.parametrize("name", settings.FILES)
+def test_every_file_must_be_there(folder, name):
+    (folder / name).unlink()
+
+    with pytest.raises(ConfigurationError, match=f"{name}: seen no readable file"):
+        settings.load(folder)
+
+
+@pytest.mark.parametrize("name", settings.FILES)
+def test_unknown_key_in_any_file_is_told(folder, name):
+    with (folder / name).open("a") as file:
+        file.write("\nsurprise: 1\n")
+
+    with pytest.raises(ConfigurationError, match=f"{name}: surprise : seen 1, wanted no such key"):
+        settings.load(folder)
+
+
+def test_rule_that_sends_to_a_stranger_is_told(folder):
+    text = (folder / "node.yaml").read_text()
+    (folder / "node.yaml").write_text(text.replace("  pacs:\n", "  archive:\n"))
+
+    with pytest.raises(ConfigurationError, match=r"routing.yaml: .*'pacs' is no peer of node.yaml"):
+        settings.load(folder)
+
+
+def test_peer_that_takes_nothing_is_no_destination(folder):
+    with pytest.raises(ConfigurationError, match=r"with the role send"):
+        settings.load(folder, ["peers.pacs.roles=[receive]"])
+
+
+@pytest.mark.parametrize("name", settings.FILES)
+def test_digest_knows_every_byte_and_every_override(folder, name):
+    before = settings.load(folder)
+
+    with (folder / name).open("a") as file:
+        file.write("\n# a remark\n")
+
+    after, overridden = settings.load(folder), settings.load(folder, ["receiver.port=0"])
+    assert len({before.digest, after.digest, overridden.digest}) == 3
+    assert len(before.digest) == hashlib.sha256().digest_size * 2
+    assert settings.load(folder).digest == after.digest
+
+
+def test_configuration_does_not_change():
+    configuration = settings.load(SHIPPED)
+
+    with pytest.raises(ValueError, match="frozen"):
+        configuration.node.receiver.port = 104  # type: ignore[misc]
