@@ -17,7 +17,7 @@ from dicom_node.domain import ContrastLabel
 from dicom_node.volumes import read_volume
 from synthesis import metrics
 from synthesis.engine import UNITS_PER_NORMALIZED
-from synthesis.preprocessing import measure_scale, resample, to_image
+from synthesis.preprocessing import Anchor, measure_scale, resample, to_image
 from synthesis.registration import register_rigid
 from synthesis.types import FloatArray, MaskArray, Volume
 
@@ -56,6 +56,7 @@ def compare(
     uncertainty: Sequence[Path],
     real: Sequence[Path],
     pad_value: float,
+    anchor: Anchor,
 ) -> Comparison:
     """Read the files of one job and lay them on the synthetic volume's grid.
 
@@ -67,6 +68,7 @@ def compare(
         uncertainty: files of the Parametric Map, or none.
         real: files of the held-back series of the target, or none.
         pad_value: what the synthetic volume holds where the sources do not cover.
+        anchor: how the model that made it scales MR.
     """
     synthetic, _ = read_volume(image)
     grid = to_image(synthetic)
@@ -86,7 +88,7 @@ def compare(
         truth = np.nan_to_num(truth)
         if int(both.sum()) >= FEWEST_VOXELS:
             if modality == "MR":
-                scaled = measure_scale(truth, both).forward(truth) * UNITS_PER_NORMALIZED
+                scaled = measure_scale(truth, both, anchor).forward(truth) * UNITS_PER_NORMALIZED
                 truth = np.asarray(scaled, np.float32)
             figures = _measure(truth, values, both)
     return Comparison(

@@ -20,6 +20,7 @@ from dicom_node.demonstration.validators import find_errors, find_validators
 from dicom_node.demonstration.walk import Node, send, watch
 from dicom_node.domain import Role
 from dicom_node.ledger import Ledger
+from synthesis.registry import load_card
 
 PACS_AE_TITLE, SCANNER_AE_TITLE = "ORTHANC", "STORESCU"
 """As the shipped node.yaml knows them."""
@@ -98,9 +99,8 @@ def run(parcel: Parcel, configuration: Path, folder: Path, tell: Tell) -> Tour:
         with stopwatch.stage(f"send {len(parcel.files)} instances to PACS and node"):
             for port, called in ((pacs.port, pacs.ae_title), (node.port, ae_title)):
                 send(parcel.files, port=port, called=called, calling=SCANNER_AE_TITLE)
-        ledger = Ledger(
-            settings.load(configuration, overrides).node.ledger_url, lambda: datetime.now(UTC)
-        ).open(create=False)
+        configured = settings.load(configuration, overrides).node
+        ledger = Ledger(configured.ledger_url, lambda: datetime.now(UTC)).open(create=False)
         stack.callback(ledger.close)
         with stopwatch.stage("wait for the completed study"):
             watch(ledger, parcel.study_instance_uid, PATIENCE_SECONDS, tell, node)
@@ -118,7 +118,9 @@ def run(parcel: Parcel, configuration: Path, folder: Path, tell: Tell) -> Tour:
         tell("stop what was started ...")
     with stopwatch.stage("judge what came back"):
         comparisons = tuple(
-            _compare(parcel, outcome, fetched) for outcome in _with_images(outcomes)
+            _compare(parcel, outcome, fetched, configured.models_folder)
+            for outcome in outcomes
+            if outcome.is_complete and outcome.image_series
         )
         validators, problems = _validate(parcel, outcomes, fetched)
     findings = replace(
@@ -156,12 +158,7 @@ def _fetch(pacs: Pacs, outcomes: Sequence[Outcome], folder: Path) -> Fetched:
     return fetched
 
 
-def _with_images(outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
-    """Yield the outcomes whose synthetic series came to the PACS whole."""
-    return (one for one in outcomes if one.is_complete and one.image_series)
-
-
-def _compare(parcel: Parcel, outcome: Outcome, fetched: Fetched) -> Comparison:
+def _compare(parcel: Parcel, outcome: Outcome, fetched: Fetched, models: Path) -> Comparison:
     plan = outcome.job.plan
     by_uid = {_read_uids(path): path for path in parcel.files}
     used = {uid for uid, _ in plan.source_instances}
@@ -183,6 +180,7 @@ def _compare(parcel: Parcel, outcome: Outcome, fetched: Fetched) -> Comparison:
         uncertainty=files(Role.UNCERTAINTY),
         real=parcel.held_back.get(plan.target, ()),
         pad_value=inverse["pad_value"],
+        anchor=load_card(models, plan.model_id).anchor,
     )
 
 
@@ -190,7 +188,7 @@ def _validate(
     parcel: Parcel, outcomes: Sequence[Outcome], fetched: Fetched
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return which tools looked at the derived files, and what they say."""
-    sources = [dcmread(path, stop_before_pixels=True) for path in parcel.files]
+    headers = [dcmread(path, stop_before_pixels=True) for path in parcel.files]
     problems: list[str] = []
     for outcome in outcomes:
         derived = [
@@ -198,10 +196,10 @@ def _validate(
             for one in outcome.derived
             if one.sop_instance_uid in fetched
         ]
-        problems += [
-            f"{outcome.job.plan.target}: {text}"
-            for text in conformance.check_series(derived, sources)
-        ]
+        plan = outcome.job.plan
+        used = {uid for uid, _ in plan.source_instances}
+        sources = [header for header in headers if header.SOPInstanceUID in used]
+        problems += [f"{plan.target}: {text}" for text in conformance.check(derived, sources)]
     tools = ["dicom_node.conformance"]
     validators = find_validators()
     if validators is not None:

@@ -1,0 +1,52 @@
+"""What the acceptance ring shares: one Orthanc, a small phantom, a node at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from dicom_node.demonstration.pacs import Orthanc
+from dicom_node.demonstration.studies import Parcel, prepare_phantom
+from doubles.models import write_copying_model
+from doubles.node import AE_TITLE, SCANNER, NodeUnderTest
+from doubles.tools import require_program
+
+StartNode = Callable[..., NodeUnderTest]
+
+
+@pytest.fixture(scope="session")
+def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """An Orthanc that no demonstration started."""
+    require_program("Orthanc", "orthanc orthanc-dicomweb")
+    orthanc = Orthanc(tmp_path_factory.mktemp("pacs"), {AE_TITLE: 11112, SCANNER: 11113})
+    orthanc.start()
+    yield orthanc
+    orthanc.stop()
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Parcel:
+    """A coarse phantom head: T1w and FLAIR to send, T2w held back."""
+    return prepare_phantom(tmp_path_factory.mktemp("phantom") / "study", spacing=(4.0, 2.0, 2.0))
+
+
+@pytest.fixture(scope="session")
+def copying_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that is quick and of no worth."""
+    folder = tmp_path_factory.mktemp("models")
+    write_copying_model(folder)
+    return folder
+
+
+@pytest.fixture
+def make_node(tmp_path: Path, pacs: Orthanc) -> Iterator[StartNode]:
+    """Give a function that describes a node, which is stopped at the end."""
+    with ExitStack() as stack:
+
+        def make(overrides: Sequence[str] = (), name: str = "node") -> NodeUnderTest:
+            node = NodeUnderTest(tmp_path / name, pacs, overrides)
+            stack.callback(node.stop)
+            return node
+
+        yield make

@@ -1,0 +1,162 @@
+"""The node dies as by a power cut at each step of the walk, once: the study ends the same."""
+
+import io
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from dicom_node.demonstration.pacs import Orthanc
+from dicom_node.demonstration.studies import Parcel
+from dicom_node.domain import DeliveryState
+from dicom_node.jobs import JobState
+from doubles.dcmtk import storescu
+from doubles.node import AE_TITLE, NodeUnderTest
+
+pytestmark = pytest.mark.acceptance
+
+INSTALLATION = "5a7c51c3-4f0c-4e56-8a39-7d5f5b8c2d10"
+"""One for all runs, so that all of them must come to the same UIDs."""
+STEPS = (
+    "receive.stored",
+    "receive.recorded",
+    "assembly.labelled",
+    "routing.judged",
+    "routing.planned",
+    "assembly.recorded",
+    "dispatch.claimed",
+    "work.read",
+    "work.synthesized",
+    "work.written",
+    "work.recorded",
+    "delivery.sent",
+)
+KILLED = -9
+
+Pixels = Mapping[str, bytes | None]
+"""SOP Instance UID to pixel data; None for what has none."""
+
+
+def send(node: NodeUnderTest, parcel: Parcel) -> bool:
+    """Send the study as a scanner would; say whether every instance was taken."""
+    return storescu(node.port, parcel.files[0].parents[1], called=AE_TITLE).returncode == 0
+
+
+def read_pacs(pacs: Orthanc, study: str) -> Pixels:
+    """Return everything that the PACS holds of the study."""
+    instances = {
+        uid: dcmread(io.BytesIO(pacs.read_instance(uid))) for uid in pacs.find_instances(study)
+    }
+    return {uid: instance.get("PixelData") for uid, instance in instances.items()}
+
+
+def empty(pacs: Orthanc, study: str) -> None:
+    """Let the PACS forget the study, so that each run fills it anew."""
+    query = {"Level": "Study", "Query": {"StudyInstanceUID": study}}
+    for found in pacs.read_json("/tools/find", query):
+        request = urllib.request.Request(f"{pacs.http}/studies/{found}", method="DELETE")
+        urllib.request.urlopen(request, timeout=30).close()
+    assert pacs.find_instances(study) == {}
+
+
+@pytest.fixture(scope="module")
+def sent(phantom: Parcel, tmp_path_factory: pytest.TempPathFactory) -> Parcel:
+    """The phantom without the folder of what is held back."""
+    folder = tmp_path_factory.mktemp("sent")
+    files = []
+    for path in phantom.files:
+        copy = folder / path.parent.name / path.name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+        files.append(copy)
+    return Parcel(
+        note=phantom.note,
+        is_phantom=True,
+        study_instance_uid=phantom.study_instance_uid,
+        files=tuple(files),
+        held_back={},
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    sent: Parcel, pacs: Orthanc, copying_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Pixels:
+    """What the PACS holds at the end when nothing goes wrong."""
+    empty(pacs, sent.study_instance_uid)
+    overrides = (f"installation={INSTALLATION}", f"models_folder={copying_models}")
+    node = NodeUnderTest(tmp_path_factory.mktemp("undisturbed") / "node", pacs, overrides)
+    try:
+        node.start()
+        assert send(node, sent)
+        node.wait_for(sent.study_instance_uid)
+    finally:
+        assert node.stop() == 0
+    held = read_pacs(pacs, sent.study_instance_uid)
+    assert held
+    return held
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_study_ends_the_same_after_a_kill(
+    step, sent, pacs, undisturbed, copying_models, make_node, tmp_path
+):
+    empty(pacs, sent.study_instance_uid)
+    node = make_node([f"installation={INSTALLATION}", f"models_folder={copying_models}"])
+    once = tmp_path / "died"
+    node.start({"DICOM_NODE_CRASH_AT": step, "DICOM_NODE_CRASH_ONCE": str(once)})
+
+    was_taken = send(node, sent)
+    assert node.wait_for_death() == KILLED
+    node.start()
+    if not was_taken:
+        assert send(node, sent)
+    node.wait_for(sent.study_instance_uid)
+
+    assert once.exists(), f"the walk never came to {step}"
+    assert read_pacs(pacs, sent.study_instance_uid) == undisturbed
+    with node.ledger() as ledger:
+        assert [job.state for job in ledger.jobs(sent.study_instance_uid)] == [JobState.DONE]
+        deliveries = ledger.deliveries(sent.study_instance_uid)
+        assert {one.state for one in deliveries} == {DeliveryState.SENT}
+        assert len(deliveries) == len(undisturbed)
+        ledger.check()
+    assert list((tmp_path / "node").rglob("*.part")) == []
+    assert node.stop() == 0
+
+
+def test_deletion_goes_on_after_a_kill(
+    sent, pacs, undisturbed, copying_models, make_node, tmp_path
+):
+    empty(pacs, sent.study_instance_uid)
+    node = make_node(
+        [
+            f"installation={INSTALLATION}",
+            f"models_folder={copying_models}",
+            "retention.received=1 s",
+            "retention.derived=1 s",
+            "retention.sweep_every=300 ms",
+        ]
+    )
+    node.start(
+        {
+            "DICOM_NODE_CRASH_AT": "retention.deleted",
+            "DICOM_NODE_CRASH_ONCE": str(tmp_path / "died"),
+        }
+    )
+
+    assert send(node, sent)
+    assert node.wait_for_death() == KILLED
+    node.start()
+    node.wait_for(sent.study_instance_uid)
+    node.wait_until(lambda: list((tmp_path / "node" / "data").rglob("*.dcm")) == [])
+
+    assert read_pacs(pacs, sent.study_instance_uid) == undisturbed
+    with node.ledger() as ledger:
+        assert len(ledger.jobs(sent.study_instance_uid)) == 1
+        assert len(ledger.derived(ledger.jobs(sent.study_instance_uid)[0].plan.plan_id)) == len(
+            undisturbed
+        )
+    assert node.stop() == 0

@@ -1,0 +1,54 @@
+"""A model of no worth that is made at once, under the name of a shipped one.
+
+The walk does not care how good a model is, and a crash at thirteen steps is not worth thirteen runs
+of a network. It copies the best source with a matched histogram and takes every image.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from synthesis.quality import TABLE as QUALITY_TABLE
+from synthesis.quality import describe
+from synthesis.registry import CARD, LEARNT
+
+CONTRASTS = ("T1w", "T1c", "T2w", "FLAIR")
+
+
+def write_copying_model(models_folder: Path, model_id: str = "brain-any-unet25d") -> None:
+    """Write a whole-head model that makes any of T1w, T2w and FLAIR as a matched copy."""
+    learnt = models_folder / model_id / LEARNT
+    learnt.mkdir(parents=True)
+    targets = ("T1w", "T2w", "FLAIR")
+    card = {
+        "id": model_id,
+        "version": "test",
+        "method": "copy",
+        "sources": list(CONTRASTS),
+        "targets": {
+            target: {"modality": "MR", "state": "approved", "units": "standard scale"}
+            for target in targets
+        },
+        "anatomy": ["BRAIN", "HEAD"],
+        "skull": "whole head",
+        "spacing_mm": 2.0,
+        "description": "A copy with a matched histogram, for tests.",
+        "intended_use": "research",
+        "licence": "Apache-2.0",
+        "training": {"subjects": [], "data": {}, "trained_on": "2026-01-01", "seed": 0},
+    }
+    (models_folder / model_id / CARD).write_text(yaml.safe_dump(card))
+    landmarks = [round(0.05 + number * 0.06, 3) for number in range(15)]
+    order = {target: [one for one in CONTRASTS if one != target] for target in targets}
+    table = {"landmarks": dict.fromkeys(targets, landmarks), "order": order}
+    (learnt / "table.json").write_text(json.dumps(table))
+    (learnt / QUALITY_TABLE).write_text(json.dumps(dict.fromkeys(CONTRASTS, _welcome_all())))
+
+
+def _welcome_all() -> dict[str, object]:
+    """Return a row of the gate's table at no distance from any image."""
+    block = np.add.outer(np.add.outer(np.arange(24.0), np.arange(24.0)), np.arange(24.0))
+    count = len(describe(block.astype(np.float32), np.ones(block.shape, bool), (1.0, 1.0, 1.0)))
+    return {"mean": [0.0] * count, "precision": [[0.0] * count] * count, "farthest": 1.0}
