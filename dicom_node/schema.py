@@ -112,7 +112,8 @@ instance = Table(
     Index("instance_by_study", "study_instance_uid", "sop_instance_uid"),
 )
 
-# No foreign key ties an instance to its association: reception never fails for bookkeeping.
+# Open associations only; events tell of those that are over. No foreign key ties what is received
+# to them: reception never fails for bookkeeping.
 association = Table(
     "association",
     metadata,
@@ -120,7 +121,6 @@ association = Table(
     Column("peer", String(64), nullable=False),
     Column("opened_at", Utc, nullable=False),
     Column("heartbeat", Utc, nullable=False),
-    Column("closed_at", Utc),
 )
 
 association_study = Table(

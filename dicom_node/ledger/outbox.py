@@ -84,19 +84,6 @@ class Outbox(Database):
                     reason=reason,
                 )
 
-    def resend(self, plan_id: str, by: str, why: str) -> int:
-        """Let the parked deliveries of a job that still stands be tried again; return how many."""
-        now = self._clock()
-        stands = select(job.c.plan_id).where(job.c.plan_id == plan_id, job.c.state == JobState.DONE)
-        with self._writing() as connection:
-            again = connection.execute(
-                update(delivery)
-                .where(delivery.c.plan_id.in_(stands), delivery.c.state == DeliveryState.PARKED)
-                .values(state=DeliveryState.PENDING, attempts=0, queued_at=now, next_attempt=now)
-            ).rowcount
-            self._note(connection, "delivery.resend", plan=plan_id, by=by, why=why, count=again)
-        return again
-
     def park_overdue(self, queued_before: datetime) -> int:
         """Park what was not taken since `queued_before`, for a person to look; return how many."""
         with self._writing() as connection:

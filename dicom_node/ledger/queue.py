@@ -183,14 +183,16 @@ class Queue(Database):
             return row is not None and self._lose(connection, row, reason, max_attempts)
 
     def requeue(self, plan_id: str, by: str, why: str) -> None:
-        """Let a held or failed job run again.
+        """Let a held or failed job run again, or what peers did not take of a done one go again.
 
         Raises:
             LookupError: the ledger does not know the plan.
-            IllegalTransition: the job is neither held nor failed.
+            IllegalTransition: the job is neither held nor failed, and nothing of it is parked.
         """
         with self._writing() as connection:
             row = _row(connection, plan_id)
+            if row.state == JobState.DONE and self._resend(connection, row, by, why):
+                return
             self._move(connection, row, JobEvent.REQUEUE, by=by, why=why, losses=0)
 
     def release(self, plan_id: str, by: str, why: str) -> None:
@@ -312,6 +314,26 @@ class Queue(Database):
             reason = f"{reason}; {losses} workers were lost"
             return self._move(connection, row, JobEvent.FAIL, reason=reason, losses=losses)
         return self._move(connection, row, JobEvent.LOSE, reason=reason, losses=losses)
+
+    def _resend(self, connection: Connection, row: Row[Any], by: str, why: str) -> int:
+        """Queue the parked deliveries of a job again, with all their time before them."""
+        now = self._clock()
+        again = connection.execute(
+            update(delivery)
+            .where(delivery.c.plan_id == row.plan_id, delivery.c.state == DeliveryState.PARKED)
+            .values(state=DeliveryState.PENDING, attempts=0, queued_at=now, next_attempt=now)
+        ).rowcount
+        if again:
+            self._note(
+                connection,
+                "delivery.requeue",
+                study=row.study_instance_uid,
+                plan=row.plan_id,
+                count=again,
+                by=by,
+                why=why,
+            )
+        return again
 
     def _queue_deliveries(self, connection: Connection, row: Row[Any]) -> int:
         """Queue every derived instance of a job for every peer of its plan."""

@@ -139,15 +139,15 @@ class Reception(Database):
             )
 
     def close_association(self, association_id: str) -> None:
-        """Record that an association is over."""
+        """Record that an association is over; only its events stay."""
         with self._writing() as connection:
-            closed = connection.execute(
-                update(association)
-                .where(
-                    association.c.association_id == association_id,
-                    association.c.closed_at.is_(None),
+            connection.execute(
+                delete(association_study).where(
+                    association_study.c.association_id == association_id
                 )
-                .values(closed_at=self._clock())
+            )
+            closed = connection.execute(
+                delete(association).where(association.c.association_id == association_id)
             ).rowcount
             if closed:
                 self._note(connection, "association.closed", association=association_id)
@@ -155,21 +155,10 @@ class Reception(Database):
     def close_all_associations(self) -> None:
         """Record at start that no association has outlived the process that held it."""
         with self._writing() as connection:
-            connection.execute(
-                update(association)
-                .where(association.c.closed_at.is_(None))
-                .values(closed_at=self._clock())
-            )
-            self._note(connection, "association.all_closed")
-
-    def forget_associations(self, closed_before: datetime) -> None:
-        """Delete the bookkeeping of associations that are long over."""
-        old = select(association.c.association_id).where(association.c.closed_at < closed_before)
-        with self._writing() as connection:
-            connection.execute(
-                delete(association_study).where(association_study.c.association_id.in_(old))
-            )
-            connection.execute(delete(association).where(association.c.closed_at < closed_before))
+            connection.execute(delete(association_study))
+            closed = connection.execute(delete(association)).rowcount
+            if closed:
+                self._note(connection, "association.all_closed", count=closed)
 
     def known_paths(self) -> set[str]:
         """Return the path of every instance that has a row, for the rebuild at start."""
@@ -196,7 +185,6 @@ class Reception(Database):
         delivering = exists().where(
             association_study.c.study_instance_uid == study.c.study_instance_uid,
             association_study.c.association_id == association.c.association_id,
-            association.c.closed_at.is_(None),
             association.c.heartbeat > now - stale_after,
         )
         with self._reading() as connection:

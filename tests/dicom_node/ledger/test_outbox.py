@@ -3,6 +3,7 @@ from datetime import timedelta
 import pytest
 
 from dicom_node.domain import DeliveryState
+from dicom_node.errors import IllegalTransition
 from doubles.ledger import (
     PEER,
     STUDY,
@@ -93,19 +94,29 @@ def test_overdue_delivery_is_parked_and_may_be_sent_again(outbox, clock):
     parked = outbox.park_overdue(clock.now - timedelta(hours=72))
     waiting = due(outbox, clock)
 
-    again = outbox.resend(PLAN, "an operator", "the archive is back")
+    outbox.requeue(PLAN, "an operator", "the archive is back")
 
-    assert (parked, waiting, again) == (2, [], 2)
+    assert (parked, waiting) == (2, [])
     assert due(outbox, clock) == [1, 2]
     assert outbox.park_overdue(clock.now - timedelta(hours=72)) == 0
 
 
-def test_superseded_job_is_not_resent(outbox, clock):
+def test_superseded_job_is_not_sent_again(outbox, clock):
     outbox.record_instances([make_instance(9)], PEER, None)
     judge(outbox)
 
-    assert outbox.resend(PLAN, "an operator", "please") == 0
+    with pytest.raises(IllegalTransition):
+        outbox.requeue(PLAN, "an operator", "please")
+
     assert due(outbox, clock) == []
+
+
+def test_job_that_was_sent_is_not_sent_again(outbox, clock):
+    for delivery in outbox.due_deliveries(PEER, clock.now, 10):
+        outbox.record_delivery(delivery.delivery_id, DeliveryState.SENT, 0, None)
+
+    with pytest.raises(IllegalTransition):
+        outbox.requeue(PLAN, "an operator", "please")
 
 
 def test_delivery_events_belong_to_the_study(outbox, clock):

@@ -1,6 +1,9 @@
 from datetime import timedelta
 
+from sqlalchemy import select
+
 from dicom_node.domain import StudyState
+from dicom_node.schema import association_study
 from doubles.ledger import PEER, STUDY, finish, judge, make_derived, make_instance, make_plan
 from doubles.ledger import receive_and_judge as receive
 
@@ -153,18 +156,17 @@ def test_restart_closes_every_association(ledger, clock):
     assert ledger.find_quiet_studies(QUIET, STALE) == [STUDY]
 
 
-def test_old_associations_are_forgotten_and_open_ones_kept(ledger, clock):
-    ledger.open_association("old", PEER)
-    ledger.record_instances([make_instance()], PEER, "old")
-    ledger.close_association("old")
-    clock.advance(hours=2)
-    ledger.open_association("open", PEER)
-    ledger.record_instances([make_instance()], PEER, "open")
+def test_closed_association_is_told_once_and_leaves_no_rows(ledger):
+    ledger.open_association("one", PEER)
+    ledger.record_instances([make_instance()], PEER, "one")
 
-    ledger.forget_associations(clock.now - timedelta(hours=1))
+    ledger.close_association("one")
+    ledger.close_association("one")
 
-    clock.advance(seconds=61)
-    assert ledger.find_quiet_studies(QUIET, STALE) == []
+    told = [event.name for event in ledger.events() if event.name.startswith("association")]
+    assert told == ["association.opened", "association.closed"]
+    with ledger._reading() as connection:
+        assert not connection.execute(select(association_study)).all()
 
 
 def test_instance_of_an_unknown_association_is_kept(ledger):
