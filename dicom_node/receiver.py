@@ -267,7 +267,8 @@ def _tell(descriptor: int | None, news: object) -> None:
 
 def _end_with_parent() -> None:
     """End this process when its parent has, however that ended: the pipe closes with it."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):
+        pass
     os._exit(ORPHANED)
 
 

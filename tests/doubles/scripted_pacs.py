@@ -1,0 +1,81 @@
+"""A PACS that answers each instance as a script says; pynetdicom, so not our own protocol code."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from pydicom import Dataset
+from pynetdicom import AE, evt
+
+IMPLICIT = "1.2.840.10008.1.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
+VERIFICATION = "1.2.840.10008.1.1"
+MR = "1.2.840.10008.5.1.4.1.1.4"
+
+ABORT = -1
+"""Says nothing and aborts, after it has kept the instance."""
+
+
+class ScriptedPacs:
+    """Listens on loopback inside a `with` block.
+
+    Attributes:
+        received: SOP Instance UIDs in the order in which they came.
+        datasets: what was kept, by SOP Instance UID.
+        associations: how many were established.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[str], int] = lambda _: 0x0000,
+        *,
+        classes: tuple[str, ...] = (MR,),
+        syntaxes: tuple[str, ...] = (EXPLICIT, IMPLICIT),
+        ae_title: str = "PACS",
+        known: str | None = None,
+    ) -> None:
+        self.received: list[str] = []
+        self.datasets: dict[str, Dataset] = {}
+        self.associations = 0
+        self.port = 0
+        self._answer = answer
+        self._ae = AE(ae_title)
+        self._ae.require_called_aet = True
+        if known is not None:
+            self._ae.require_calling_aet = [known]
+        self._ae.add_supported_context(VERIFICATION)
+        for sop_class in classes:
+            self._ae.add_supported_context(sop_class, list(syntaxes))
+
+    def __enter__(self) -> Self:
+        server = self._ae.start_server(
+            ("127.0.0.1", self.port),
+            block=False,
+            evt_handlers=[
+                (evt.EVT_C_STORE, self._on_store),
+                (evt.EVT_ESTABLISHED, self._on_established),
+            ],
+        )
+        self.port = server.server_address[1]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ae.shutdown()
+
+    def _on_established(self, _: evt.Event) -> None:
+        self.associations += 1
+
+    def _on_store(self, event: evt.Event) -> int:
+        uid = str(event.request.AffectedSOPInstanceUID)
+        self.received.append(uid)
+        self.datasets[uid] = event.dataset
+        status = self._answer(uid)
+        if status == ABORT:
+            event.assoc.abort()
+            return 0xC000
+        return status
