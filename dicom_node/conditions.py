@@ -135,9 +135,9 @@ def fold(text: str) -> str:
 
 
 def find_word(words: tuple[str, ...], text: str) -> str | None:
-    """Return the first of `words` that stands in `text` as a whole word, folded, or None."""
+    """Return which entry of `words` stands first in `text`, folded, as whole words, or None."""
     found = _words_pattern(words).search(fold(text)) if words else None
-    return found.group() if found else None
+    return words[(found.lastindex or 1) - 1] if found else None
 
 
 def drop_words(words: tuple[str, ...], text: str) -> str:
@@ -174,7 +174,7 @@ def _keys(values: tuple[Scalar, ...]) -> frozenset[Scalar]:
 @lru_cache(maxsize=1024)
 def _words_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
     parts = (re.escape(_fold_pattern(word)).replace(r"\*", r"\w*") for word in words)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)")
+    return re.compile(rf"(?<!\w)(?:{'|'.join(f'({part})' for part in parts)})(?!\w)")
 
 
 def _fold_pattern(word: str) -> str:

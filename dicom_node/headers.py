@@ -207,7 +207,7 @@ def _read_private_b_value(image: Dataset) -> float | None:
     for group, creator, element in _B_VALUES:
         try:
             value = image.private_block(group, creator)[element].value
-            number = float(value[0] if isinstance(value, list | tuple) else value)
+            number = float(value if isinstance(value, str | bytes | float | int) else value[0])
         except (KeyError, TypeError, ValueError, IndexError):
             continue
         if math.isfinite(number) and number >= 0:

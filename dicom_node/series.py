@@ -49,6 +49,8 @@ Problem = tuple[str, str] | None
 def _split(instances: Sequence[Instance]) -> list[tuple[list[Instance], Problem]]:
     if _facts(instances[0]).get("Modality") not in IMAGE_MODALITIES:
         return [(list(instances), None)]
+    if any("Modality" not in _facts(instance) for instance in instances):
+        return [(list(instances), _reading_problem(instances))]
     classes = {
         keyword: _classes([_facts(instance).get(keyword) for instance in instances], gap)
         for keyword, gap in _GAPS.items()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,14 +51,17 @@ ACQUISITIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+@cache
 def load_contrasts() -> Contrasts:
     return Contrasts.model_validate(_read("contrasts.yaml"))
 
 
+@cache
 def load_routing() -> Routing:
     return Routing.model_validate(_read("routing.yaml"))
 
 
+@cache
 def load_policy() -> ModelPolicy:
     return ModelPolicy.model_validate(_read("models.yaml"))
 

@@ -1,0 +1,380 @@
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dicom_node.domain import Instance, Mode, SlotState, Study, SynthesisPlan
+from dicom_node.rules import ModelPolicy, Routing
+from doubles.studies import (
+    BRAIN,
+    CARDS,
+    DIGEST,
+    LIMB_CARD,
+    NOW,
+    acquire,
+    decide,
+    label_study,
+    load_routing,
+    make_card,
+    make_instance,
+    make_judge,
+    make_series,
+)
+
+RULE = "brain-mr-complete"
+
+
+def find_states(instances: list[Instance]) -> dict[str, SlotState]:
+    return dict(decide(instances).slots[RULE])
+
+
+def find_plans(instances: list[Instance], **changes: object) -> dict[str, SynthesisPlan]:
+    return {plan.target: plan for plan in decide(instances, **changes).plans}
+
+
+def find_refusals(instances: list[Instance], **changes: object) -> dict[str, str]:
+    return {refusal.target: refusal.code for refusal in decide(instances, **changes).refusals}
+
+
+def change_rule(**changes: object) -> Routing:
+    rule, *others = load_routing().rules
+    document = rule.model_dump(mode="json", exclude_none=True) | changes
+    return Routing.model_validate(
+        {"rules": [document, *(each.model_dump(mode="json", exclude_none=True) for each in others)]}
+    )
+
+
+def break_series(instances: list[Instance], uid: str) -> list[Instance]:
+    """Return the study with a slice of one of its series missing."""
+    return [each for each in instances if each.sop_instance_uid != f"{uid}.7"]
+
+
+@pytest.mark.parametrize(
+    ("held", "made"),
+    [
+        (["T1w", "T2w", "FLAIR"], {}),
+        (["T1w", "T2w"], {"FLAIR": ["T2w", "T1w"]}),
+        (["T1w", "FLAIR"], {"T2w": ["FLAIR", "T1w"]}),
+        (["T2w", "FLAIR"], {"T1w": ["T2w", "FLAIR"]}),
+        (["T1w"], {"T2w": ["T1w"], "FLAIR": ["T1w"]}),
+        (["T1c", "FLAIR"], {"T1w": ["T1c", "FLAIR"], "T2w": ["FLAIR", "T1c"]}),
+        (["T1c"], {"T1w": ["T1c"], "T2w": ["T1c"], "FLAIR": ["T1c"]}),
+        (["T1w", "T2w", "DWI"], {"FLAIR": ["T2w", "T1w"]}),
+        (["DWI"], {}),
+    ],
+)
+def test_missing_contrasts_of_a_brain_are_made_from_those_that_are_there(
+    held: list[str], made: dict[str, list[str]]
+) -> None:
+    plans = find_plans(acquire(*held, **BRAIN))
+
+    assert {target: list(plan.sources) for target, plan in plans.items()} == made
+
+
+def test_post_contrast_t1_and_t2_flair_lack_t1w_and_t2w() -> None:
+    descriptions = ["AX T1 POST GD", "AX T2 FLAIR"]
+    instances = [
+        instance
+        for number, text in enumerate(descriptions, 1)
+        for instance in make_series(f"1.{number}", SeriesDescription=text, **BRAIN)
+    ]
+
+    assert find_states(instances) == {
+        "T1w": SlotState.MISSING,
+        "T2w": SlotState.MISSING,
+        "FLAIR": SlotState.PRESENT,
+        "T1c": SlotState.PRESENT,
+    }
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"BodyPartExamined": "HEAD"},
+        {"StudyDescription": "MRT Schädel nativ"},
+        {"ProtocolName": "BRAIN ROUTINE"},
+        {"StudyDescription": "IRM cérébrale"},
+        {"BodyPartExamined": "UNKNOWN", "StudyDescription": "Neuro"},
+        {"SeriesDescription": "mocoMEMPRAGE_220FOV RMS", "MRAcquisitionType": "3D"},
+    ],
+)
+def test_brain_rule_finds_a_brain(facts: dict[str, object]) -> None:
+    assert RULE in decide(acquire("T2w", **facts)).slots
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"BodyPartExamined": "KNEE"},
+        {"BodyPartExamined": "HIP", "SeriesDescription": "T1 femoral head"},
+        {"StudyDescription": "MR head and neck"},
+        {"StudyDescription": "femoral head"},
+        {"Modality": "CT", "BodyPartExamined": "HEAD"},
+    ],
+)
+def test_brain_rule_leaves_other_studies_alone(facts: dict[str, object]) -> None:
+    decision = decide(acquire("T2w", **facts))
+
+    assert decision.slots == {}
+    assert decision.plans == ()
+    assert all(match.reasons for match in decision.rules)
+
+
+def test_spine_beside_the_brain_fills_no_slot() -> None:
+    brain = acquire("T1w", **BRAIN)
+    spine = make_series("2.1", SeriesDescription="C-SPINE T2 SAG", BodyPartExamined="SPINE")
+
+    assert find_states(brain + spine)["T2w"] is SlotState.MISSING
+
+
+def test_series_that_is_broken_makes_its_slot_incomplete_and_nothing_is_made_for_it() -> None:
+    instances = break_series(acquire("T1w", "T2w", "FLAIR", **BRAIN), "1.2")
+
+    assert find_states(instances)["T2w"] is SlotState.INCOMPLETE
+    assert find_refusals(instances) == {"T2w": "slot_incomplete"}
+
+
+def test_series_that_nobody_can_label_makes_slots_ambiguous() -> None:
+    instances = acquire("T1w", "T2w", "unknown", **BRAIN)
+
+    assert find_states(instances)["FLAIR"] is SlotState.AMBIGUOUS
+    assert find_refusals(instances) == {"FLAIR": "slot_ambiguous"}
+
+
+def test_rule_may_say_that_an_ambiguous_slot_is_filled() -> None:
+    rule = load_routing().rules[0].model_dump(mode="json", exclude_none=True)
+    makes = [{**make, "when": ["missing", "ambiguous"]} for make in rule["makes"]]
+
+    plans = find_plans(acquire("T1w", "T2w", "unknown", **BRAIN), routing=change_rule(makes=makes))
+
+    assert set(plans) == {"FLAIR"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "state"),
+    [
+        ({"ImageType": ["DERIVED", "SECONDARY", "MPR"]}, SlotState.INCOMPLETE),
+        ({"ImageType": ["DERIVED", "SECONDARY"]}, SlotState.INCOMPLETE),
+        ({"SeriesDescription": "SyMRI FLAIR"}, SlotState.MISSING),
+        ({"SyntheticData": "YES"}, SlotState.MISSING),
+        ({"SeriesDescription": "AI SYNTH FLAIR"}, SlotState.MISSING),
+    ],
+)
+def test_derived_series_fills_no_slot(facts: dict[str, Any], state: SlotState) -> None:
+    flair = {"ScanningSequence": ["IR"], "AcquisitionContrast": "FLUID_ATTENUATED"}
+    instances = acquire("T1w", "T2w", **BRAIN) + make_series("3.1", **flair, **facts, **BRAIN)
+
+    assert find_states(instances)["FLAIR"] is state
+
+
+def test_our_own_output_is_no_source() -> None:
+    own = make_series("3.1", SeriesDescription="AI SYNTH T2w", **BRAIN)
+    instances = acquire("FLAIR", **BRAIN) + own
+
+    plans = find_plans(instances)
+
+    assert all("T2w" not in plan.sources for plan in plans.values())
+
+
+def test_own_output_alone_matches_no_rule() -> None:
+    own = make_series("3.1", SeriesDescription="AI SYNTH T2w", **BRAIN)
+
+    assert decide(own).slots == {}
+
+
+def test_limb_without_ct_gets_one() -> None:
+    instances = acquire("T1w", BodyPartExamined="EXTREMITY")
+
+    (plan,) = decide(instances).plans
+
+    assert (plan.target, plan.target_modality, plan.anatomy) == ("CT", "CT", "EXTREMITY")
+    assert plan.model_id == "limb-ct-boosting"
+
+
+def test_limb_with_ct_gets_none() -> None:
+    assert decide(acquire("T1w", "CT", BodyPartExamined="EXTREMITY")).plans == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"cards": ()}, "no_model"),
+        ({"cards": (make_card(anatomy=["LEG"]),)}, "model_anatomy"),
+        ({"cards": (make_card(targets={"T1w": "approved"}),)}, "model_target"),
+        ({"cards": (make_card(targets={"FLAIR": "research"}),)}, "model_not_approved"),
+        ({"cards": (make_card(targets={"FLAIR": "retired"}),)}, "model_not_approved"),
+        ({"cards": (make_card(sources=["PDw"]),)}, "no_source"),
+        ({"cards": (make_card(required=["T1c"]),)}, "no_source"),
+        (
+            {"policy": ModelPolicy(states=("approved",), digests={"brain-any-unet25d": "e" * 64})},
+            "model_not_pinned",
+        ),
+        ({"policy": ModelPolicy(states=("approved",), never_make=("FLAIR",))}, "never_made"),
+    ],
+)
+def test_gap_that_is_not_filled_has_a_reason(changes: dict[str, object], code: str) -> None:
+    decision = decide(acquire("T1w", "T2w", **BRAIN), **changes)
+
+    assert [refusal.code for refusal in decision.refusals] == [code]
+    assert decision.plans == ()
+    assert decision.refusals[0].reason
+
+
+def test_unusable_source_is_named_in_the_refusal() -> None:
+    instances = break_series(acquire("T1w", BodyPartExamined="LEG"), "1.1")
+
+    (refusal,) = decide(instances).refusals
+
+    assert refusal.code == "source_unusable"
+    assert "slice_gap" in refusal.reason
+
+
+def test_research_target_is_made_where_the_site_says_so() -> None:
+    cards = (make_card(targets={"FLAIR": "research"}),)
+    policy = ModelPolicy(states=("approved", "research"))
+
+    assert set(find_plans(acquire("T1w", "T2w", **BRAIN), cards=cards, policy=policy)) == {"FLAIR"}
+
+
+def test_rule_that_is_off_does_nothing() -> None:
+    decision = decide(acquire("T1w", **BRAIN), routing=change_rule(mode="off"))
+
+    assert decision.plans == ()
+    assert decision.rules[0].reasons == ("its mode is off",)
+
+
+def test_plan_carries_its_rule() -> None:
+    plan = find_plans(acquire("T1w", "T2w", **BRAIN))["FLAIR"]
+
+    assert plan.mode is Mode.SEND
+    assert plan.deliver_to == ("pacs",)
+    assert plan.model_digest == DIGEST
+    assert plan.created_at == NOW
+    assert RULE in plan.rule_reason
+    assert len(plan.source_instances) == 48
+
+
+def test_two_rules_that_want_one_target_make_it_once() -> None:
+    rule = load_routing().rules[0].model_dump(mode="json", exclude_none=True)
+    routing = Routing.model_validate(
+        {"rules": [{**rule, "name": "second", "priority": 1}, {**rule, "name": "first"}]}
+    )
+
+    decision = decide(acquire("T1w", "T2w", **BRAIN), routing=routing)
+
+    assert [plan.rule for plan in decision.plans] == ["first"]
+    assert [(each.rule, each.code) for each in decision.refusals] == [("second", "other_rule")]
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({"MRAcquisitionType": "3D"}, {"MRAcquisitionType": "2D"}),
+        ({"step": 1.0, "slices": 120}, {"step": 5.0}),
+        ({"slices": 24}, {"slices": 20}),
+        ({"SeriesNumber": 9.0}, {"SeriesNumber": 2.0}),
+        ({"step": 5.0, "slices": 24}, {"step": 1.0, "slices": 20, "MRAcquisitionType": "3D"}),
+    ],
+)
+@pytest.mark.parametrize("order", [("1.1", "1.2"), ("1.2", "1.1")])
+def test_best_of_several_series_is_the_source(
+    better: dict[str, Any], worse: dict[str, Any], order: tuple[str, str]
+) -> None:
+    instances = [
+        *make_series(order[0], **{"SeriesDescription": "T1", **BRAIN, **better}),
+        *make_series(order[1], **{"SeriesDescription": "T1", **BRAIN, **worse}),
+    ]
+
+    plan = find_plans(instances)["FLAIR"]
+
+    assert plan.sources == {"T1w": order[0]}
+    assert "best of 2" in plan.rule_reason
+
+
+def test_broken_repeat_does_not_hide_the_good_one() -> None:
+    good = make_series("1.1", SeriesDescription="T1", SeriesNumber=1.0, **BRAIN)
+    broken = make_series("1.2", SeriesDescription="T1", SeriesNumber=2.0, **BRAIN)
+
+    plan = find_plans([*good, *break_series(broken, "1.2")])["FLAIR"]
+
+    assert plan.sources == {"T1w": "1.1"}
+
+
+def test_two_sources_in_one_series_are_not_used_together() -> None:
+    echoes = [
+        instance
+        for number, (text, echo) in enumerate([("T2w", 100.0), ("FLAIR", 120.0)])
+        for instance in (
+            make_instance(
+                f"{number}.{k}", {**(each.header or {}), "SeriesDescription": text}, series="1.1"
+            )
+            for k, each in enumerate(make_series("1.1", EchoTime=echo, **BRAIN))
+        )
+    ]
+
+    plan = find_plans(echoes)["T1w"]
+
+    assert list(plan.sources) == ["T2w"]
+    assert len(plan.source_instances) == 24
+
+
+def test_plan_id_depends_on_what_enters_the_pixels_only() -> None:
+    instances = acquire("T1w", "T2w", **BRAIN)
+    plan_id = find_plans(instances)["FLAIR"].plan_id
+
+    assert find_plans(instances, config_digest="f" * 64)["FLAIR"].plan_id == plan_id
+    routing = change_rule(priority=1, mode="hold")
+    assert find_plans(instances, routing=routing)["FLAIR"].plan_id == plan_id
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cards": (make_card(digest="e" * 64),)},
+        {"policy": ModelPolicy(states=("approved",), seed=5)},
+    ],
+)
+def test_plan_id_changes_with_model_and_seed(changes: dict[str, object]) -> None:
+    instances = acquire("T1w", "T2w", **BRAIN)
+
+    plans = find_plans(instances), find_plans(instances, **changes)
+
+    assert plans[0]["FLAIR"].plan_id != plans[1]["FLAIR"].plan_id
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from([("T1w",), ("T1w", "T2w", "unknown")]))
+def test_order_of_arrival_never_changes_the_decision(random: Any, names: tuple[str, ...]) -> None:
+    instances = acquire(*names, **BRAIN) + make_series("2.1", SeriesDescription="T1", **BRAIN)
+    shuffled = list(instances)
+    random.shuffle(shuffled)
+
+    assert decide(shuffled) == decide(instances)
+
+
+def test_fifty_series_are_judged_fast() -> None:
+    names = ["T1w", "T2w", "FLAIR", "DWI", "unknown"] * 10
+    instances = acquire(*names, **BRAIN)
+    judge = make_judge()
+    judge.judge(label_study(instances), NOW)
+
+    start = time.process_time()
+    study: Study = label_study(instances)
+    judge.judge(study, NOW)
+
+    assert time.process_time() - start < 0.5  # 50 ms on an idle machine
+
+
+def test_shipped_models_are_named_by_shipped_rules() -> None:
+    named = {
+        make.model
+        for rule in load_routing().rules
+        if rule.mode is not Mode.OFF
+        for make in rule.makes
+    }
+
+    assert named == {card.id for card in CARDS}
+    assert LIMB_CARD.id in named
