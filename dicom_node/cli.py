@@ -1,0 +1,317 @@
+"""The command `dicom-node`: run the node, check and explain it, see where things stand, decide.
+
+Exit codes: 0 done, 1 ran and failed, 2 bad arguments or configuration. With `--json` one JSON
+document goes to standard output and nothing else; log and messages go to standard error.
+"""
+
+import json
+import platform
+import re
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydicom
+import typer
+from rich.console import Console
+
+from dicom_node import __version__, doctor, node, terminal
+from dicom_node.assembly import build_judge
+from dicom_node.audit import configure_logging
+from dicom_node.errors import ConfigurationError, DicomNodeError
+from dicom_node.executors import ProcessPool
+from dicom_node.explain import explain_folder, explain_study
+from dicom_node.identifiers import WRITER_VERSION
+from dicom_node.ledger import Ledger
+from dicom_node.routing import Judge
+from dicom_node.settings import Configuration, load
+from dicom_node.status import read_status
+from dicom_node.store import Store
+from synthesis.errors import SynthesisError
+from synthesis.registry import load_cards
+
+FAILED = 1
+WRONG = 2
+"""Exit code for bad arguments and a wrong configuration."""
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+
+app = typer.Typer(
+    help="A DICOM node that completes studies. Research use only; no medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigFolder = Annotated[
+    Path,
+    typer.Option("--config", envvar="DICOM_NODE_CONFIG", help="Folder of the YAML files."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Dotted key over node.yaml; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="As `dicom-node status` shows it.")]
+By = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides; kept for good.")]
+Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why; kept for good.")]
+DEFAULT_CONFIG = Path("config")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and end with its exit code.
+
+    Raises:
+        SystemExit: always.
+    """
+    try:
+        app(arguments)
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(WRONG)
+    except (DicomNodeError, SynthesisError, LookupError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(FAILED)
+
+
+@app.command()
+def serve(config: ConfigFolder = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
+    """Run the node in the foreground until SIGTERM or Ctrl-C.
+
+    Example: dicom-node serve --config config --set receiver.port=11112
+    """
+    configure_logging()
+    configuration = load(config, overrides or [])
+
+    def announce(at: node.Addresses) -> None:
+        typer.echo(f"ready dicom={at.dicom[0]}:{at.dicom[1]} web={at.web[0]}:{at.web[1]}")
+        sys.stdout.flush()
+
+    node.serve(configuration, overrides or [], announce)
+
+
+@app.command()
+def check(
+    study_folder: Annotated[Path | None, typer.Argument(help="Says what rules do with it.")] = None,
+    config: ConfigFolder = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Validate the configuration; with STUDY_FOLDER also tell what each rule would do.
+
+    Example: dicom-node check --config config ~/studies/brain
+    """
+    _set_up_quiet()
+    configuration = load(config, overrides or [])
+    cards = load_cards(configuration.node.models_folder)
+    problems = doctor.find_model_problems(configuration, {card.id for card in cards})
+    if told := "\n".join(dict.fromkeys(problems)):
+        raise ConfigurationError(told)
+    studies = []
+    if study_folder is not None:
+        with _progress("reading headers", as_json):
+            studies = explain_folder(
+                _existing(study_folder), _build_judge(configuration), node.now()
+            )
+    rules = [
+        {"rule": rule.name, "mode": rule.mode, "says": rule.says, "owner": rule.owner}
+        for rule in configuration.routing.in_order()
+    ]
+    if as_json:
+        _print_json({"digest": configuration.digest, "rules": rules, "studies": studies})
+        return
+    terminal.print_rules(rules)
+    for study in studies:
+        terminal.print_explanation(study)
+    typer.echo(f"the configuration in {configuration.folder} is valid")
+
+
+@app.command()
+def explain(
+    study: Annotated[str, typer.Argument(metavar="STUDY_UID|FOLDER")],
+    config: ConfigFolder = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell why the node does what it does with a study; sends and writes nothing.
+
+    A study is named by its UID when the node has received it, or by a folder of files. A folder
+    with several studies gives a JSON list.
+
+    Example: dicom-node explain 1.2.840.113619.2.1 --config config --json
+    """
+    _set_up_quiet()
+    configuration = load(config, overrides or [])
+    judge = _build_judge(configuration)
+    with _progress("reading headers", as_json):
+        if _UID.fullmatch(study) and not Path(study).exists():
+            with _open_ledger(configuration) as ledger:
+                store = Store(configuration.node.store_folder)
+                found = [explain_study(study, ledger, store, judge, node.now())]
+        else:
+            found = explain_folder(_existing(Path(study)), judge, node.now())
+    if as_json:
+        _print_json(found[0] if len(found) == 1 else found)
+        return
+    for each in found:
+        terminal.print_explanation(each)
+
+
+@app.command()
+def status(
+    study: Annotated[str | None, typer.Argument(metavar="STUDY_UID")] = None,
+    config: ConfigFolder = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show studies, jobs and deliveries with state, age, attempts and last reason.
+
+    Example: dicom-node status --config config
+    """
+    _set_up_quiet()
+    with _open_ledger(load(config, overrides or [])) as ledger:
+        found = read_status(ledger, study, node.now())
+    if as_json:
+        _print_json(found)
+    else:
+        terminal.print_status(found)
+
+
+@app.command()
+def requeue(
+    job: JobId,
+    by: By,
+    why: Why,
+    config: ConfigFolder = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+) -> None:
+    """Let a held or failed job run again; let a done one try again what its peers did not take.
+
+    Example: dicom-node requeue 6f1d… --by "M. Meier" --why "the model folder is mounted again"
+    """
+    _decide(config, overrides, lambda ledger: ledger.requeue(job, by, why))
+
+
+@app.command()
+def release(
+    job: JobId,
+    by: By,
+    why: Why,
+    config: ConfigFolder = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+) -> None:
+    """Let the result of a held job go out.
+
+    Example: dicom-node release 6f1d… --by "M. Meier" --why "looked at; the warning is the implant"
+    """
+    _decide(config, overrides, lambda ledger: ledger.release(job, by, why))
+
+
+@app.command()
+def reject(
+    job: JobId,
+    by: By,
+    why: Why,
+    config: ConfigFolder = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+) -> None:
+    """Close a held job; its result never goes out.
+
+    Example: dicom-node reject 6f1d… --by "M. Meier" --why "motion"
+    """
+    _decide(config, overrides, lambda ledger: ledger.reject(job, by, why))
+
+
+@app.command(name="doctor")
+def examine(
+    config: ConfigFolder = DEFAULT_CONFIG, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Try out disk, clock, ledger, TLS, peers and models; print what to enter at the PACS.
+
+    Example: dicom-node doctor --config config
+    """
+    _set_up_quiet()
+    configuration = load(config, overrides or [])
+    pool = ProcessPool(1, node.count_threads(1), doctor.TRIAL_LIMIT)
+    findings = []
+    with _progress("trying out", as_json) as tell:
+        for finding in doctor.examine(configuration, pool):
+            findings.append(finding)
+            tell(f"{finding.check}: {finding.state}")
+    pool.shutdown()
+    document = doctor.as_document(findings, configuration)
+    if as_json:
+        _print_json(document)
+    else:
+        terminal.print_examination(document)
+    if any(finding.state is doctor.State.FAILED for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Print the versions of the node, of what it writes, and of what it stands on.
+
+    Example: dicom-node version --json
+    """
+    versions = {
+        "dicom_node": __version__,
+        "writer": WRITER_VERSION,
+        "python": platform.python_version(),
+        "pydicom": pydicom.__version__,
+    }
+    if as_json:
+        _print_json(versions)
+    else:
+        typer.echo(" ".join(f"{name} {number}" for name, number in versions.items()))
+
+
+def _decide(config: Path, overrides: list[str] | None, decide: Callable[[Ledger], None]) -> None:
+    _set_up_quiet()
+    with _open_ledger(load(config, overrides or [])) as ledger:
+        decide(ledger)
+
+
+def _set_up_quiet() -> None:
+    """Let only what is grave reach standard error: the answer is on standard output."""
+    configure_logging("ERROR")
+
+
+def _open_ledger(configuration: Configuration) -> Ledger:
+    return Ledger(configuration.node.ledger_url, node.now).open(create=False)
+
+
+def _build_judge(configuration: Configuration) -> Judge:
+    """Return what decides, under this installation's UUID where there is one already."""
+    store = Store(configuration.node.store_folder)
+    installed = store.path("installation").is_file()
+    namespace = configuration.node.installation
+    if namespace is None:
+        namespace = store.namespace() if installed else uuid.UUID(int=0)
+    return build_judge(configuration, load_cards(configuration.node.models_folder), namespace)
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ConfigurationError(f"{folder} : seen no folder, wanted one with DICOM files")
+    return folder
+
+
+@contextmanager
+def _progress(what: str, as_json: bool) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal that something goes on; the block may tell how far it is."""
+    console = Console(stderr=True, quiet=as_json or not sys.stdout.isatty())
+    with console.status(what) as spinner:
+        yield lambda step: spinner.update(f"{what}: {step}")
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""What may keep this node from its work, tried out: disk, clock, ledger, TLS, peers, models.
+
+Each check does the real thing: an echo and a negotiation with every peer that we call, a handshake
+with our own certificate, a forward pass of every model. Beside the findings stand the lines that an
+admin enters at the PACS.
+"""
+
+import ctypes
+import shutil
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from ipaddress import ip_address
+from typing import Any
+
+from pydicom.uid import Comprehensive3DSRStorage, ParametricMapStorage
+
+from dicom_node.domain import Mode
+from dicom_node.errors import DeliveryError, StorageError, WorkerLost
+from dicom_node.executors import call
+from dicom_node.images import SOP_CLASSES
+from dicom_node.ledger import Ledger
+from dicom_node.network import VERIFICATION, client_context, open_association, server_context
+from dicom_node.node_settings import TLS, NodeSettings, Peer
+from dicom_node.settings import Configuration
+from synthesis.errors import UntrustedModel
+from synthesis.registry import load_cards
+
+TRIAL = "dicom_node.trial:run"
+TRIAL_LIMIT = timedelta(minutes=5)
+
+LOW_DISK_BYTES = 20 * 1024**3
+"""A busy scanner fills this in a day or two (reliability catalogue, row E3)."""
+
+EXPIRES_SOON = timedelta(days=30)
+
+_CLOCK_ERROR = 5  # TIME_ERROR of adjtimex(2): the clock is not synchronized
+_TIMEX_BYTES = 1024  # more than struct timex has on any platform
+_SUCCESS = 0
+
+
+class State(StrEnum):
+    """How a check went."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    state: State
+    detail: str
+
+
+Check = Callable[[Configuration], Iterator[Finding]]
+
+
+def examine(configuration: Configuration, executor: Executor) -> Iterator[Finding]:
+    """Yield what each check finds, as it finds it.
+
+    Args:
+        configuration: what the node runs with.
+        executor: whose workers try the models.
+    """
+    for check in (_check_disk, _check_clock, _check_ledger, _check_tls, _check_door, _check_peers):
+        yield from check(configuration)
+    yield from _check_models(configuration, executor)
+
+
+def as_document(findings: list[Finding], configuration: Configuration) -> dict[str, Any]:
+    """Return findings and the lines for the PACS as JSON types."""
+    return {
+        "findings": [asdict(each) for each in findings],
+        "enter_at_pacs": list(describe_for_pacs(configuration.node)),
+    }
+
+
+def describe_for_pacs(node: NodeSettings) -> Iterator[str]:
+    """Yield what an admin enters at the PACS so that it knows this node."""
+    host, port = node.receiver.host, node.receiver.port
+    if ip_address(host).is_unspecified:
+        host = socket.gethostname()
+    security = "TLS" if node.receiver.tls else "no TLS"
+    yield f"AE title {node.ae_title}, host {host}, port {port}, {security}"
+    yield "send it studies by C-STORE, and let it store (and echo) at the PACS under that AE title"
+    yield f'Orthanc: "DicomModalities": {{"node": ["{node.ae_title}", "{host}", {port}]}}'
+
+
+def _check_disk(configuration: Configuration) -> Iterator[Finding]:
+    folder = configuration.node.data_folder
+    existing = next(each for each in (folder, *folder.parents) if each.is_dir())
+    free = shutil.disk_usage(existing).free
+    yield Finding(
+        check="disk",
+        state=State.OK if free >= LOW_DISK_BYTES else State.WARNING,
+        detail=f"{free / 1024**3:.1f} GiB are free for {folder}",
+    )
+
+
+def _check_clock(_: Configuration) -> Iterator[Finding]:
+    """Ask the kernel whether something keeps the clock right."""
+    answer = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
+    if answer == _CLOCK_ERROR:
+        yield Finding(check="clock", state=State.WARNING, detail="nothing keeps it synchronized")
+    elif answer < 0:
+        yield Finding(check="clock", state=State.WARNING, detail="the kernel does not tell")
+    else:
+        yield Finding(check="clock", state=State.OK, detail="synchronized")
+
+
+def _check_ledger(configuration: Configuration) -> Iterator[Finding]:
+    if not configuration.node.data_folder.exists():
+        detail = "there is none yet; the first start makes it"
+        yield Finding(check="ledger", state=State.OK, detail=detail)
+        return
+    try:
+        with Ledger(configuration.node.ledger_url, lambda: datetime.now(UTC)).open(
+            create=False
+        ) as ledger:
+            counts = ledger.counts()
+    except StorageError as error:
+        yield Finding(check="ledger", state=State.FAILED, detail=str(error))
+        return
+    waiting = counts["jobs.held"] + counts["jobs.failed"] + counts["studies.held"]
+    yield Finding(
+        check="ledger",
+        state=State.OK,
+        detail=f"{counts['instances']} instances; {waiting} jobs and studies wait for a person",
+    )
+
+
+def _check_tls(configuration: Configuration) -> Iterator[Finding]:
+    tls = configuration.node.receiver.tls
+    if tls is None:
+        return
+    try:
+        left = _shake_hands(tls) - datetime.now(UTC)
+    except (OSError, ssl.SSLError) as error:
+        yield Finding(check="tls", state=State.FAILED, detail=f"no handshake with itself: {error}")
+        return
+    yield Finding(
+        check="tls",
+        state=State.OK if left > EXPIRES_SOON else State.WARNING,
+        detail=f"certificate, key and authority fit; {left.days} days are left",
+    )
+
+
+def _shake_hands(tls: TLS) -> datetime:
+    """Let our certificate talk to itself, both ways, and return when it expires."""
+    client_side = client_context(tls.certificate, tls.key, tls.ca)
+    client_side.check_hostname = False
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server_side = server_context(tls.certificate, tls.key, tls.ca)
+    server = server_side.wrap_bio(to_server, to_client, server_side=True)
+    client = client_side.wrap_bio(to_client, to_server)
+    waiting: list[ssl.SSLObject] = [client, server]
+    while waiting:
+        side = waiting.pop(0)
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            waiting.append(side)
+    certificate = client.getpeercert() or {}
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
+
+
+def _check_door(configuration: Configuration) -> Iterator[Finding]:
+    """Call our own receiver as a peer on this machine would."""
+    node = configuration.node
+    host = ip_address(node.receiver.host)
+    local = ip_address("::1" if host.version == 6 else "127.0.0.1")  # noqa: PLR2004
+    callers = (
+        peer
+        for peer in node.peers.values()
+        if peer.roles & {"receive", "echo"} and peer.address and local in peer.address
+    )
+    caller = next(callers, None)
+    if caller is None or node.receiver.tls is not None:
+        return
+    try:
+        with open_association(
+            str(local if host.is_unspecified else host),
+            node.receiver.port,
+            called_ae_title=node.ae_title,
+            calling_ae_title=caller.ae_title,
+            sop_classes=[VERIFICATION],
+        ) as association:
+            association.echo()
+    except DeliveryError as error:
+        detail = f"the node does not answer on port {node.receiver.port} ({error}): is it running?"
+        yield Finding(check="door", state=State.WARNING, detail=detail)
+    else:
+        detail = f"the node answers an echo on port {node.receiver.port}"
+        yield Finding(check="door", state=State.OK, detail=detail)
+
+
+def _check_peers(configuration: Configuration) -> Iterator[Finding]:
+    node = configuration.node
+    classes = _find_sent_classes(configuration)
+    for alias, peer in node.peers.items():
+        if peer.roles & {"send", "query"}:
+            sent = classes if "send" in peer.roles else {}
+            try:
+                yield _call(node, alias, peer, sent)
+            except DeliveryError as error:
+                where = f"{peer.ae_title} at {peer.host} port {peer.port}"
+                detail = f"{where}: {error}"
+                yield Finding(check=f"peer {alias}", state=State.FAILED, detail=detail)
+
+
+def _call(node: NodeSettings, alias: str, peer: Peer, sent: dict[str, str]) -> Finding:
+    """Echo a peer, and see which of the classes that it will be sent it takes."""
+    tls = node.receiver.tls
+    with open_association(
+        str(peer.host),
+        int(peer.port or 0),
+        called_ae_title=peer.ae_title,
+        calling_ae_title=node.ae_title,
+        sop_classes=[VERIFICATION, *sent.values()],
+        tls=client_context(tls.certificate, tls.key, tls.ca) if peer.tls and tls else None,
+    ) as association:
+        status = association.echo()
+        refused = [name for name, uid in sent.items() if association.find_context(uid) is None]
+    if status != _SUCCESS:
+        detail = f"answers an echo with 0x{status:04X}"
+        return Finding(check=f"peer {alias}", state=State.FAILED, detail=detail)
+    if refused:
+        detail = f"echoes, and does not take {', '.join(refused)}: allow them at {peer.ae_title}"
+        return Finding(check=f"peer {alias}", state=State.FAILED, detail=detail)
+    takes = f" and takes {', '.join(sent)}" if sent else ""
+    return Finding(check=f"peer {alias}", state=State.OK, detail=f"echoes{takes}")
+
+
+def _find_sent_classes(configuration: Configuration) -> dict[str, str]:
+    """Return what the rules that are on make, as keyword to SOP Class UID."""
+    contrasts = configuration.contrasts.contrasts
+    modalities = {
+        contrasts[make.target].modality
+        for rule in configuration.routing.rules
+        if rule.mode is not Mode.OFF
+        for make in rule.makes
+    }
+    classes = [SOP_CLASSES[each] for each in sorted(modalities & SOP_CLASSES.keys())]
+    return {
+        uid.keyword: str(uid) for uid in (*classes, Comprehensive3DSRStorage, ParametricMapStorage)
+    }
+
+
+def _check_models(configuration: Configuration, executor: Executor) -> Iterator[Finding]:
+    folder = configuration.node.models_folder
+    try:
+        cards = load_cards(folder)
+    except UntrustedModel as error:
+        yield Finding(check="models", state=State.FAILED, detail=str(error))
+        return
+    for problem in find_model_problems(configuration, {card.id for card in cards}):
+        yield Finding(check="models", state=State.FAILED, detail=problem)
+    for card in cards:
+        try:
+            told = executor.submit(call, TRIAL, folder, card.id).result(TRIAL_LIMIT.total_seconds())
+        except (WorkerLost, TimeoutError) as error:
+            yield Finding(check=f"model {card.id}", state=State.FAILED, detail=str(error))
+        else:
+            detail = f"a forward pass took {told['seconds']} s and {told['peak_rss_mb']} MB"
+            yield Finding(check=f"model {card.id}", state=State.OK, detail=detail)
+
+
+def find_model_problems(configuration: Configuration, models: set[str]) -> Iterator[str]:
+    """Yield one line, as `settings.load` words its own, for each rule whose model is not there."""
+    for rule in configuration.routing.rules:
+        for make in rule.makes:
+            if rule.mode is not Mode.OFF and make.model not in models:
+                wanted = ", ".join(sorted(models)) or "a model, of which there is none yet"
+                yield (
+                    f"routing.yaml: rules.{rule.name}.makes : seen the model {make.model!r}, "
+                    f"wanted {wanted}"
+                )

@@ -1,0 +1,279 @@
+"""The node: the one place that builds every part, in order, and takes them down again.
+
+    lock → store, ledger → what a crash left → receiver → timers → health → ready
+
+What a crash can leave is put right before the first sweep: half-written files go, received files
+without a row get one (the receiver does that before it listens), jobs that ran are queued again.
+The steps after reception are sweeps on timers that know nothing of one another; each reads what the
+step before it has committed.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from dicom_node import assembly, delivery, retention
+from dicom_node.dispatch import Dispatch
+from dicom_node.errors import ConfigurationError, StorageError
+from dicom_node.executors import ProcessPool
+from dicom_node.health import Health, HealthServer
+from dicom_node.ledger import Ledger
+from dicom_node.receiver_process import ReceiverProcess
+from dicom_node.settings import Configuration
+from dicom_node.store import Store
+from dicom_node.timers import Timer
+from synthesis.registry import ModelCard, load_cards
+
+LOCK = "node.lock"
+
+JOB_LIMIT = timedelta(hours=1)
+"""A job takes minutes; one that takes longer hangs, and its worker is ended."""
+
+PATIENCE = timedelta(seconds=5)
+"""How long a stop waits for sweeps, and then for jobs. What is not done by then loses nothing but
+time: the next start does it again."""
+
+RECEIVER_WATCH = timedelta(seconds=1)
+"""A receiver that died is back well within 5 s (reliability catalogue, row E9)."""
+
+LOW_DISK_BYTES = 1024**3
+"""Below it /healthz fails; some time later the receiver stops taking associations."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where the node listens, as host and port."""
+
+    dicom: tuple[str, int]
+    web: tuple[str, int]
+
+
+def serve(
+    configuration: Configuration, overrides: Sequence[str], announce: Callable[[Addresses], None]
+) -> None:
+    """Run the node until SIGTERM or SIGINT, then drain; a second Ctrl-C ends it at once.
+
+    Args:
+        configuration: read from its folder.
+        overrides: with which it was read; child processes read it again.
+        announce: called once, when the node is ready.
+
+    Raises:
+        ConfigurationError: an address cannot be had.
+        StorageError: another node has the data folder, or store or ledger cannot be used.
+    """
+    stop = threading.Event()
+
+    def end(number: int, _: object) -> None:
+        # Supervisors repeat SIGTERM; only a person's second Ctrl-C means more than the first.
+        if stop.is_set() and number == signal.SIGINT:
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    os.umask(0o077)
+    os.environ["DICOM_NODE_PID"] = str(os.getpid())
+    with _locked(configuration.node.data_folder), Node(configuration, overrides) as node:
+        addresses = node.addresses
+        logger.info("node.ready dicom=%s:%d web=%s:%d", *addresses.dicom, *addresses.web)
+        announce(addresses)
+        stop.wait()
+        logger.info("node.draining")
+    logger.info("node.stopped")
+    if node.unfinished:
+        # A peer that does not answer holds a sending thread; Python would wait for it.
+        logger.warning("node.unfinished sweeps=%s", ",".join(node.unfinished))
+        os._exit(0)
+
+
+class Node:
+    """The parts of a running node; a context manager that starts and stops them.
+
+    Attributes:
+        addresses: where it listens, once it is started.
+        unfinished: names of the sweeps that still ran when it had been stopped.
+    """
+
+    addresses: Addresses
+    unfinished: Sequence[str] = ()
+
+    def __init__(self, configuration: Configuration, overrides: Sequence[str] = ()) -> None:
+        node = configuration.node
+        self._configuration = configuration
+        self._store = Store(node.store_folder)
+        self._ledger = Ledger(node.ledger_url, now)
+        self._receiver = ReceiverProcess(configuration.folder, overrides)
+        self._pool = ProcessPool(
+            node.executor.workers, count_threads(node.executor.workers), JOB_LIMIT
+        )
+        self._dispatch = Dispatch(
+            self._ledger,
+            self._pool,
+            capacity=node.executor.workers,
+            lease=node.dispatch.lease,
+            max_attempts=node.dispatch.attempts,
+            config_folder=configuration.folder,
+            overrides=overrides,
+        )
+        self._cards: Sequence[ModelCard] | None = None
+        self._timers = (
+            Timer("assembly", self._assemble, node.assembly.sweep_every),
+            Timer("dispatch", self._dispatch.sweep, node.dispatch.sweep_every),
+            Timer("delivery", self._deliver, node.delivery.sweep_every),
+            Timer("retention", self._forget, node.retention.sweep_every),
+            Timer("receiver", self._watch_receiver, RECEIVER_WATCH),
+        )
+        self._parts = ExitStack()
+
+    def __enter__(self) -> "Node":
+        with ExitStack() as parts:
+            open_records(self._configuration, self._store, self._ledger)
+            parts.callback(self._ledger.close)
+            self._recover()
+            dicom = self._receiver.start()
+            parts.callback(self._receiver.stop)
+            parts.callback(self._dispatch.drain, PATIENCE, self._pool.kill)
+            self._start_timers(parts)
+            web = self._start_health(parts)
+            self.addresses = Addresses(dicom=dicom, web=web)
+            self._parts = parts.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parts.close()
+
+    def read_health(self) -> Health:
+        """Return how the node is now."""
+        free = shutil.disk_usage(self._configuration.node.data_folder).free
+        problems = [problem for timer in self._timers for problem in timer.problems()]
+        if free < LOW_DISK_BYTES:
+            problems.append(f"disk: {free} bytes are free; wanted {LOW_DISK_BYTES}")
+        counts = {}
+        try:
+            self._ledger.check()
+            counts = self._ledger.counts()
+        except StorageError as error:
+            problems.append(f"ledger: {error}")
+        gauges = {f"{timer.name}_sweep_age_seconds": timer.age() for timer in self._timers}
+        return Health(
+            problems=tuple(problems), counts=counts, gauges={**gauges, "disk_free_bytes": free}
+        )
+
+    def _recover(self) -> None:
+        """Put right what the end of an earlier run has left, before anything else moves."""
+        parts = self._store.sweep_parts()
+        self._ledger.close_all_associations()
+        jobs = self._ledger.return_running()
+        if parts or jobs:
+            logger.warning("node.recovered parts=%d jobs=%d", parts, len(jobs))
+
+    def _start_timers(self, parts: ExitStack) -> None:
+        """Let the sweeps run, the first time at once.
+
+        A late tick is never dropped, several late ones are one, and a sweep never runs twice at a
+        time.
+        """
+        scheduler = BackgroundScheduler(
+            timezone=UTC,
+            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+        )
+        for timer in self._timers:
+            seconds = timer.period.total_seconds()
+            scheduler.add_job(timer.tick, "interval", seconds=seconds, next_run_time=now())
+
+        def stop() -> None:
+            scheduler.shutdown(wait=False)
+            deadline = time.monotonic() + PATIENCE.total_seconds()
+            self.unfinished = [
+                timer.name for timer in self._timers if not timer.wait(deadline - time.monotonic())
+            ]
+
+        scheduler.start()
+        parts.callback(stop)
+
+    def _start_health(self, parts: ExitStack) -> tuple[str, int]:
+        web = self._configuration.node.web
+        server = HealthServer(web.host, web.port, self.read_health)
+        try:
+            address = server.start()
+        except OSError as error:
+            raise ConfigurationError(
+                f"node.yaml: web : seen {web.host} port {web.port} ({error.strerror}), "
+                "wanted an address of this machine and a port that is free"
+            ) from None
+        parts.callback(server.stop)
+        return address
+
+    def _assemble(self) -> None:
+        if self._cards is None:
+            # Read here and not at start: a broken model stops judging, never reception.
+            self._cards = load_cards(self._configuration.node.models_folder)
+        assembly.sweep(self._ledger, self._store, self._configuration, self._cards, now)
+
+    def _deliver(self) -> None:
+        delivery.sweep(self._ledger, self._store, self._configuration.node, now)
+
+    def _forget(self) -> None:
+        retention.sweep(self._ledger, self._store, self._configuration.node.retention, now())
+
+    def _watch_receiver(self) -> None:
+        if not self._receiver.is_alive():
+            logger.error("receiver.died")
+            self._receiver.start()
+
+
+def open_records(configuration: Configuration, store: Store, ledger: Ledger) -> None:
+    """Open store and ledger; a store that has been worked in is not given an empty ledger.
+
+    Raises:
+        StorageError: one of them cannot be used, or the ledger is missing.
+    """
+    store.open()
+    is_new = not store.path("installation").exists()
+    ledger.open(create=is_new)
+    store.namespace()
+
+
+def count_threads(workers: int) -> int:
+    """Return how many threads each of `workers` may use, so that together they fill the machine."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def now() -> datetime:
+    """Return the time, aware UTC."""
+    return datetime.now(UTC)
+
+
+@contextmanager
+def _locked(data_folder: Path) -> Iterator[None]:
+    """Hold the data folder for this process: two nodes on one store would undo each other's work.
+
+    The kernel drops the lock with the process, however that ends.
+    """
+    try:
+        data_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(data_folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"{data_folder} cannot be used: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"another node works in {data_folder}: stop it first") from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,189 @@
+"""The documents of the command line as tables for people; `--json` prints them as they are."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDE = 240
+"""Columns where no terminal says how many there are, so that no UID is broken in a pipe."""
+
+_COLORS = {
+    **dict.fromkeys(("done", "sent", "pass", "ok", "present"), "green"),
+    **dict.fromkeys(("held", "warned", "warn", "warning", "incomplete", "ambiguous"), "yellow"),
+    **dict.fromkeys(("failed", "parked", "refuse", "rejected", "missing"), "red"),
+}
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def open_console() -> Console:
+    """Return a console on standard output."""
+    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+
+
+def print_status(status: Mapping[str, Any]) -> None:
+    """Print where studies, jobs and deliveries stand."""
+    console = open_console()
+    console.print(
+        _table(
+            "studies",
+            ("study", "state", "instances", "last instance", "reason"),
+            (
+                (
+                    each["study_instance_uid"],
+                    each["state"],
+                    each["instances"],
+                    _ago(each["age_seconds"]),
+                    each["reason"],
+                )
+                for each in status["studies"]
+            ),
+        )
+    )
+    console.print(
+        _table(
+            "jobs",
+            (
+                "job",
+                "target",
+                "sources",
+                "model",
+                "state",
+                "since",
+                "attempts",
+                "verdict",
+                "reason",
+            ),
+            (
+                (
+                    each["job"],
+                    each["target"],
+                    " ".join(each["sources"]),
+                    each["model"],
+                    each["state"],
+                    _ago(each["age_seconds"]),
+                    each["attempts"],
+                    each["verdict"],
+                    each["reason"],
+                )
+                for each in status["jobs"]
+            ),
+        )
+    )
+    console.print(
+        _table(
+            "deliveries",
+            ("job", "peer", "state", "instances", "attempts", "status", "reason"),
+            (
+                (
+                    each["job"],
+                    each["peer"],
+                    each["state"],
+                    each["instances"],
+                    each["attempts"],
+                    each["status"],
+                    each["reason"],
+                )
+                for each in status["deliveries"]
+            ),
+        )
+    )
+
+
+def print_explanation(explanation: Mapping[str, Any]) -> None:
+    """Print what a study holds, what it lacks, and what follows."""
+    console = open_console()
+    console.print(
+        _table(
+            f"study {explanation['study_instance_uid']}",
+            ("series", "modality", "label", "confidence", "origin", "evidence"),
+            (
+                (
+                    each["series_instance_uid"],
+                    each["modality"],
+                    each["label"] or "unknown",
+                    f"{each['confidence']:.2f}",
+                    each["origin"],
+                    "; ".join(each["evidence"]),
+                )
+                for each in explanation["series"]
+            ),
+        )
+    )
+    console.print(
+        _table(
+            "rules",
+            ("rule", "matched", "reasons"),
+            (
+                (each["rule"], "yes" if each["matched"] else "no", "; ".join(each["reasons"]))
+                for each in explanation["rules"]
+            ),
+        )
+    )
+    console.print(_table("slots", ("contrast", "state"), explanation["slots"].items()))
+    console.print(
+        _table(
+            "plans",
+            ("target", "sources", "model"),
+            (
+                (
+                    each["target"],
+                    "; ".join(f"{label} {uid}" for label, uid in each["sources"].items()),
+                    each["model"],
+                )
+                for each in explanation["plans"]
+            ),
+        )
+    )
+    console.print(
+        _table(
+            "refusals",
+            ("target", "reason"),
+            ((each["target"], each["reason"]) for each in explanation["refusals"]),
+        )
+    )
+
+
+def print_rules(rules: Iterable[Mapping[str, Any]]) -> None:
+    """Print which rules there are and how far each may go."""
+    open_console().print(
+        _table(
+            "rules",
+            ("rule", "mode", "says", "owner"),
+            ((each["rule"], each["mode"], each["says"], each["owner"]) for each in rules),
+        )
+    )
+
+
+def print_examination(document: Mapping[str, Any]) -> None:
+    """Print what the doctor found, and what to enter at the PACS."""
+    console = open_console()
+    console.print(
+        _table(
+            "findings",
+            ("check", "state", "detail"),
+            ((each["check"], each["state"], each["detail"]) for each in document["findings"]),
+        )
+    )
+    console.print("Enter at the PACS:")
+    for line in document["enter_at_pacs"]:
+        console.print(Text(f"  {line}"))
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """Return a table; a word that says how something went has its color."""
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        cells = ("" if cell is None else str(cell) for cell in row)
+        table.add_row(*(Text(cell, style=_COLORS.get(cell, "")) for cell in cells))
+    return table
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", _DAY), ("h", _HOUR), ("min", _MINUTE)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
