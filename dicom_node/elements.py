@@ -85,6 +85,16 @@ def copy_elements(source: Dataset, target: Dataset, keywords: Iterable[str]) -> 
     keep_raw_text(target)
 
 
+def copy_as_item(source: Dataset, keywords: Iterable[str]) -> Dataset:
+    """Return a sequence item with copies, for a data set of the same character set."""
+    encodings = _encodings_of(source)
+    item = Dataset(parent_encoding=encodings)
+    for keyword in keywords:
+        _copy_element(source, item, _tag(keyword), encodings)
+    item.set_original_encoding(False, True, encodings)
+    return item
+
+
 def keep_raw_text(dataset: Dataset) -> None:
     """Let pydicom write the raw elements of `dataset` as they are.
 

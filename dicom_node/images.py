@@ -125,9 +125,9 @@ class ClassicImage(SOPClass):
             series_time=time_of(moment),
         )
         fix_creation(self, moment)
-        self.PositionReferenceIndicator = None
         self.BurnedInAnnotation = "NO"
-        for keyword, value in _REQUIRED[modality].items():
+        required = {"PositionReferenceIndicator": None, "SliceThickness": None}
+        for keyword, value in (required | _REQUIRED[modality]).items():
             setattr(self, keyword, value)
         if modality == "PT":
             self.NumberOfSlices = slices
