@@ -65,8 +65,8 @@ def find(archive: Archive, *keys: str) -> str:
 
 
 def test_it_answers_echo_and_keeps_what_it_is_sent(archive):
-    assert echoscu(archive.port, called="ARCHIVE").returncode == 0
-    assert storescu(archive.port, MR_FILE, called="ARCHIVE").returncode == 0
+    assert echoscu(archive.port, called="ARCHIVE", calling="SCANNER").returncode == 0
+    assert storescu(archive.port, MR_FILE, called="ARCHIVE", calling="SCANNER").returncode == 0
 
     assert archive.find_instances(MR.StudyInstanceUID) == {MR.SOPInstanceUID: MR.SeriesInstanceUID}
     assert archive.read_instance(MR.SOPInstanceUID)[128:132] == b"DICM"
@@ -77,7 +77,7 @@ def test_a_stranger_is_turned_away(archive):
 
 
 def test_it_finds_by_level_wildcard_and_uid(archive):
-    storescu(archive.port, MR_FILE, called="ARCHIVE")
+    storescu(archive.port, MR_FILE, called="ARCHIVE", calling="SCANNER")
 
     study = find(archive, "QueryRetrieveLevel=STUDY", "PatientID=4MR*", "StudyInstanceUID")
     nothing = find(archive, "QueryRetrieveLevel=STUDY", "PatientID=5*", "StudyInstanceUID")
@@ -94,7 +94,7 @@ def test_it_finds_by_level_wildcard_and_uid(archive):
 
 
 def test_it_moves_a_study_to_a_known_peer_only(archive, mover):
-    storescu(archive.port, MR_FILE, called="ARCHIVE")
+    storescu(archive.port, MR_FILE, called="ARCHIVE", calling="SCANNER")
     keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={MR.StudyInstanceUID}"]
 
     moved = run("movescu", archive, "-aem", "MOVER", *keys)
@@ -106,7 +106,7 @@ def test_it_moves_a_study_to_a_known_peer_only(archive, mover):
 
 
 def test_it_still_holds_everything_after_a_restart(archive, tmp_path):
-    storescu(archive.port, MR_FILE, called="ARCHIVE")
+    storescu(archive.port, MR_FILE, called="ARCHIVE", calling="SCANNER")
     archive.stop()
 
     again = Archive(tmp_path / "archive")

@@ -1,0 +1,258 @@
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydicom.data import get_testdata_file
+
+from dicom_node.errors import ConfigurationError, StorageError
+from dicom_node.ledger import Ledger
+from dicom_node.node_settings import read_node
+from dicom_node.part10 import decode_file_meta
+from dicom_node.receiver_process import ReceiverProcess
+from dicom_node.store import Store
+from doubles.dcmtk import echoscu, storescu
+from doubles.raw_peer import EXPLICIT, IMPLICIT, MR, RawPeer, associate_request
+from doubles.tools import require_data, require_program
+
+pytestmark = pytest.mark.integration
+
+NODE = """
+ae_title: NODE
+data_folder: data
+models_folder: models
+peers:
+  scanner: {ae_title: SCANNER, address: 127.0.0.1, roles: [receive]}
+receiver:
+  port: 0
+  storage_classes:
+    image: [MRImageStorage, EnhancedMRImageStorage, CTImageStorage]
+    passed_over: [SecondaryCaptureImageStorage, ComprehensiveSRStorage]
+"""
+CT = "1.2.840.10008.5.1.4.1.1.2"
+MR_FILE = Path(str(get_testdata_file("MR_small.dcm")))
+CODECS = ("gdcm", "openjpeg", "CharLS", "libtorch", "_SimpleITK", "_imaging")
+
+
+class Running:
+    """A receiving process and what is behind it."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "node.yaml").write_text(NODE)
+        self.process = ReceiverProcess(folder)
+        self.port = self.process.start()[1]
+        self.settings = read_node(folder)
+        self.store = Store(self.settings.store_folder)
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.settings.ledger_url, lambda: datetime.now(UTC)).open()
+
+    def stored(self) -> list[str]:
+        return list(self.store.iterate_incoming())
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    one = Running(tmp_path)
+    yield one
+    one.process.stop()
+
+
+def element(group: int, number: int, value: str) -> bytes:
+    raw = value.encode() + b"\0" * (len(value) % 2)
+    return struct.pack("<HH2sH", group, number, b"UI", len(raw)) + raw
+
+
+def data_set(uid: str) -> bytes:
+    return (
+        element(0x0008, 0x0016, MR)
+        + element(0x0008, 0x0018, uid)
+        + element(0x0020, 0x000D, "1.2.3")
+        + element(0x0020, 0x000E, "1.2.3.4")
+        + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, 20_000)
+        + bytes(20_000)
+    )
+
+
+def test_the_process_holds_no_codec_and_drains_when_asked(running):
+    assert echoscu(running.port, called="NODE", calling="SCANNER").returncode == 0
+
+    maps = Path(f"/proc/{running.process.pid}/maps").read_text()
+    assert not [name for name in CODECS if name in maps]
+    assert running.process.stop() == 0
+    assert not running.process.is_alive()
+
+
+def test_storescu_and_dcmsend_store_what_they_send(running):
+    sent = storescu(running.port, MR_FILE, called="NODE", calling="SCANNER")
+    program = require_program("dcmsend", "dcmtk")
+    titles = ["-v", "-aet", "SCANNER", "-aec", "NODE"]
+    again = subprocess.run(
+        [program, *titles, "127.0.0.1", str(running.port), str(MR_FILE)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+
+    assert sent.returncode == 0
+    assert "with status SUCCESS  : 1" in again.stdout + again.stderr
+    (stored,) = running.stored()
+    original = MR_FILE.read_bytes()
+    kept = running.store.read(stored)
+    offset = decode_file_meta(kept).data_set_offset
+    assert kept[offset:] in original
+
+
+def test_a_stranger_gets_no_echo(running):
+    assert echoscu(running.port, called="NODE", calling="STRANGER").returncode != 0
+    assert echoscu(running.port, called="OTHER", calling="SCANNER").returncode != 0
+
+
+def test_senders_as_shipped_do_not_stall_on_delayed_acknowledgements(running):
+    """DCMTK keeps Nagle's algorithm on: 40 ms a file, unless the receiver acknowledges at once."""
+    with RawPeer(running.port) as peer:
+        peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        peer.associate()
+        began = time.monotonic()
+        for _ in range(20):  # two writes each; refused, so that no disk takes part
+            assert peer.store("no uid", b"no data set") == 0x0117
+        seconds = time.monotonic() - began
+
+    assert seconds / 20 < 0.02
+
+
+def test_killed_and_started_again_it_listens_on_the_same_port(running):
+    os.kill(running.process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while running.process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    assert running.process.start()[1] == running.port
+    assert echoscu(running.port, called="NODE", calling="SCANNER").returncode == 0
+
+
+def test_it_ends_with_the_process_that_started_it(tmp_path):
+    (tmp_path / "node.yaml").write_text(NODE)
+    code = (
+        "import sys, os\nfrom pathlib import Path\n"
+        "from dicom_node.receiver_process import ReceiverProcess\n"
+        f"process = ReceiverProcess(Path({str(tmp_path)!r}))\nprocess.start()\n"
+        "print(process.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    parent = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    child = int(parent.stdout)
+
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_port_that_is_taken_is_a_mistake_in_the_configuration(running, tmp_path):
+    second = ReceiverProcess(tmp_path, [f"receiver.port={running.port}"])
+
+    with pytest.raises(ConfigurationError, match="port"):
+        second.start()
+
+
+def test_a_store_that_is_not_ours_is_told(tmp_path):
+    (tmp_path / "node.yaml").write_text(NODE)
+    (tmp_path / "data" / "store").mkdir(parents=True)
+    (tmp_path / "data" / "store" / "somebody").write_text("else")
+
+    with pytest.raises(StorageError, match="mount"):
+        ReceiverProcess(tmp_path).start()
+
+
+def test_no_acknowledged_instance_is_lost_to_a_kill(running):
+    acknowledged: list[str] = []
+    for cycle in range(4):
+        pid = running.process.pid
+        killer = threading.Timer(0.1 + 0.07 * cycle, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        try:
+            with RawPeer(running.port) as peer:
+                peer.associate()
+                for number in range(1_000):
+                    uid = f"1.2.3.{cycle}.{number}"
+                    if peer.store(uid, data_set(uid)) == 0:
+                        acknowledged.append(uid)
+        except (ConnectionError, AssertionError):
+            pass  # it was killed
+        killer.join()
+        running.process.start()
+
+    with running.ledger() as ledger:
+        instances = ledger.read_instances("1.2.3")
+        paths = {instance.path for instance in instances}
+    assert acknowledged
+    assert set(acknowledged) <= {instance.sop_instance_uid for instance in instances}
+    assert set(running.stored()) == paths
+    assert not list(running.store.path("incoming").rglob("*.part"))
+
+
+def read_raw(path: Path) -> tuple[str, str, str, bytes]:
+    """Return class, UID, syntax and data set of a file, as well as they can be guessed."""
+    content = path.read_bytes()
+    try:
+        meta = decode_file_meta(content)
+    except ValueError:
+        return CT, "1.2.3.4.5", EXPLICIT, content[132:]
+    return (
+        meta.sop_class_uid,
+        meta.sop_instance_uid,
+        meta.transfer_syntax_uid,
+        content[meta.data_set_offset :],
+    )
+
+
+def test_malformed_files_are_stored_or_refused_and_the_node_goes_on(running):
+    files = sorted(require_data("dicom_robustness").rglob("*.dcm"))
+    accepted = 0
+    for path in files:
+        sop_class, uid, syntax, content = read_raw(path)
+        syntax = IMPLICIT if syntax == IMPLICIT else EXPLICIT
+        sop_class = sop_class if sop_class.startswith("1.2.840.10008.5") else CT
+        with RawPeer(running.port) as peer:
+            request = associate_request(((sop_class, (syntax,)),))
+            if peer.associate(request) != [0]:
+                continue
+            status = peer.store(uid, content, sop_class_uid=sop_class, context_id=1)
+        assert status in {0x0000, 0x0117, 0xA900, 0xC102, 0xC103, 0xC104}, path.name
+        accepted += status == 0
+
+    assert accepted > len(files) // 3
+    assert echoscu(running.port, called="NODE", calling="SCANNER").returncode == 0
+
+
+def test_studies_that_cannot_be_used_are_stored_all_the_same(running):
+    """Holding a study is assembly's part; the door keeps what can be kept."""
+    folder = require_data("dicom_syntax", "dicom2nifti", "failing")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix == ".dcm"]
+
+    sent = storescu(running.port, *files, called="NODE", calling="SCANNER")
+
+    assert sent.returncode == 0
+    assert len(running.stored()) == len(files) > 0
+
+
+def test_a_document_is_refused_by_its_presentation_context(running):
+    with RawPeer(running.port) as peer:
+        pdf = ("1.2.840.10008.5.1.4.1.1.104.1", (EXPLICIT,))
+
+        assert peer.associate(associate_request((pdf,))) == [3]

@@ -1,0 +1,160 @@
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dicom_node import crashpoints
+from dicom_node.errors import RefusedInstance, StorageError
+from dicom_node.ledger import Ledger
+from dicom_node.part10 import encode_file_meta
+from dicom_node.spool import Announced, IncomingDataSet, Spool, rebuild
+from dicom_node.store import INCOMING, Store
+from dicom_node.structure import StructureLimits
+from doubles.ledger import Clock
+
+MR = "1.2.840.10008.5.1.4.1.1.4"
+EXPLICIT = "1.2.840.10008.1.2.1"
+LIMITS = StructureLimits()
+ASSOCIATION = "association"
+
+
+def element(tag: tuple[int, int], value: str) -> bytes:
+    raw = value.encode() + b"\0" * (len(value) % 2)
+    return struct.pack("<HH2sH", *tag, b"UI", len(raw)) + raw
+
+
+def data_set(uid: str, study: str = "1.2.3") -> bytes:
+    return (
+        element((0x0008, 0x0016), MR)
+        + element((0x0008, 0x0018), uid)
+        + element((0x0020, 0x000D), study)
+        + element((0x0020, 0x000E), "1.2.3.4")
+    )
+
+
+def announce(uid: str) -> Announced:
+    return Announced(sop_class_uid=MR, sop_instance_uid=uid, transfer_syntax_uid=EXPLICIT)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store").open()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", Clock()).open() as one:
+        yield one
+
+
+@pytest.fixture
+def spool(store: Store, ledger: Ledger) -> Spool:
+    return Spool(store, ledger, LIMITS)
+
+
+def keep(spool: Spool, uid: str, content: bytes | None = None) -> None:
+    with spool.begin() as incoming:
+        incoming.write(memoryview(data_set(uid) if content is None else content))
+        spool.keep(incoming, announce(uid), peer="scanner", association_id=ASSOCIATION)
+
+
+def test_what_is_kept_is_the_file_of_the_data_set_verbatim(spool, store, ledger):
+    keep(spool, "1.2.3.5")
+
+    (instance,) = ledger.read_instances("1.2.3")
+    assert store.read(instance.path) == (
+        encode_file_meta(MR, "1.2.3.5", EXPLICIT) + data_set("1.2.3.5")
+    )
+    assert instance.series_instance_uid == "1.2.3.4"
+    assert instance.transfer_syntax_uid == EXPLICIT
+
+
+def test_what_is_refused_leaves_no_file_and_no_row(spool, store, ledger):
+    with pytest.raises(RefusedInstance):
+        keep(spool, "1.2.3.5", data_set("1.2.3.6"))
+
+    assert list(store.iterate_incoming()) == []
+    assert ledger.known_paths() == set()
+
+
+def test_the_file_is_whole_before_its_row_and_the_row_before_the_answer(
+    spool, store, ledger, monkeypatch
+):
+    seen: list[tuple[str, int, int]] = []
+
+    def reach(name: str) -> None:
+        seen.append((name, len(list(store.iterate_incoming())), len(ledger.known_paths())))
+
+    monkeypatch.setattr(crashpoints, "reach", reach)
+    keep(spool, "1.2.3.5")
+
+    assert seen == [("receive.stored", 1, 0), ("receive.recorded", 1, 1)]
+
+
+def test_a_long_data_set_waits_in_a_file_without_a_name(tmp_path):
+    with IncomingDataSet(tmp_path) as incoming:
+        for _ in range(10):
+            incoming.write(memoryview(bytes(range(256)) * 4_096))
+
+        assert list(tmp_path.iterdir()) == []
+        with incoming.view() as view:
+            assert bytes(view) == bytes(range(256)) * 40_960
+        assert incoming.size == 10 * 1024 * 1024
+
+
+def test_a_folder_that_is_gone_is_a_storage_error(tmp_path):
+    with IncomingDataSet(tmp_path / "gone") as incoming, pytest.raises(StorageError):
+        incoming.write(memoryview(bytes(9 * 1024 * 1024)))
+
+
+def test_a_file_without_a_row_gets_its_row_back(spool, store, ledger, monkeypatch):
+    def die(*_: object) -> None:
+        raise StorageError("the row is lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "record_instances", die)
+        with pytest.raises(StorageError):
+            keep(spool, "1.2.3.5")
+    assert ledger.known_paths() == set()
+
+    assert rebuild(store, ledger, LIMITS) == 1
+
+    assert ledger.known_paths() == set(store.iterate_incoming())
+    (instance,) = ledger.read_instances("1.2.3")
+    assert instance.sop_instance_uid == "1.2.3.5"
+    assert rebuild(store, ledger, LIMITS) == 0
+
+
+def test_a_rebuilt_row_is_the_one_that_was_lost(spool, store, ledger, tmp_path):
+    keep(spool, "1.2.3.5")
+    with Ledger(f"sqlite:///{tmp_path / 'other.sqlite'}", Clock()).open() as other:
+        rebuild(store, other, LIMITS)
+
+        assert other.read_instances("1.2.3") == ledger.read_instances("1.2.3")
+
+
+def test_a_half_written_file_is_deleted_at_start(store, ledger):
+    part = store.path(INCOMING) / "ab" / "x.dcm.1234.part"
+    part.parent.mkdir()
+    part.write_bytes(b"half")
+
+    rebuild(store, ledger, LIMITS)
+
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", encode_file_meta(MR, "1.2.3.5", EXPLICIT)])
+def test_a_file_that_is_no_instance_stays_and_gets_no_row(store, ledger, content):
+    store.write(Store.incoming_name("1.2.3.5", "0" * 64), content)
+
+    assert rebuild(store, ledger, LIMITS) == 0
+    assert len(list(store.iterate_incoming())) == 1
+    assert ledger.known_paths() == set()
+
+
+def test_a_file_under_another_name_than_its_own_gets_no_row(store, ledger):
+    content = encode_file_meta(MR, "1.2.3.5", EXPLICIT) + data_set("1.2.3.5")
+    store.write(Store.incoming_name("1.2.3.5", "0" * 64), content)
+
+    assert rebuild(store, ledger, LIMITS) == 0
