@@ -47,6 +47,9 @@ class Condition(BaseModel):
         at_least: every value is a number not below this; may stand beside `at_most`.
         at_most: every value is a number not above this.
         absent: True when there is no value; False when there is one.
+        all_of: every one of these conditions holds.
+        any_of: at least one of these conditions holds.
+        none_of: none of these conditions holds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -21,7 +21,13 @@ class Strict(BaseModel):
 
 
 class Code(Strict):
-    """A coded concept (PS3.3 section 8.1)."""
+    """A coded concept (PS3.3 section 8.1).
+
+    Attributes:
+        value: Code Value.
+        scheme: Coding Scheme Designator.
+        meaning: Code Meaning.
+    """
 
     value: str
     scheme: str
@@ -43,7 +49,12 @@ class Signature(Strict):
 
 
 class Exclusion(Strict):
-    """One thing that a contrast cannot be."""
+    """One thing that a contrast cannot be.
+
+    Attributes:
+        because: the words that `explain` prints.
+        when: what the header must look like.
+    """
 
     because: str
     when: Condition
@@ -127,7 +138,9 @@ class Contrasts(Strict):
         facts: named conditions; the rest of the file repeats them as YAML aliases.
         never_plain: header facts that rule out every plain contrast.
         derived: how a derived series shows; the first that holds decides.
+        contrast_agent: how a contrast agent shows.
         attributes: what else is read off a header (fat suppression …), and when.
+        contrasts: the vocabulary, by label.
     """
 
     minimum_confidence: float = Field(ge=0.5, le=1)
@@ -209,11 +222,15 @@ class Rule(Strict):
     """One protocol: which studies, what they should hold, what to make of what, and where it goes.
 
     Attributes:
+        name: what plans, logs and `explain` call it.
         says: the rule in a sentence, for people.
         owner: who answers for it at the site.
         mode: off, shadow, hold or send.
         priority: higher first, among rules and among jobs.
         anatomy: what is imaged, as a Body Part Examined term (PS3.16 annex L).
+        study: which studies it is for.
+        expects: the slots of the protocol.
+        makes: what to make for slots that are not filled.
         send_to: aliases of peers in node.yaml.
     """
 
