@@ -1,4 +1,4 @@
-"""What the acceptance ring shares: one Orthanc, a small phantom, a node at a time."""
+"""What the acceptance ring shares: a small phantom, a quick model, a node at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -9,20 +9,9 @@ import pytest
 from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.demonstration.studies import Parcel, prepare_phantom
 from doubles.models import write_copying_model
-from doubles.node import AE_TITLE, SCANNER, NodeUnderTest
-from doubles.tools import require_program
+from doubles.node import NodeUnderTest
 
 StartNode = Callable[..., NodeUnderTest]
-
-
-@pytest.fixture(scope="session")
-def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    """An Orthanc that no demonstration started."""
-    require_program("Orthanc", "orthanc orthanc-dicomweb")
-    orthanc = Orthanc(tmp_path_factory.mktemp("pacs"), {AE_TITLE: 11112, SCANNER: 11113})
-    orthanc.start()
-    yield orthanc
-    orthanc.stop()
 
 
 @pytest.fixture(scope="session")
@@ -40,12 +29,12 @@ def copying_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_node(tmp_path: Path, pacs: Orthanc) -> Iterator[StartNode]:
+def make_node(tmp_path: Path, orthanc: Orthanc) -> Iterator[StartNode]:
     """Give a function that describes a node, which is stopped at the end."""
     with ExitStack() as stack:
 
         def make(overrides: Sequence[str] = (), name: str = "node") -> NodeUnderTest:
-            node = NodeUnderTest(tmp_path / name, pacs, overrides)
+            node = NodeUnderTest(tmp_path / name, orthanc, overrides)
             stack.callback(node.stop)
             return node
 

@@ -44,21 +44,21 @@ def send(node: NodeUnderTest, parcel: Parcel) -> bool:
     return storescu(node.port, parcel.files[0].parents[1], called=AE_TITLE).returncode == 0
 
 
-def read_pacs(pacs: Orthanc, study: str) -> Pixels:
+def read_pacs(orthanc: Orthanc, study: str) -> Pixels:
     """Return everything that the PACS holds of the study."""
-    instances = {
-        uid: dcmread(io.BytesIO(pacs.read_instance(uid))) for uid in pacs.find_instances(study)
+    return {
+        uid: dcmread(io.BytesIO(orthanc.read_instance(uid))).get("PixelData")
+        for uid in orthanc.find_instances(study)
     }
-    return {uid: instance.get("PixelData") for uid, instance in instances.items()}
 
 
-def empty(pacs: Orthanc, study: str) -> None:
+def empty(orthanc: Orthanc, study: str) -> None:
     """Let the PACS forget the study, so that each run fills it anew."""
     query = {"Level": "Study", "Query": {"StudyInstanceUID": study}}
-    for found in pacs.read_json("/tools/find", query):
-        request = urllib.request.Request(f"{pacs.http}/studies/{found}", method="DELETE")
+    for found in orthanc.read_json("/tools/find", query):
+        request = urllib.request.Request(f"{orthanc.http}/studies/{found}", method="DELETE")
         urllib.request.urlopen(request, timeout=30).close()
-    assert pacs.find_instances(study) == {}
+    assert orthanc.find_instances(study) == {}
 
 
 @pytest.fixture(scope="module")
@@ -82,28 +82,28 @@ def sent(phantom: Parcel, tmp_path_factory: pytest.TempPathFactory) -> Parcel:
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    sent: Parcel, pacs: Orthanc, copying_models: Path, tmp_path_factory: pytest.TempPathFactory
+    sent: Parcel, orthanc: Orthanc, copying_models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Pixels:
     """What the PACS holds at the end when nothing goes wrong."""
-    empty(pacs, sent.study_instance_uid)
+    empty(orthanc, sent.study_instance_uid)
     overrides = (f"installation={INSTALLATION}", f"models_folder={copying_models}")
-    node = NodeUnderTest(tmp_path_factory.mktemp("undisturbed") / "node", pacs, overrides)
+    node = NodeUnderTest(tmp_path_factory.mktemp("undisturbed") / "node", orthanc, overrides)
     try:
         node.start()
         assert send(node, sent)
         node.wait_for(sent.study_instance_uid)
     finally:
         assert node.stop() == 0
-    held = read_pacs(pacs, sent.study_instance_uid)
+    held = read_pacs(orthanc, sent.study_instance_uid)
     assert held
     return held
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_study_ends_the_same_after_a_kill(
-    step, sent, pacs, undisturbed, copying_models, make_node, tmp_path
+    step, sent, orthanc, undisturbed, copying_models, make_node, tmp_path
 ):
-    empty(pacs, sent.study_instance_uid)
+    empty(orthanc, sent.study_instance_uid)
     node = make_node([f"installation={INSTALLATION}", f"models_folder={copying_models}"])
     once = tmp_path / "died"
     node.start({"DICOM_NODE_CRASH_AT": step, "DICOM_NODE_CRASH_ONCE": str(once)})
@@ -116,7 +116,7 @@ def test_study_ends_the_same_after_a_kill(
     node.wait_for(sent.study_instance_uid)
 
     assert once.exists(), f"the walk never came to {step}"
-    assert read_pacs(pacs, sent.study_instance_uid) == undisturbed
+    assert read_pacs(orthanc, sent.study_instance_uid) == undisturbed
     with node.ledger() as ledger:
         assert [job.state for job in ledger.jobs(sent.study_instance_uid)] == [JobState.DONE]
         deliveries = ledger.deliveries(sent.study_instance_uid)
@@ -128,9 +128,9 @@ def test_study_ends_the_same_after_a_kill(
 
 
 def test_deletion_goes_on_after_a_kill(
-    sent, pacs, undisturbed, copying_models, make_node, tmp_path
+    sent, orthanc, undisturbed, copying_models, make_node, tmp_path
 ):
-    empty(pacs, sent.study_instance_uid)
+    empty(orthanc, sent.study_instance_uid)
     node = make_node(
         [
             f"installation={INSTALLATION}",
@@ -153,7 +153,7 @@ def test_deletion_goes_on_after_a_kill(
     node.wait_for(sent.study_instance_uid)
     node.wait_until(lambda: list((tmp_path / "node" / "data").rglob("*.dcm")) == [])
 
-    assert read_pacs(pacs, sent.study_instance_uid) == undisturbed
+    assert read_pacs(orthanc, sent.study_instance_uid) == undisturbed
     with node.ledger() as ledger:
         assert len(ledger.jobs(sent.study_instance_uid)) == 1
         assert len(ledger.derived(ledger.jobs(sent.study_instance_uid)[0].plan.plan_id)) == len(

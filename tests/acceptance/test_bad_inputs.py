@@ -1,0 +1,134 @@
+"""Bad inputs go through the same door as good ones: answered, held with a reason, and survived."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from dicom_node.demonstration.pacs import Orthanc
+from dicom_node.demonstration.studies import Parcel
+from dicom_node.domain import StudyState
+from dicom_node.jobs import JobState
+from dicom_node.network import open_association
+from doubles import bad_inputs
+from doubles.dcmtk import storescu
+from doubles.node import AE_TITLE, CONFIGURATION, SCANNER, NodeUnderTest
+
+pytestmark = pytest.mark.acceptance
+
+MR = "1.2.840.10008.5.1.4.1.1.4"
+ENCAPSULATED_PDF = "1.2.840.10008.5.1.4.1.1.104.1"
+JPEG_12_BIT = "1.2.840.10008.1.2.4.51"
+"""JPEG Extended: no codec here decodes it at 12 bits."""
+UNDECODABLE, TRUNCATED, MISMATCH = 0xC102, 0xC103, 0xA900
+
+
+@pytest.fixture(scope="module")
+def node(
+    orthanc: Orthanc, copying_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[NodeUnderTest]:
+    """One node for all: what one input does to it, the next one sees."""
+    folder = tmp_path_factory.mktemp("bad-inputs") / "node"
+    node = NodeUnderTest(folder, orthanc, [f"models_folder={copying_models}"])
+    node.start()
+    yield node
+    assert node.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def t1w(phantom: Parcel) -> list[Path]:
+    return [path for path in phantom.files if path.parent.name == "T1w"]
+
+
+def explain(node: NodeUnderTest, study: str) -> dict:
+    program = Path(sys.executable).with_name("dicom-node")
+    sets = [word for override in node.overrides for word in ("--set", override)]
+    said = subprocess.run(
+        [program, "explain", study, "--config", CONFIGURATION, "--json", *sets],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(said.stdout)
+
+
+@pytest.mark.parametrize("fault", bad_inputs.STUDIES)
+def test_faulty_study_is_acknowledged_and_held_with_a_reason(fault, node, t1w, tmp_path):
+    break_it, code = bad_inputs.STUDIES[fault]
+    study = break_it(bad_inputs.copy_study(t1w, fault))
+    uid = str(study[0].StudyInstanceUID)
+
+    answer = storescu(node.port, bad_inputs.save(study, tmp_path / "study"), called=AE_TITLE)
+    assert answer.returncode == 0, answer.stderr
+    node.wait_for(uid)
+
+    with node.ledger() as ledger:
+        row = ledger.study_row(uid)
+        assert (row.state, row.hold_code) == (StudyState.HELD, code)
+        assert ledger.jobs(uid) == []
+    reasons = [one["reason"] for one in explain(node, uid)["refusals"]]
+    assert any(code in reason for reason in reasons), reasons
+
+
+@pytest.mark.parametrize(
+    ("spoil", "status"),
+    [
+        (lambda data: b"this is no DICOM data set, whatever it is" * 4, UNDECODABLE),
+        (lambda data: data[: len(data) // 2], TRUNCATED),
+    ],
+    ids=["not DICOM", "truncated"],
+)
+def test_what_cannot_be_kept_faithfully_is_refused(spoil, status, node, t1w):
+    instance = bad_inputs.copy_study(t1w[:1], "refused")[0]
+    data = spoil(bad_inputs.encode(instance))
+
+    with open_association(
+        "127.0.0.1",
+        node.port,
+        called_ae_title=AE_TITLE,
+        calling_ae_title=SCANNER,
+        sop_classes=[MR],
+    ) as association:
+        context = association.find_context(MR)
+        answer = association.store(context, MR, str(instance.SOPInstanceUID), data)
+
+    assert answer == status
+    with node.ledger() as ledger, pytest.raises(LookupError):
+        ledger.study_row(str(instance.StudyInstanceUID))
+
+
+def test_encapsulated_document_gets_no_presentation_context(node):
+    with open_association(
+        "127.0.0.1",
+        node.port,
+        called_ae_title=AE_TITLE,
+        calling_ae_title=SCANNER,
+        sop_classes=[MR, ENCAPSULATED_PDF],
+    ) as association:
+        assert association.find_context(MR) is not None
+        assert association.find_context(ENCAPSULATED_PDF) is None
+
+
+def test_syntax_that_no_codec_decodes_is_not_negotiated(node, t1w, tmp_path):
+    instance = bad_inputs.copy_study(t1w[:1], "codec")[0]
+    instance.file_meta.TransferSyntaxUID = JPEG_12_BIT
+    instance.save_as(tmp_path / "one.dcm", implicit_vr=False, little_endian=True)
+
+    answer = storescu(node.port, tmp_path / "one.dcm", called=AE_TITLE, options=["-xx"])
+
+    assert answer.returncode != 0
+
+
+def test_node_still_completes_a_good_study(node, phantom, tmp_path):
+    good = [dcmread(path) for path in phantom.files]
+
+    answer = storescu(node.port, bad_inputs.save(good, tmp_path / "good"), called=AE_TITLE)
+    assert answer.returncode == 0, answer.stderr
+    node.wait_for(phantom.study_instance_uid)
+
+    with node.ledger() as ledger:
+        assert [job.state for job in ledger.jobs(phantom.study_instance_uid)] == [JobState.DONE]
