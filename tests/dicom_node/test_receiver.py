@@ -1,3 +1,5 @@
+import contextlib
+import random
 import struct
 import threading
 import time
@@ -114,6 +116,13 @@ def data_set(sop_instance_uid: str, pixel: bytes = b"\1\2", **uids: str) -> byte
             struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, len(pixel)) + pixel,
         )
     )
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert holds()
 
 
 # -- who comes in ---------------------------------------------------------------------------------
@@ -555,10 +564,31 @@ def test_threads_are_given_back_after_rough_treatment(node):
             with node.connect() as peer:
                 peer.send(noise)
 
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert threading.active_count() <= before
+    wait_until(lambda: threading.active_count() <= before)
+
+
+def test_mutated_sessions_end_and_leave_nothing_behind(start):
+    node = start(**FAST)
+    session = (
+        associate_request()
+        + p_data(pdv(1, ECHO, is_command=True))
+        + p_data(pdv(3, store_command("1.2.3.5"), is_command=True))
+        + p_data(pdv(3, data_set("1.2.3.5"), is_command=False))
+        + encode_pdu(RELEASE_RQ, bytes(4))
+    )
+    rng = random.Random(7)
+    before = threading.active_count()
+    for _ in range(150):
+        mutated = bytearray(session)
+        for _ in range(rng.randint(1, 4)):
+            mutated[rng.randrange(len(mutated))] = rng.randrange(256)
+        with node.connect() as peer, contextlib.suppress(ConnectionError):
+            peer.send(bytes(mutated[: rng.randint(1, len(mutated))]))
+
+    with node.connect() as peer:
+        peer.associate()
+        assert peer.echo() == command.SUCCESS
+    wait_until(lambda: threading.active_count() <= before)
 
 
 # -- how it ends ----------------------------------------------------------------------------------
