@@ -1,0 +1,190 @@
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from dicom_node import work
+from dicom_node.domain import Role
+from dicom_node.jobs import JobState
+from dicom_node.ledger import Job
+from doubles.bench import CONFIGURATION, Bench
+from doubles.models import write_copying_model
+from doubles.series import make_series
+from synthesis.errors import UntrustedModel, UnusableInput
+from synthesis.types import QualityReport, Synthesis, Verdict, Volume
+
+PASSED = QualityReport(verdict=Verdict.PASS)
+REFUSED = QualityReport(verdict=Verdict.REFUSE, reasons=("the image is noise",))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_copying_model(folder)
+    return folder
+
+
+@pytest.fixture
+def bench(tmp_path: Path, models: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path / "data", models)
+    bench.receive(make_series("T1w"))
+    bench.judge()
+    yield bench
+    bench.ledger.close()
+
+
+@pytest.fixture
+def job(bench: Bench) -> Job:
+    return bench.claim("FLAIR")
+
+
+def answer(report: QualityReport) -> Callable[..., Synthesis]:
+    """Return a stand-in for the engine: the reference, halved, with this report."""
+
+    def synthesize(volumes: Mapping[str, Volume], *, reference: str, **_: Any) -> Synthesis:
+        source = volumes[reference]
+        return Synthesis(
+            volume=source.with_array((source.array / 2).astype(np.float32)),
+            half_width=None,
+            covered=source.with_array(np.ones(source.array.shape, np.uint8)),
+            pad_value=0.0,
+            units="standard scale",
+            description="",
+            quality=report,
+            record=[{"step": "halve"}],
+            seconds={"predict": 0.5},
+        )
+
+    return synthesize
+
+
+def fail(error: Exception) -> Callable[..., Synthesis]:
+    def synthesize(*_: Any, **__: Any) -> Synthesis:
+        raise error
+
+    return synthesize
+
+
+def run(bench: Bench, job: Job, attempt: int | None = None) -> Job:
+    """Do the job here, and return it as the ledger then has it."""
+    work.run(job.plan.plan_id, attempt or job.attempt, CONFIGURATION, bench.overrides)
+    return bench.ledger.job(job.plan.plan_id)
+
+
+def test_good_result_is_recorded_with_its_files_and_deliveries(bench, job, monkeypatch):
+    monkeypatch.setattr(work, "synthesize", answer(PASSED))
+
+    done = run(bench, job)
+
+    assert done.state is JobState.DONE
+    derived = bench.ledger.derived(job.plan.plan_id)
+    assert {each.role for each in derived} == {Role.IMAGE, Role.REPORT}
+    assert len(bench.ledger.deliveries()) == len(derived)
+    for each in derived:
+        assert dcmread(bench.store.path(each.path)).SOPInstanceUID == each.sop_instance_uid
+
+
+def test_job_tells_its_steps_and_seconds(bench, job, monkeypatch):
+    monkeypatch.setattr(work, "synthesize", answer(PASSED))
+
+    done = run(bench, job)
+
+    assert done.quality["verdict"] == "pass"
+    assert set(done.seconds) == {"read", "predict", "write"}
+    assert done.record == ({"step": "halve"},)
+
+
+def test_refused_result_is_held_with_its_report_only(bench, job, monkeypatch):
+    monkeypatch.setattr(work, "synthesize", answer(REFUSED))
+
+    held = run(bench, job)
+
+    assert (held.state, held.reason) == (JobState.HELD, "the image is noise")
+    assert [each.role for each in bench.ledger.derived(job.plan.plan_id)] == [Role.REPORT]
+    assert bench.ledger.deliveries() == []
+
+
+def test_unusable_sources_hold_the_job(bench, job, monkeypatch):
+    error = UnusableInput("registration", "FLAIR cannot be aligned to T1w")
+    monkeypatch.setattr(work, "synthesize", fail(error))
+
+    held = run(bench, job)
+
+    assert (held.state, held.reason) == (
+        JobState.HELD,
+        "registration: FLAIR cannot be aligned to T1w",
+    )
+
+
+def test_altered_model_fails_the_job(bench, job, monkeypatch):
+    monkeypatch.setattr(work, "synthesize", fail(UntrustedModel("the folder has another digest")))
+
+    failed = run(bench, job)
+
+    assert failed.state is JobState.FAILED
+    assert failed.reason == "UntrustedModel: the folder has another digest"
+
+
+def test_source_that_changed_on_the_disk_holds_the_job(bench, job):
+    path = bench.store.path(bench.ledger.read_instances(job.plan.study_instance_uid)[0].path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+    held = run(bench, job)
+
+    assert held.state is JobState.HELD
+    assert (held.reason or "").startswith("source_altered: ")
+
+
+def test_source_that_is_gone_fails_the_job(bench, job):
+    bench.store.delete(bench.ledger.read_instances(job.plan.study_instance_uid)[0].path)
+
+    assert run(bench, job).state is JobState.FAILED
+
+
+def test_attempt_that_was_overtaken_changes_nothing(bench, job, monkeypatch):
+    monkeypatch.setattr(work, "synthesize", answer(PASSED))
+    bench.ledger.return_running()
+    bench.ledger.claim(9, timedelta(minutes=5))
+
+    overtaken = run(bench, job)
+
+    assert overtaken.state is JobState.RUNNING
+    assert bench.ledger.derived(job.plan.plan_id) == []
+
+
+def test_retry_writes_the_same_bytes(bench, job, monkeypatch):
+    monkeypatch.setattr(work, "synthesize", answer(REFUSED))
+    run(bench, job)
+    first = bench.ledger.derived(job.plan.plan_id)
+    bench.ledger.requeue(job.plan.plan_id, "test", "again")
+
+    run(bench, bench.claim("FLAIR"))
+
+    again = bench.ledger.derived(job.plan.plan_id)
+    assert [each.sha256 for each in again] == [each.sha256 for each in first]
+    assert [each.path for each in again] != [each.path for each in first]
+
+
+def test_lease_is_renewed_while_the_job_runs(bench, job, monkeypatch):
+    before = job.lease_until
+    bench.overrides = (*bench.overrides, "dispatch.lease=400 ms")
+    renewed = []
+
+    def look(*_: Any, **__: Any) -> Synthesis:
+        for _ in range(100):
+            work.time.sleep(0.02)
+            if bench.ledger.job(job.plan.plan_id).lease_until != before:
+                renewed.append(True)
+                break
+        raise UnusableInput("mask", "no head")
+
+    monkeypatch.setattr(work, "synthesize", look)
+    run(bench, job)
+
+    assert renewed == [True]
