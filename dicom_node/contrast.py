@@ -20,7 +20,6 @@ AGREEMENT = 0.5
 """Share of the remaining doubt that is left when the description says what the physics say."""
 CONTRADICTION = 0.9
 """Factor on the confidence when the description names something that the physics rule out."""
-MOST_CONFIDENT = 0.99
 OBLIQUE = 0.8
 """A plane whose normal has no component above this is oblique."""
 
@@ -208,7 +207,7 @@ def _agree(label: ContrastLabel, evidence: _Evidence) -> Label:
     signature = evidence.typical[label]
     return Label(
         contrast=label,
-        confidence=min(MOST_CONFIDENT, 1 - (1 - signature.confidence) * AGREEMENT),
+        confidence=round(1 - (1 - signature.confidence) * AGREEMENT, 3),
         evidence=(signature.because, *_quote(evidence)),
     )
 
@@ -225,7 +224,7 @@ def _say_physics(label: ContrastLabel, evidence: _Evidence) -> Label:
     if evidence.said_wrongly:
         return Label(
             contrast=label,
-            confidence=signature.confidence * CONTRADICTION,
+            confidence=round(signature.confidence * CONTRADICTION, 3),
             evidence=(signature.because, *_quote(evidence)),
         )
     return Label(contrast=label, confidence=signature.confidence, evidence=(signature.because,))
