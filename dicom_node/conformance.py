@@ -26,6 +26,7 @@ from pydicom.uid import (
 from dicom_node.elements import read_bytes, read_numbers
 from dicom_node.geometry import ORIENTATION_TOLERANCE
 from dicom_node.identity import IDENTITY
+from dicom_node.images import CT_INTERCEPT
 from dicom_node.iod import check_iod
 from dicom_node.provenance import (
     LONGEST_DESCRIPTION,
@@ -195,7 +196,8 @@ def _check_image_claims(derived: Sequence[Dataset], sources: Sequence[Dataset]) 
             yield "lossy compression of a source is not passed on"
         if image.get("BurnedInAnnotation") != "NO":
             yield "Burned In Annotation is not NO"
-        if image.Modality == "CT" and (image.RescaleSlope, image.RescaleIntercept) != (1, -1024):
+        rescale = (image.get("RescaleSlope"), image.get("RescaleIntercept"))
+        if image.Modality == "CT" and rescale != (1, CT_INTERCEPT):
             yield "CT is not stored as HU + 1024"
         if len(image.PixelData) != image.Rows * image.Columns * image.BitsAllocated // 8:
             yield "pixels do not fill the image"

@@ -15,6 +15,9 @@ from pydicom.datadict import keyword_for_tag
 
 from dicom_node.identity import IDENTITY
 
+_COPIED = frozenset({*IDENTITY, "RequestAttributesSequence", "ContributingEquipmentSequence"})
+"""Comes from a source, with whatever is wrong inside it; looked for, not looked into."""
+
 _Tree = dict[str, tuple[str, dict[str, Any]]]
 """Keyword to its type (1, 1C, 2, 2C, 3) and, for a sequence, the tree of its items."""
 
@@ -27,7 +30,7 @@ def check_iod(instance: Dataset) -> list[str]:
     iod = _table("sop_class_iod_map")[instance.SOPClassUID]
     modules = _table("iod_module_map")[iod]
     problems: list[str] = []
-    known: set[str] = set(IDENTITY)  # copied from a source, which may be older than the tables
+    known: set[str] = set(_COPIED)  # a source may be older than the tables
     for module in modules:
         tree = _module(module["key"])
         known |= set(tree)
@@ -46,7 +49,7 @@ def _find_missing(dataset: Dataset, tree: _Tree, place: str) -> Iterator[str]:
         element = dataset.get_item(keyword)
         if kind == "1" and (element is None or element.value in (None, "", b"")):
             yield f"{keyword} (type 1) is empty in {place}"
-        if element is not None and element.VR == "SQ" and items:
+        if element is not None and element.VR == "SQ" and keyword not in _COPIED:
             for item in dataset[keyword].value:
                 yield from _find_missing(item, items, keyword)
 

@@ -5,6 +5,7 @@ said, for none made these pixels. Attributes and reasons: the table of `dicom.md
 """
 
 import json
+import math
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -96,6 +97,12 @@ class Provenance:
     def reference(self) -> SourceSeries:
         """The source whose grid, patient and study are taken over."""
         return self.sources[next(iter(self.plan.sources))]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The measured figures that are numbers, sorted by name."""
+        measured = sorted(self.synthesis.quality.figures.items())
+        return {name: float(value) for name, value in measured if math.isfinite(value)}
 
     @property
     def device_uid(self) -> str:
@@ -249,7 +256,7 @@ class Provenance:
             "configuration": self.plan.config_digest,
             "writer": WRITER_VERSION,
             "verdict": self.synthesis.quality.verdict,
-            "figures": dict(self.synthesis.quality.figures),
+            "figures": self.figures,
             "pad_value": self.synthesis.pad_value,
             "units": self.synthesis.units,
             "steps": self.synthesis.record,
@@ -286,4 +293,10 @@ def _ascii_only(header: Dataset) -> Dataset:
 
 
 def _distinct(items: list[Dataset]) -> list[Dataset]:
-    return [item for k, item in enumerate(items) if item not in items[:k]]
+    """Return each equipment once; two series are often of one scanner."""
+    purposes = [item.get("PurposeOfReferenceCodeSequence") or [Dataset()] for item in items]
+    keys = [
+        (str(purpose[0].get("CodeValue")), *(read_bytes(item, k) for k in _SCANNER))
+        for item, purpose in zip(items, purposes, strict=True)
+    ]
+    return [item for k, item in enumerate(items) if keys[k] not in keys[:k]]

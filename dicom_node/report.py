@@ -109,7 +109,7 @@ def _write_group(job: Provenance) -> MeasurementsAndQualitativeEvaluations:
     quality = job.synthesis.quality
     figures = [
         Measurement(name=_figure_code(name), value=value, unit=codes.UCUM.NoUnits)
-        for name, value in sorted(quality.figures.items())
+        for name, value in job.figures.items()
     ]
     verdict = QualitativeEvaluation(
         name=CodedConcept.from_code(VERDICT_NAME),
