@@ -122,7 +122,8 @@ def read_image(data_folder: Path, path: str) -> sitk.Image:
 def _read_series(folder: Path) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
-    return sitk.Cast(reader.Execute(), sitk.sitkFloat32)
+    image: sitk.Image = sitk.Cast(reader.Execute(), sitk.sitkFloat32)
+    return image
 
 
 def prepare(

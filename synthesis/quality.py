@@ -24,7 +24,7 @@ WARN_FACTOR, REFUSE_FACTOR = 1.6, 2.5
 """Times the largest distance of any training person (left out of the fit) to its own contrast."""
 SWAP_FACTOR = 0.6
 """Another contrast this much nearer than the labelled one means that the label is wrong."""
-DRAWS_PER_PERSON = 12
+DRAWS_PER_PERSON = 8
 MINIMUM_VOXELS = 2000
 NARROW_BAND = 1e-6
 FLAT = 0.02

@@ -30,12 +30,14 @@ SPACING_MM = 3.0
 SHAPE = (72, 80, 64)
 """Slices, rows and columns of the working grid: 216 x 240 x 192 mm, room for any head."""
 
+UPPER_PART_MM = 200.0
+
 BRAIN_ML = (750.0, 2200.0)
 """Adult brains with their fluid measure 1000 to 1900 ml; the rest is room for partial coverage."""
 LARGEST_PART_SHARE = 0.97
 LONGEST_EXTENT_MM = 230.0
 LARGEST_EXTENT_RATIO = 2.2
-SKULL_DISTANCE_MM = 4.0
+NONZERO_SHARE = 0.01
 HALF = 0.5
 AIR = 0.04
 STRIPPED_SHARE = 0.10
@@ -55,18 +57,18 @@ class Head:
 def make_working_grid(image: sitk.Image) -> sitk.Image:
     """Return the empty 3 mm grid, along the axes of a canonical image, centered on its upper part.
 
-    The center across is the centroid of what is not air in the upper 200 mm, so that a long neck
+    The center across is the centroid of what is not air in the upper 20 cm, so that a long neck
     does not pull the brain out of the grid.
     """
-    array = sitk.GetArrayFromImage(image)
-    body = mask_body(array.astype(np.float32))
+    shrink = [max(1, round(SPACING_MM / spacing)) for spacing in image.GetSpacing()]
+    coarse = sitk.Shrink(image, shrink)
+    body = mask_body(sitk.GetArrayFromImage(coarse).astype(np.float32))
     slices = np.flatnonzero(body.any(axis=(1, 2)))
-    spacing = image.GetSpacing()
     top = int(slices[-1])
-    bottom = max(int(slices[0]), top - round(200 / spacing[2]))
+    bottom = max(int(slices[0]), top - round(UPPER_PART_MM / coarse.GetSpacing()[2]))
     places = np.nonzero(body[bottom : top + 1])
     middle = [float(places[2].mean()), float(places[1].mean()), (top + bottom) / 2]
-    center = np.array(image.TransformContinuousIndexToPhysicalPoint(middle))
+    center = np.array(coarse.TransformContinuousIndexToPhysicalPoint(middle))
     direction = np.array(image.GetDirection()).reshape(3, 3)
     size = np.array(SHAPE[::-1])
     grid = sitk.Image([int(s) for s in size], sitk.sitkFloat32)
@@ -86,7 +88,6 @@ def find_brain(image: sitk.Image, weights: Path) -> tuple[sitk.Image, bool]:
     Raises:
         UnusableInput: `mask`, the answer is no adult brain: volume, shape or parts are wrong.
     """
-    array = sitk.GetArrayFromImage(image).astype(np.float32)
     network = MaskUNet()
     network.load_state_dict(load_file(weights / WEIGHTS))
     grid = make_working_grid(image)
@@ -94,16 +95,16 @@ def find_brain(image: sitk.Image, weights: Path) -> tuple[sitk.Image, bool]:
     with torch.inference_mode():
         x = torch.from_numpy(_to_unit(small))[None, None]
         odds = network.eval()(x)[0, 0].numpy()
-    odds_image = sitk.GetImageFromArray(odds)
-    odds_image.CopyInformation(grid)
-    brain = sitk.GetArrayFromImage(
-        sitk.Resample(odds_image, image, sitk.Transform(), sitk.sitkLinear, -10.0)
-    )
-    inside = _largest_part(brain > 0)
-    body = mask_body(array)
-    stripped = bool((body & ~_grow(inside, image)).sum() < STRIPPED_SHARE * body.sum())
-    if stripped:
-        inside = body
+    if _is_stripped(small, odds > 0):
+        stripped = True
+        array = sitk.GetArrayFromImage(image)
+        inside = _largest_part(array > NONZERO_SHARE * array.max())
+    else:
+        stripped = False
+        odds_image = sitk.GetImageFromArray(odds)
+        odds_image.CopyInformation(grid)
+        fine = sitk.Resample(odds_image, image, sitk.Transform(), sitk.sitkLinear, -10.0)
+        inside = _largest_part(sitk.GetArrayFromImage(fine) > 0)
     check_brain(inside, image.GetSpacing())
     answer = sitk.GetImageFromArray(inside.astype(np.uint8))
     answer.CopyInformation(image)
@@ -185,10 +186,11 @@ def _largest_part(mask: NDArray[np.bool_]) -> MaskArray:
     return np.asarray(ndimage.binary_fill_holes(labels == 1 + int(np.argmax(sizes))))
 
 
-def _grow(mask: MaskArray, image: sitk.Image) -> MaskArray:
-    """Return the mask grown by about 4 mm."""
-    distance = ndimage.distance_transform_edt(~mask, sampling=image.GetSpacing()[::-1])
-    return np.asarray(distance <= SKULL_DISTANCE_MM)
+def _is_stripped(small: FloatArray, brain: MaskArray) -> bool:
+    """Whether hardly anything but air lies outside the brain, on the working grid."""
+    body = mask_body(small)
+    near = ndimage.binary_dilation(brain, iterations=2)
+    return bool((body & ~near).sum() < STRIPPED_SHARE * body.sum())
 
 
 def _augment(head: Head, generator: np.random.Generator) -> Head:
