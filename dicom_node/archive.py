@@ -14,6 +14,7 @@ import logging
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ IDENTIFIER_MISMATCH = 0xA900
 
 _NEVER_MATCHED = frozenset({"QueryRetrieveLevel", "SpecificCharacterSet", "TimezoneOffsetFromUTC"})
 _RESPONSE_SECONDS = 10
+_LEAVE_SECONDS = 2.0
+_PAUSE_SECONDS = 0.02
 _MOVE_CONTEXTS = 128
 
 
@@ -122,9 +125,14 @@ class Archive:
 
     def stop(self) -> None:
         """Stop listening; what was stored stays in the folder."""
-        if self._server is not None:
-            self._server.ae.shutdown()
-            self._server = None
+        if self._server is None:
+            return
+        # pynetdicom aborts what is open, and fails in a thread of its own on what is just closing.
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while self._server.active_associations and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS)
+        self._server.ae.shutdown()
+        self._server = None
 
     def find_instances(self, study_instance_uid: str) -> dict[str, str]:
         """Return SOP Instance UID to Series Instance UID of all that it holds of a study."""

@@ -179,7 +179,9 @@ def run_receiver(folder: Path, overrides: Sequence[str], ready: Callable[[str, i
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     store = Store(node.store_folder).open()
-    with Ledger(node.ledger_url, lambda: datetime.now(UTC)) as ledger:
+    is_new = next(store.iterate_incoming(), None) is None
+    ledger = Ledger(node.ledger_url, lambda: datetime.now(UTC)).open(create=is_new)
+    with ledger:
         rebuild(store, ledger, build_structure_limits(node))
         receiver = Receiver(node, store, ledger)
         ready(*receiver.start())

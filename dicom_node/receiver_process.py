@@ -48,7 +48,10 @@ class ReceiverProcess:
         command = [sys.executable, "-m", "dicom_node.receiver", str(self._folder), *options]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-                [*command, "--child", str(writing)], stdin=subprocess.PIPE, pass_fds=[writing]
+                [*command, "--child", str(writing)],
+                stdin=subprocess.PIPE,
+                pass_fds=[writing],
+                process_group=0,  # Ctrl-C at the terminal reaches the node, which then stops this
             )
         finally:
             os.close(writing)

@@ -155,11 +155,12 @@ def _read_announced(context: Context, elements: Mapping[int, int | bytes]) -> An
     """Check what a C-STORE request says of its instance.
 
     Raises:
-        RefusedInstance: its class is not that of the context, or its UID is not valid.
+        RefusedInstance: the context is not for its class, or its UID is not valid.
     """
     sop_class = elements.get(command.AFFECTED_SOP_CLASS_UID)
-    if sop_class != context.abstract_syntax.encode("ascii"):
-        raise RefusedInstance("the SOP class is not that of the context", SOP_CLASS_NOT_SUPPORTED)
+    is_storage = context.abstract_syntax != VERIFICATION
+    if not is_storage or sop_class != context.abstract_syntax.encode("ascii"):
+        raise RefusedInstance("the context is not for this SOP class", SOP_CLASS_NOT_SUPPORTED)
     sop_instance = elements.get(command.AFFECTED_SOP_INSTANCE_UID, b"")
     return Announced(
         sop_class_uid=context.abstract_syntax,

@@ -23,6 +23,7 @@ from doubles.raw_peer import (
     MR,
     RELEASE_RP,
     RELEASE_RQ,
+    VERIFICATION,
     RawPeer,
     associate_request,
     echo_command,
@@ -286,6 +287,17 @@ def test_a_class_that_is_not_the_contexts_is_refused(node):
         peer.associate()
 
         assert peer.store("1.2.3.5", data_set("1.2.3.5"), sop_class_uid="1.2.3") == 0x0122
+
+
+def test_nothing_is_stored_under_the_context_of_verification(node):
+    """Or a peer that may only echo could store after all."""
+    content = data_set("1.2.3.5", sop_class=VERIFICATION)
+    with node.connect(source="127.0.0.9") as peer:
+        peer.associate(associate_request(((VERIFICATION, (EXPLICIT,)),), calling="TESTER"))
+
+        assert peer.store("1.2.3.5", content, sop_class_uid=VERIFICATION, context_id=1) == 0x0122
+
+    assert list(node.store.iterate_incoming()) == []
 
 
 def test_a_store_request_without_a_data_set_is_refused(node):

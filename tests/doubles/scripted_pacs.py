@@ -1,5 +1,6 @@
 """A PACS that answers each instance as a script says; pynetdicom, so not our own protocol code."""
 
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -48,7 +49,7 @@ class ScriptedPacs:
             self._ae.add_supported_context(sop_class, list(syntaxes))
 
     def __enter__(self) -> Self:
-        server = self._ae.start_server(
+        self._server = server = self._ae.start_server(
             ("127.0.0.1", self.port),
             block=False,
             evt_handlers=[
@@ -65,6 +66,10 @@ class ScriptedPacs:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        # pynetdicom fails in a thread of its own when it aborts what is just closing.
+        deadline = time.monotonic() + 2
+        while self._server.active_associations and time.monotonic() < deadline:
+            time.sleep(0.02)
         self._ae.shutdown()
 
     def _on_established(self, _: evt.Event) -> None:
