@@ -171,6 +171,8 @@ def _write_map(job: Provenance, half_width: Volume, images: list[Dataset]) -> Da
     heights = measure_heights(half_width)[job.reference.find_slots()]
     slots = job.reference.find_slots()[np.argsort(heights)]
     values = np.asarray(half_width.array, np.float32)[slots]
+    if not np.isfinite(values).all():
+        raise JobFailed("the band of the synthesis has values that are not finite")
     top = max(float(values.max()), 1e-6)
     unit = _UNITS[job.synthesis.units]
     mapping = RealWorldValueMapping(

@@ -19,11 +19,11 @@ from pydicom.uid import (
 )
 
 from dicom_node import volumes
-from dicom_node.elements import keep_raw_text, read_numbers
+from dicom_node.elements import keep_raw_text
 from dicom_node.errors import UnusableStudy
 from dicom_node.pixels import check_codec
 from dicom_node.volumes import read_volume
-from doubles.series import make_series, make_volume, write_files
+from doubles.series import make_enhanced, make_series, make_volume, write_files
 from doubles.tools import require_data
 
 BIG = make_volume((6, 64, 72))
@@ -276,33 +276,6 @@ def test_syntax_that_nothing_decodes_says_so() -> None:
     assert refusal.value.code == "codec_missing"
 
 
-def make_enhanced() -> Dataset:
-    """Return a multi-frame image of one stack, as an enhanced MR would hold it."""
-    instances = make_series()
-    enhanced = instances[0]
-    enhanced.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
-    shared, frames = Dataset(), []
-    measures, orientation = Dataset(), Dataset()
-    measures.PixelSpacing, measures.SliceThickness = enhanced.PixelSpacing, enhanced.SliceThickness
-    orientation.ImageOrientationPatient = enhanced.ImageOrientationPatient
-    shared.PixelMeasuresSequence = [measures]
-    shared.PlaneOrientationSequence = [orientation]
-    for k, instance in enumerate(instances):
-        frame, position, values = Dataset(), Dataset(), Dataset()
-        position.ImagePositionPatient = instance.ImagePositionPatient
-        values.RescaleSlope, values.RescaleIntercept, values.RescaleType = str(k + 1), "0", "US"
-        frame.PlanePositionSequence = [position]
-        frame.PixelValueTransformationSequence = [values]
-        frames.append(frame)
-    enhanced.NumberOfFrames = len(frames)
-    enhanced.SharedFunctionalGroupsSequence = [shared]
-    enhanced.PerFrameFunctionalGroupsSequence = frames
-    enhanced.PixelData = b"".join(instance.PixelData for instance in instances)
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-        delattr(enhanced, keyword)
-    return enhanced
-
-
 def test_enhanced_image_reads_like_the_classic_series(tmp_path: Path) -> None:
     classic = make_series()
     for k, instance in enumerate(classic):
@@ -326,14 +299,6 @@ def test_frames_without_functional_groups_are_refused(tmp_path: Path) -> None:
         read_volume(write_files([enhanced], tmp_path))
 
     assert refusal.value.code == "geometry_missing"
-
-
-def test_numbers_are_read_from_text_strictly() -> None:
-    instance = make_series()[0]
-    set_raw(instance, 0x00280030, "DS", b" 1.50 \\.25e1 ")
-
-    assert read_numbers(instance, "PixelSpacing") == (1.5, 2.5)
-    assert read_numbers(instance, "ReconstructionDiameter") is None
 
 
 FAILING = {

@@ -92,6 +92,33 @@ def make_series(
     )
 
 
+def make_enhanced() -> Dataset:
+    """Return a multi-frame image of one stack, as an enhanced MR would hold it."""
+    instances = make_series()
+    enhanced = instances[0]
+    enhanced.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
+    shared, frames = Dataset(), []
+    measures, orientation = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = enhanced.PixelSpacing, enhanced.SliceThickness
+    orientation.ImageOrientationPatient = enhanced.ImageOrientationPatient
+    shared.PixelMeasuresSequence = [measures]
+    shared.PlaneOrientationSequence = [orientation]
+    for k, instance in enumerate(instances):
+        frame, position, values = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = instance.ImagePositionPatient
+        values.RescaleSlope, values.RescaleIntercept, values.RescaleType = str(k + 1), "0", "US"
+        frame.PlanePositionSequence = [position]
+        frame.PixelValueTransformationSequence = [values]
+        frames.append(frame)
+    enhanced.NumberOfFrames = len(frames)
+    enhanced.SharedFunctionalGroupsSequence = [shared]
+    enhanced.PerFrameFunctionalGroupsSequence = frames
+    enhanced.PixelData = b"".join(instance.PixelData for instance in instances)
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(enhanced, keyword)
+    return enhanced
+
+
 def write_files(instances: Iterable[Dataset], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
