@@ -174,7 +174,7 @@ class Provenance:
         template = self.reference.datasets[0]
         copy_elements(template, target, _SERIES)
         if not read_bytes(target, "BodyPartExamined"):
-            target.BodyPartExamined = self.plan.anatomy.upper()
+            target.BodyPartExamined = self.plan.anatomy
         target.FrameOfReferenceUID = UID(
             self.reference.volume.frame_of_reference_uid
             or derive_uid(self.namespace, "frame of reference", self.reference.series_instance_uid)
