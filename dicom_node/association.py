@@ -4,7 +4,7 @@ A blocking object for one thread: nothing runs beside it, so a response cannot b
 else, as happens in pynetdicom 3.0.4's requestor, and an idle association costs nothing. A peer can
 hold this thread for the times of `Limits` and this process for one PDU of memory, never more.
 
-`receiver` accepts with it, `network` requests with it. Source: PS3.8 sections 9.2 and 9.3.
+`acceptor` accepts with it, `network` requests with it. Source: PS3.8 sections 9.2 and 9.3.
 """
 
 import contextlib

@@ -8,6 +8,7 @@ import pytest
 from pydicom import Dataset, dcmwrite
 
 from dicom_node.delivery import find_pause, judge_status, sweep
+from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.domain import Delivery, DeliveryState, DerivedInstance
 from dicom_node.ledger import Ledger
 from dicom_node.node_settings import NodeSettings, Peer, Receiver, StorageClasses
@@ -30,6 +31,7 @@ PENDING, SENT, WARNED, PARKED = (
     DeliveryState.WARNED,
     DeliveryState.PARKED,
 )
+DERIVED_STUDY = "1.2.3.777"
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
 
 
@@ -55,6 +57,9 @@ class Outbox:
         dataset.SOPClassUID = sop_class
         dataset.SOPInstanceUID = instance.sop_instance_uid
         dataset.Rows = 512
+        dataset.PatientID = "P1"
+        dataset.StudyInstanceUID = DERIVED_STUDY
+        dataset.SeriesInstanceUID = f"{DERIVED_STUDY}.1"
         out = BytesIO()
         dcmwrite(out, dataset, implicit_vr=False, little_endian=True)
         meta = encode_file_meta(sop_class, instance.sop_instance_uid, EXPLICIT)
@@ -62,13 +67,13 @@ class Outbox:
         self.store.write(instance.path, content)
         return make_derived(number, sop_class_uid=sop_class, sha256=sha256(content).hexdigest())
 
-    def sweep(self, pacs: ScriptedPacs, **more: ScriptedPacs) -> int:
+    def sweep(self, pacs: ScriptedPacs | Orthanc, **more: ScriptedPacs) -> int:
         peers = {
-            alias: Peer(ae_title="PACS", host="127.0.0.1", port=each.port, roles={"send"})
+            alias: Peer(ae_title=each.ae_title, host="127.0.0.1", port=each.port, roles={"send"})
             for alias, each in {"pacs": pacs, **more}.items()
         }
         settings = NodeSettings(
-            ae_title="NODE",
+            ae_title="DICOM_NODE",
             data_folder=self.folder,
             models_folder=self.folder,
             receiver=Receiver(storage_classes=StorageClasses(image=("MRImageStorage",))),
@@ -140,6 +145,14 @@ def test_what_the_peer_takes_is_called_sent(outbox):
     assert [each.status for each in outbox.deliveries()] == [0, 0, 0]
     assert pacs.received == outbox.uids
     assert pacs.associations == 1
+
+
+@pytest.mark.integration
+def test_a_real_pacs_holds_what_is_called_sent(outbox, orthanc):
+    assert outbox.sweep(orthanc) == 3
+
+    assert outbox.states() == [SENT] * 3
+    assert set(orthanc.find_instances(DERIVED_STUDY)) == set(outbox.uids)
 
 
 @pytest.mark.integration

@@ -39,6 +39,7 @@ class ScriptedPacs:
         self.datasets: dict[str, Dataset] = {}
         self.associations = 0
         self.port = 0
+        self.ae_title = ae_title
         self._answer = answer
         self._ae = AE(ae_title)
         self._ae.require_called_aet = True
