@@ -17,7 +17,7 @@ StartNode = Callable[..., NodeUnderTest]
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Parcel:
     """A coarse phantom head: T1w and FLAIR to send, T2w held back."""
-    return prepare_phantom(tmp_path_factory.mktemp("phantom") / "study", spacing=(4.0, 2.0, 2.0))
+    return prepare_phantom(tmp_path_factory.mktemp("phantom") / "study", spacing=(6.0, 3.0, 3.0))
 
 
 @pytest.fixture(scope="session")

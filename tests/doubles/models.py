@@ -33,7 +33,7 @@ def write_copying_model(models_folder: Path, model_id: str = "brain-any-unet25d"
         },
         "anatomy": ["BRAIN", "HEAD"],
         "skull": "whole head",
-        "spacing_mm": 2.0,
+        "spacing_mm": 3.0,
         "description": "A copy with a matched histogram, for tests.",
         "intended_use": "research",
         "licence": "Apache-2.0",
