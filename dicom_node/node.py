@@ -12,8 +12,6 @@ import fcntl
 import logging
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,6 +29,7 @@ from dicom_node.health import Health, HealthServer
 from dicom_node.ledger import Ledger
 from dicom_node.receiver_process import ReceiverProcess
 from dicom_node.settings import Configuration
+from dicom_node.signals import EndRequest
 from dicom_node.store import Store
 from dicom_node.timers import Timer
 from synthesis.registry import ModelCard, load_cards
@@ -75,23 +74,14 @@ def serve(
         ConfigurationError: an address cannot be had.
         StorageError: another node has the data folder, or store or ledger cannot be used.
     """
-    stop = threading.Event()
-
-    def end(number: int, _: object) -> None:
-        # Supervisors repeat SIGTERM; only a person's second Ctrl-C means more than the first.
-        if stop.is_set() and number == signal.SIGINT:
-            os._exit(1)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+    end = EndRequest()
     os.umask(0o077)
     os.environ["DICOM_NODE_PID"] = str(os.getpid())
     with _locked(configuration.node.data_folder), Node(configuration, overrides) as node:
         addresses = node.addresses
         logger.info("node.ready dicom=%s:%d web=%s:%d", *addresses.dicom, *addresses.web)
         announce(addresses)
-        stop.wait()
+        end.wait()
         logger.info("node.draining")
     logger.info("node.stopped")
     if node.unfinished:

@@ -1,0 +1,165 @@
+import socket
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicom_node import doctor
+from dicom_node.doctor import Finding, State, examine
+from dicom_node.errors import WorkerLost
+from dicom_node.executors import InlineExecutor
+from dicom_node.settings import load
+from doubles.bench import CONFIGURATION, Bench
+from doubles.certificates import make_authority, make_certificate
+from doubles.models import write_copying_model
+from doubles.scripted_pacs import MR, ScriptedPacs
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
+MAP = "1.2.840.10008.5.1.4.1.1.30"
+
+
+class Worker(Executor):
+    """Answers every trial alike."""
+
+    def __init__(self, answer: dict[str, float] | Exception) -> None:
+        self._answer = answer
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        if isinstance(self._answer, Exception):
+            future.set_exception(self._answer)
+        else:
+            future.set_result(self._answer)
+        return future
+
+
+QUICK = Worker({"seconds": 2.5, "peak_rss_mb": 700})
+
+
+@pytest.fixture
+def find(tmp_path: Path) -> Callable[..., dict[str, Finding]]:
+    """Return a function that examines the shipped configuration with overrides."""
+    write_copying_model(tmp_path / "models")
+    write_copying_model(tmp_path / "models", "limb-ct-boosting")
+
+    def find(*overrides: str, worker: Executor = QUICK) -> dict[str, Finding]:
+        folders = (f"data_folder={tmp_path / 'data'}", f"models_folder={tmp_path / 'models'}")
+        configuration = load(CONFIGURATION, [*folders, "receiver.port=1", *overrides])
+        return {each.check: each for each in examine(configuration, worker)}
+
+    return find
+
+
+def test_peer_that_takes_everything_is_well(find):
+    with ScriptedPacs(classes=(MR, CT, REPORT, MAP), ae_title="ORTHANC") as pacs:
+        found = find(f"peers.pacs.port={pacs.port}")["peer pacs"]
+
+    assert found.state is State.OK
+    assert "MRImageStorage" in found.detail
+
+
+def test_peer_that_does_not_take_a_class_is_told_by_its_name(find):
+    with ScriptedPacs(classes=(MR, CT, MAP), ae_title="ORTHANC") as pacs:
+        found = find(f"peers.pacs.port={pacs.port}")["peer pacs"]
+
+    assert found.state is State.FAILED
+    assert "Comprehensive3DSRStorage" in found.detail
+
+
+def test_peer_that_is_not_there_is_told_with_its_address(find):
+    found = find("peers.pacs.port=1")["peer pacs"]
+
+    assert found.state is State.FAILED
+    assert "ORTHANC at 127.0.0.1 port 1" in found.detail
+
+
+def test_node_that_does_not_run_is_only_a_warning(find):
+    assert find()["door"].state is State.WARNING
+
+
+def test_model_tells_seconds_and_memory(find):
+    found = find()["model brain-any-unet25d"]
+
+    assert found.state is State.OK
+    assert found.detail == "a forward pass took 2.5 s and 700 MB"
+
+
+def test_model_that_does_not_work_fails(find):
+    worker = Worker(WorkerLost("UntrustedModel at registry.py:1"))
+
+    assert find(worker=worker)["model brain-any-unet25d"].state is State.FAILED
+
+
+def test_altered_card_fails(find, tmp_path):
+    (tmp_path / "models" / "brain-any-unet25d" / "card.yaml").write_text("id: other\n")
+
+    assert find()["models"].state is State.FAILED
+
+
+def test_rule_whose_model_is_not_there_fails(find, tmp_path):
+    found = find(f"models_folder={tmp_path / 'none'}")["models"]
+
+    assert found.state is State.FAILED
+    assert "brain-any-unet25d" in found.detail or "limb-ct-boosting" in found.detail
+
+
+def test_ledger_is_opened_and_counted(find, tmp_path):
+    before = find()["ledger"].detail
+    Bench(tmp_path / "data", tmp_path / "models").ledger.close()
+
+    assert before == "there is none yet; the first start makes it"
+    assert find()["ledger"].detail.startswith("0 instances")
+
+
+def test_lost_ledger_fails(find, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "store").mkdir()
+
+    assert find()["ledger"].state is State.FAILED
+
+
+@pytest.mark.integration
+def test_certificate_that_fits_is_told_with_its_days(find, tmp_path):
+    authority = make_authority(tmp_path)
+    certificate, key = make_certificate(tmp_path, authority, "node")
+
+    found = find(f"receiver.tls={{certificate: {certificate}, key: {key}, ca: {authority}}}")["tls"]
+
+    assert found.state is State.WARNING
+    assert found.detail == "certificate, key and authority fit; 1 days are left"
+
+
+@pytest.mark.integration
+def test_certificate_of_another_authority_fails(find, tmp_path):
+    authority = make_authority(tmp_path)
+    certificate, key = make_certificate(tmp_path, authority, "node")
+    other = make_authority(tmp_path, "other")
+
+    found = find(f"receiver.tls={{certificate: {certificate}, key: {key}, ca: {other}}}")["tls"]
+
+    assert found.state is State.FAILED
+
+
+@pytest.mark.integration
+def test_trial_runs_a_model_for_real(find):
+    found = find(worker=InlineExecutor())["model brain-any-unet25d"]
+
+    assert found.state is State.OK
+
+
+def test_pacs_is_told_title_host_and_port():
+    node = load(CONFIGURATION).node
+
+    lines = "\n".join(doctor.describe_for_pacs(node))
+
+    assert "AE title DICOM_NODE, host 127.0.0.1, port 11112, no TLS" in lines
+    assert '["DICOM_NODE", "127.0.0.1", 11112]' in lines
+
+
+def test_open_address_is_told_as_this_machine():
+    node = load(CONFIGURATION, ["receiver.host=0.0.0.0", "receiver.allow_plain=[10.0.0.0/8]"]).node
+
+    assert f"host {socket.gethostname()}," in "\n".join(doctor.describe_for_pacs(node))

@@ -1,0 +1,200 @@
+"""The node as a process: what it starts, survives, refuses and leaves behind."""
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dicom_node.demonstration.walk import Node
+from dicom_node.jobs import JobState
+from doubles.dcmtk import echoscu, storescu
+from doubles.models import write_copying_model
+from doubles.node import AE_TITLE, CONFIGURATION
+from doubles.scripted_pacs import MR, ScriptedPacs
+from doubles.series import make_series, make_volume, write_files
+
+pytestmark = pytest.mark.integration
+
+PATIENCE_SECONDS = 60
+REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
+MAP = "1.2.840.10008.5.1.4.1.1.30"
+READY = re.compile(r"^ready dicom=127\.0\.0\.1:(\d+) web=127\.0\.0\.1:(\d+)$", re.MULTILINE)
+EXIT_FAILED, EXIT_WRONG = 1, 2
+
+
+class Running:
+    """A node on free ports, and what a test asks of it."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.node = Node(
+            CONFIGURATION,
+            (
+                f"data_folder={folder / 'data'}",
+                "receiver.port=0",
+                "web.port=0",
+                "assembly.quiet_period=500 ms",
+                "assembly.sweep_every=200 ms",
+                "dispatch.sweep_every=200 ms",
+                "delivery.sweep_every=200 ms",
+                *overrides,
+            ),
+            folder / "node.log",
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.node.child.pid
+
+    @property
+    def web_port(self) -> int:
+        return int(READY.findall(self.node.child.read_log())[-1][1])
+
+    def ask(self, path: str) -> str:
+        address = f"http://127.0.0.1:{self.web_port}{path}"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            return answer.read().decode()
+
+    def count(self, metric: str) -> int:
+        found = re.search(rf"^{re.escape(metric)} (\d+)$", self.ask("/metrics"), re.MULTILINE)
+        assert found is not None
+        return int(found[1])
+
+    def find_receiver(self) -> int:
+        """Return the process id of the child that receives."""
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(status.read_text().rsplit(")", 1)[1].split()[1])
+                command = (status.parent / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if parent == self.pid and b"dicom_node.receiver" in command:
+                return int(status.parent.name)
+        raise AssertionError("the node has no receiver")
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    write_copying_model(tmp_path / "models")
+    started = []
+
+    def start(*overrides: str, folder: str = "node") -> Running:
+        running = Running(tmp_path / folder, f"models_folder={tmp_path / 'models'}", *overrides)
+        started.append(running.node)
+        running.node.start()
+        return running
+
+    yield start
+    for node in started:
+        node.stop()
+
+
+def test_study_comes_back_completed(start, tmp_path):
+    files = write_files(make_series("T1w", make_volume((12, 40, 40))), tmp_path / "study")
+
+    with ScriptedPacs(classes=(MR, REPORT, MAP), ae_title="ORTHANC") as pacs:
+        running = start(f"peers.pacs.port={pacs.port}")
+        assert storescu(running.node.port, *files, called=AE_TITLE).returncode == 0
+        states = [JobState.DONE, JobState.HELD, JobState.FAILED]
+        wait_until(
+            lambda: sum(running.count(f'dicom_node_jobs{{state="{each}"}}') for each in states) == 2
+        )
+        wait_until(lambda: running.count('dicom_node_deliveries{state="pending"}') == 0)
+
+        assert running.count('dicom_node_jobs{state="failed"}') == 0
+        assert len(pacs.received) == running.count('dicom_node_deliveries{state="sent"}')
+        assert running.node.stop() == 0
+
+
+def test_node_says_that_it_is_well(start):
+    running = start()
+
+    assert json.loads(running.ask("/healthz")) == {"status": "ok", "problems": []}
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])
+def test_signals_drain_and_end_with_0(numbers, start):
+    running = start()
+
+    for number in numbers:
+        os.kill(running.pid, number)
+
+    assert running.node.stop() == 0
+    assert not is_taken(running.node.port)
+
+
+def test_second_node_on_the_same_folder_ends(start, tmp_path):
+    start()
+
+    with pytest.raises(
+        RuntimeError, match=rf"ended with {EXIT_FAILED}(?s:.*)another node works in"
+    ):
+        start()
+
+
+def test_taken_port_is_a_mistake_of_the_configuration(start):
+    port = start().node.port
+
+    with pytest.raises(RuntimeError, match=rf"ended with {EXIT_WRONG}(?s:.*)receiver"):
+        start(f"receiver.port={port}", folder="other")
+
+
+def test_killed_receiver_is_back_on_the_same_port(start):
+    running = start()
+    first = running.find_receiver()
+
+    os.kill(first, signal.SIGKILL)
+
+    wait_until(lambda: echoscu(running.node.port, called=AE_TITLE).returncode == 0)
+    assert running.find_receiver() != first
+
+
+def test_killed_node_leaves_nobody_on_its_port(start):
+    running = start()
+
+    os.kill(running.pid, signal.SIGKILL)
+
+    wait_until(lambda: not is_taken(running.node.port))
+
+
+def test_store_without_its_ledger_is_refused(start, tmp_path):
+    running = start()
+    assert running.node.stop() == 0
+    (tmp_path / "node" / "data" / "ledger.sqlite").unlink()
+
+    with pytest.raises(RuntimeError, match=f"ended with {EXIT_FAILED}"):
+        start()
+
+
+def test_node_itself_loads_no_torch(start):
+    running = start()
+    wait_until(lambda: "dicom_node_assembly_sweep_age_seconds" in running.ask("/metrics"))
+
+    assert "torch" not in Path(f"/proc/{running.pid}/maps").read_text()
+
+
+def test_broken_model_stops_judging_and_not_reception(start, tmp_path):
+    (tmp_path / "models" / "brain-any-unet25d" / "card.yaml").write_text("id: other\n")
+    running = start()
+
+    wait_until(lambda: "sweep.failed name=assembly" in running.node.child.read_log())
+    assert echoscu(running.node.port, called=AE_TITLE).returncode == 0
