@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +24,12 @@ from dicom_node.demonstration.studies import (
     prepare_real_study,
 )
 from dicom_node.demonstration.tour import run
+from dicom_node.domain import ContrastLabel
 from dicom_node.errors import ConfigurationError, DicomNodeError
 
 DONE, FAILED, WRONG_ARGUMENTS = 0, 1, 2
+LOG_WIDTH = 140
+"""Columns of what goes into a file: nobody there folds cells by hand."""
 PROGRAM = "python -m dicom_node.demonstration"
 
 
@@ -43,14 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder with the DICOM files of one study; without it a real study from the data "
         "folder (DICOM_NODE_DATA, ../shared/data), else a built-in phantom",
     )
+    parser.add_argument(
+        "--held-back",
+        action="append",
+        default=[],
+        type=_read_held_back,
+        metavar="LABEL=FOLDER",
+        help="the real series of a contrast, which only the report sees (with a study folder)",
+    )
     parser.add_argument("--config", type=Path, default=Path("config"), help="of the node")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="is emptied first")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     with tempfile.TemporaryDirectory(prefix="dicom-node-demo-") as scratch:
         try:
-            parcel = _prepare(options.study, Path(scratch))
+            parcel = _prepare(options.study, dict(options.held_back), Path(scratch))
             _empty(options.out)
         except ValueError as error:
             console.print(f"{error}", style="red", markup=False)
@@ -58,9 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _show(parcel, options.config, options.out, console)
 
 
-def _prepare(study: Path | None, scratch: Path) -> Parcel:
+def _read_held_back(text: str) -> tuple[ContrastLabel, Path]:
+    label, _, folder = text.partition("=")
+    if not folder:
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted LABEL=FOLDER")
+    return ContrastLabel(label), Path(folder)
+
+
+def _prepare(study: Path | None, held_back: dict[ContrastLabel, Path], scratch: Path) -> Parcel:
     if study is not None:
-        return prepare_folder(study)
+        return prepare_folder(study, held_back)
     archive = find_real_study()
     return prepare_phantom(scratch) if archive is None else prepare_real_study(archive, scratch)
 

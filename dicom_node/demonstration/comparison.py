@@ -83,7 +83,8 @@ def compare(
     if real:
         found = to_image(_as_float(read_volume(real)[0]))
         moved = register_rigid(reference, found, seed=0)
-        truth = _array(resample(found, grid, moved.transform, outside=np.nan))
+        transform = moved.transform if moved.is_trusted else None
+        truth = _array(resample(found, grid, transform, outside=np.nan))
         both = covered & np.isfinite(truth)
         truth = np.nan_to_num(truth)
         if int(both.sum()) >= FEWEST_VOXELS:
@@ -115,10 +116,16 @@ def _measure(truth: FloatArray, values: FloatArray, mask: MaskArray) -> dict[str
 
 
 def _read_map(files: Sequence[Path], like: Volume) -> FloatArray:
-    """Return the Parametric Map's values on the grid that it shares with the synthetic series."""
-    volume = imread(files[0]).get_volume()
-    matched = volume.match_geometry(like)
-    return np.asarray(matched.array, np.float32)
+    """Return the frames of a Parametric Map, each put where its position lies on the grid."""
+    image = imread(files[0])
+    to_index = np.linalg.inv(like.affine)
+    array = np.zeros(like.array.shape, np.float32)
+    for frame, group in zip(
+        image.get_frames(), image.PerFrameFunctionalGroupsSequence, strict=True
+    ):
+        position = group.PlanePositionSequence[0].ImagePositionPatient
+        array[round(float((to_index @ [*position, 1])[0]))] = frame
+    return array
 
 
 def _as_float(volume: Volume) -> Volume:

@@ -6,7 +6,7 @@ Of the last two one contrast is held back, so that the result can be laid beside
 import os
 import tarfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,8 +63,12 @@ def find_real_study() -> Path | None:
     return archive if archive.is_file() else None
 
 
-def prepare_folder(folder: Path) -> Parcel:
+def prepare_folder(folder: Path, held_back: Mapping[ContrastLabel, Path] | None = None) -> Parcel:
     """Return the study of a folder and the folders below it.
+
+    Args:
+        folder: what is sent.
+        held_back: label to the folder of the real series, which is not.
 
     Raises:
         ValueError: the folder holds no DICOM file, or files of more than one study.
@@ -74,11 +78,13 @@ def prepare_folder(folder: Path) -> Parcel:
     if len(studies) != 1:
         raise ValueError(f"{folder}: one study is wanted, DICOM files of {len(studies)} are there")
     return Parcel(
-        note=f"{len(files)} instances that you named with STUDY.",
+        note=f"{len(files)} instances from a folder that you named.",
         is_phantom=False,
         study_instance_uid=str(studies.pop()),
         files=tuple(files),
-        held_back={},
+        held_back={
+            label: tuple(dict(_read_headers(real))) for label, real in (held_back or {}).items()
+        },
     )
 
 
