@@ -6,22 +6,23 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 
-from pydicom import dcmread
-from pynetdicom import AE, build_context
+from pydicom import Dataset, dcmread, dcmwrite
+from pydicom.uid import UID
 
 from dicom_node.demonstration.processes import LOOPBACK, Child
 from dicom_node.domain import DeliveryState, StudyState
 from dicom_node.errors import DeliveryError
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Ledger
+from dicom_node.network import open_association
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.3
 READY = re.compile(r"^ready dicom=[^ ]+:(\d+) web=[^ ]+:(\d+)$", re.MULTILINE)
-MOST_CONTEXTS = 128
-"""Of one association (PS3.8 section 9.3.2.2)."""
+SUCCESS = 0x0000
 WORKING = {JobState.QUEUED, JobState.RUNNING}
 
 
@@ -75,28 +76,32 @@ class Node:
 def send(files: Iterable[Path], *, port: int, called: str, calling: str) -> int:
     """Store files by C-STORE on this machine and return how many were taken.
 
+    With the node's own requestor: pynetdicom's may lose a response to its own thread when the peer
+    is quick. Compressed instances go out uncompressed, as every peer takes them.
+
     Raises:
         DeliveryError: no association, or an instance was not answered with success.
     """
     paths = tuple(files)
-    pairs = {_read_context(path) for path in paths}
-    ae = AE(calling)
-    contexts = [build_context(*pair) for pair in sorted(pairs)][:MOST_CONTEXTS]
-    association = ae.associate(LOOPBACK, port, contexts, ae_title=called)
-    if not association.is_established:
-        raise DeliveryError(f"{called} at port {port} takes no association", retry=True)
-    try:
+    classes = sorted({str(_read_class(path)) for path in paths})
+    with open_association(
+        LOOPBACK, port, called_ae_title=called, calling_ae_title=calling, sop_classes=classes
+    ) as association:
         for path in paths:
-            answer = association.send_c_store(path)
-            status = answer.get("Status")
-            if status != 0:
+            instance = dcmread(path)
+            context = association.find_context(instance.SOPClassUID)
+            if context is None:
+                raise DeliveryError(f"{called} does not take {instance.SOPClassUID}", retry=False)
+            status = association.store(
+                context,
+                instance.SOPClassUID,
+                instance.SOPInstanceUID,
+                _encode(instance, context.transfer_syntax),
+            )
+            if status != SUCCESS:
                 raise DeliveryError(
-                    f"{called} answered {status if status is None else hex(status)} to an instance",
-                    retry=False,
-                    status=status,
+                    f"{called} answered 0x{status:04X} to an instance", retry=False, status=status
                 )
-    finally:
-        association.release()
     return len(paths)
 
 
@@ -149,6 +154,23 @@ def _read_progress(ledger: Ledger, study: str) -> tuple[str, bool]:
     return ", ".join(parts) or "judged: nothing to make", is_over
 
 
-def _read_context(path: Path) -> tuple[str, str]:
-    header = dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True)
-    return str(header.SOPClassUID), str(header.file_meta.TransferSyntaxUID)
+def _read_class(path: Path) -> str:
+    return str(dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True).SOPClassUID)
+
+
+def _encode(instance: Dataset, transfer_syntax_uid: str) -> bytes:
+    """Return the data set alone, uncompressed, in the syntax that the peer has chosen."""
+    own, syntax = instance.file_meta.TransferSyntaxUID, UID(transfer_syntax_uid)
+    if not own.is_little_endian:
+        raise DeliveryError("an instance is in the retired Explicit VR Big Endian", retry=False)
+    if own.is_compressed:
+        instance.decompress(generate_instance_uid=False)
+    buffer = BytesIO()
+    dcmwrite(
+        buffer,
+        Dataset(instance),
+        implicit_vr=syntax.is_implicit_VR,
+        little_endian=syntax.is_little_endian,
+        enforce_file_format=False,
+    )
+    return buffer.getvalue()
