@@ -6,14 +6,14 @@ it. Jobs carry ids and a folder, never pixels.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, wait
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from dicom_node.crashpoints import reach
-from dicom_node.executors import call
+from dicom_node.executors import JobExecutor, call
 from dicom_node.ledger import Ledger
 
 WORK = "dicom_node.work:run"
@@ -41,7 +41,7 @@ class Dispatch:
     def __init__(
         self,
         ledger: Ledger,
-        executor: Executor,
+        executor: JobExecutor,
         *,
         capacity: int,
         lease: timedelta,
@@ -68,6 +68,7 @@ class Dispatch:
         self._settle()
         for plan_id in self._ledger.return_lost(self._max_attempts):
             logger.warning("job.lease_ran_out plan=%s", plan_id)
+            self._end_silent(plan_id)
         room = self._capacity - len(self._running)
         claimed = self._ledger.claim(room, self._lease) if room > 0 else []
         for job in claimed:
@@ -79,23 +80,28 @@ class Dispatch:
             )
         return len(claimed)
 
-    def drain(self, patience: timedelta, end_workers: Callable[[], None]) -> None:
+    def drain(self, patience: timedelta) -> None:
         """Wait for the jobs that run, end the workers, and queue again what was not done in time.
 
         That is no loss on the job's account: the node ended it.
 
         Args:
             patience: how long the jobs that run may go on.
-            end_workers: ends every worker at once.
         """
         wait(self._running.values(), patience.total_seconds())
         self._settle()
-        end_workers()
+        self._executor.end_all()
         if self._running:
             wait(self._running.values(), patience.total_seconds())
             for plan_id in self._ledger.return_running():
                 logger.info("job.returned plan=%s", plan_id)
             self._running.clear()
+
+    def _end_silent(self, plan_id: str) -> None:
+        """End the worker of a job that is no longer its own: frozen, it would hold its place."""
+        for (running, _), future in self._running.items():
+            if running == plan_id:
+                self._executor.end(future)
 
     def _settle(self) -> None:
         """Forget the jobs that ended, and report those that ended without an outcome."""

@@ -36,7 +36,17 @@ THREAD_VARIABLES = (
 """What torch, scikit-learn, numpy and SimpleITK read when they are imported."""
 
 
-class InlineExecutor(Executor):
+class JobExecutor(Executor):
+    """An executor whose workers can be ended while they are at a job."""
+
+    def end(self, future: Future[Any]) -> None:
+        """End the worker that is at `future`, which then ends as `WorkerLost`."""
+
+    def end_all(self) -> None:
+        """End every worker now; their jobs end as `WorkerLost`."""
+
+
+class InlineExecutor(JobExecutor):
     """Runs a job in the caller's thread: for tests and for finding faults with a debugger."""
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
@@ -49,7 +59,7 @@ class InlineExecutor(Executor):
         return future
 
 
-class ProcessPool(Executor):
+class ProcessPool(JobExecutor):
     """Worker processes, each started when it is first needed and replaced when it dies.
 
     Args:
@@ -62,16 +72,22 @@ class ProcessPool(Executor):
         self._slots = [_Slot(threads, limit) for _ in range(workers)]
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run `fn` in the worker that has the least to do."""
-        return min(self._slots, key=lambda slot: slot.pending).submit(fn, *args, **kwargs)
+        """Run `fn` in the worker that has the least to do, after what that one is at."""
+        return min(self._slots, key=lambda slot: len(slot.futures)).submit(fn, *args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers, after the jobs that they are at."""
         for slot in self._slots:
             slot.shutdown(wait=wait, cancel_futures=cancel_futures)
 
-    def kill(self) -> None:
-        """End the workers now; their jobs end as `WorkerLost`."""
+    def end(self, future: Future[Any]) -> None:
+        """End the worker that is at `future`, which then ends as `WorkerLost`."""
+        for slot in self._slots:
+            if future in slot.futures:
+                slot.kill()
+
+    def end_all(self) -> None:
+        """End every worker now; their jobs end as `WorkerLost`."""
         for slot in self._slots:
             slot.kill()
 
@@ -84,7 +100,7 @@ class _Slot:
         self._limit = limit
         self._lock = threading.Lock()
         self._pool = self._build()
-        self.pending = 0
+        self.futures: set[Future[Any]] = set()
 
     def _build(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
@@ -103,7 +119,7 @@ class _Slot:
             except BrokenExecutor:  # it died between two jobs
                 self._pool = self._build()
                 inner = self._pool.submit(_run, self._limit, fn, *args, **kwargs)
-            self.pending += 1
+            self.futures.add(outer)
             pool = self._pool
         inner.add_done_callback(lambda done: self._finish(pool, done, outer))
         return outer
@@ -111,7 +127,7 @@ class _Slot:
     def _finish(self, pool: ProcessPoolExecutor, inner: Future[T], outer: Future[T]) -> None:
         error = CancelledError() if inner.cancelled() else inner.exception()
         with self._lock:
-            self.pending -= 1
+            self.futures.discard(outer)
             # After an error a worker may be in any state (a CUDA context that failed stays so).
             if error is not None and self._pool is pool:
                 self._pool = self._build()

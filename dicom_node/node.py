@@ -107,13 +107,11 @@ class Node:
         self._store = Store(node.store_folder)
         self._ledger = Ledger(node.ledger_url, now)
         self._receiver = ReceiverProcess(configuration.folder, overrides)
-        self._pool = ProcessPool(
-            node.executor.workers, count_threads(node.executor.workers), JOB_LIMIT
-        )
+        workers = node.executor.workers
         self._dispatch = Dispatch(
             self._ledger,
-            self._pool,
-            capacity=node.executor.workers,
+            ProcessPool(workers, count_threads(workers), JOB_LIMIT),
+            capacity=workers,
             lease=node.dispatch.lease,
             max_attempts=node.dispatch.attempts,
             config_folder=configuration.folder,
@@ -136,7 +134,7 @@ class Node:
             self._recover()
             dicom = self._receiver.start()
             parts.callback(self._receiver.stop)
-            parts.callback(self._dispatch.drain, PATIENCE, self._pool.kill)
+            parts.callback(self._dispatch.drain, PATIENCE)
             self._start_timers(parts)
             web = self._start_health(parts)
             self.addresses = Addresses(dicom=dicom, web=web)

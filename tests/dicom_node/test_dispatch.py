@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from dicom_node.dispatch import Dispatch
 from dicom_node.domain import SynthesisPlan
 from dicom_node.errors import WorkerLost
-from dicom_node.executors import InlineExecutor, call
+from dicom_node.executors import InlineExecutor, JobExecutor, call
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Ledger
 from doubles.ledger import Clock, make_plan, receive_and_judge
@@ -17,11 +17,14 @@ LEASE = timedelta(minutes=1)
 CALM, URGENT = make_plan("1" * 32), make_plan("2" * 32, priority=90)
 
 
-class Workers(Executor):
+class Workers(JobExecutor):
     """Keeps what was submitted, and lets the test say how it ends."""
 
     def __init__(self) -> None:
         self.jobs: list[tuple[tuple, Future]] = []
+
+    def end(self, future: Future) -> None:
+        future.set_exception(WorkerLost("it was ended"))
 
     def submit(self, fn: Callable, /, *args: object, **kwargs: object) -> Future:
         assert fn is call
@@ -43,7 +46,7 @@ def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
         yield ledger
 
 
-def build(ledger: Ledger, workers: Executor, capacity: int = 1, **changes: object) -> Dispatch:
+def build(ledger: Ledger, workers: JobExecutor, capacity: int = 1, **changes: object) -> Dispatch:
     facts = {
         "capacity": capacity,
         "lease": LEASE,
@@ -127,6 +130,21 @@ def test_silent_worker_loses_its_job_when_the_lease_runs_out(ledger: Ledger, clo
     assert state(ledger, CALM) is JobState.QUEUED
 
 
+def test_frozen_worker_makes_room_when_its_lease_runs_out(ledger: Ledger, clock: Clock) -> None:
+    workers = Workers()
+    dispatch = build(ledger, workers, capacity=1)
+    dispatch.sweep()
+
+    clock.advance(seconds=61)
+    dispatch.sweep()
+    dispatch.sweep()
+
+    assert [arguments[1:3] for arguments, _ in workers.jobs] == [
+        (URGENT.plan_id, 1),
+        (URGENT.plan_id, 2),
+    ]
+
+
 def test_error_of_the_work_itself_is_a_lost_worker(ledger: Ledger) -> None:
     dispatch = build(ledger, InlineExecutor(), max_attempts=1, work="no.such.module:run")
 
@@ -141,7 +159,7 @@ def test_drained_node_gives_its_jobs_back_without_blame(ledger: Ledger) -> None:
     dispatch = build(ledger, workers, capacity=2)
     dispatch.sweep()
 
-    dispatch.drain(timedelta(), end_workers=lambda: None)
+    dispatch.drain(timedelta())
 
     job = ledger.job(CALM.plan_id)
     assert job.state is JobState.QUEUED
@@ -156,6 +174,6 @@ def test_drain_waits_for_the_jobs_that_end_in_time(ledger: Ledger) -> None:
     ledger.fail_job(plan_id, attempt, "the study is no use")
     future.set_result(None)
 
-    dispatch.drain(timedelta(seconds=5), end_workers=lambda: None)
+    dispatch.drain(timedelta(seconds=5))
 
     assert state(ledger, URGENT) is JobState.FAILED

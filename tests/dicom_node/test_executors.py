@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -88,9 +89,20 @@ def test_killed_pool_reports_its_job_lost(pool: ProcessPool) -> None:
     pool.submit(call, "os:getpid").result(PATIENCE_SECONDS)
     future = pool.submit(call, "time:sleep", 600)
 
-    pool.kill()
+    pool.end_all()
 
     assert isinstance(future.exception(PATIENCE_SECONDS), WorkerLost)
+
+
+@pytest.mark.integration
+def test_frozen_worker_is_ended_and_replaced(pool: ProcessPool) -> None:
+    frozen = pool.submit(call, "os:getpid").result(PATIENCE_SECONDS)
+    future = pool.submit(call, "os:kill", frozen, signal.SIGSTOP)
+
+    pool.end(future)
+
+    assert isinstance(future.exception(PATIENCE_SECONDS), WorkerLost)
+    assert pool.submit(call, "os:getpid").result(PATIENCE_SECONDS) != frozen
 
 
 @pytest.mark.integration
