@@ -116,15 +116,23 @@ def _measure(truth: FloatArray, values: FloatArray, mask: MaskArray) -> dict[str
 
 
 def _read_map(files: Sequence[Path], like: Volume) -> FloatArray:
-    """Return the frames of a Parametric Map, each put where its position lies on the grid."""
+    """Return the frames of a Parametric Map, each put where its position lies on the grid.
+
+    A slice that the source lacks has no frame; it is filled as `read_volume` fills it.
+    """
     image = imread(files[0])
     to_index = np.linalg.inv(like.affine)
     array = np.zeros(like.array.shape, np.float32)
+    missing = set(range(len(array)))
     for frame, group in zip(
         image.get_frames(), image.PerFrameFunctionalGroupsSequence, strict=True
     ):
         position = group.PlanePositionSequence[0].ImagePositionPatient
-        array[round(float((to_index @ [*position, 1])[0]))] = frame
+        slot = round(float((to_index @ [*position, 1])[0]))
+        array[slot] = frame
+        missing.discard(slot)
+    for slot in missing:
+        array[slot] = (array[slot - 1] + array[slot + 1]) / 2
     return array
 
 

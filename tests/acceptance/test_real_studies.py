@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 
+import nifti_to_dicom
 from dicom_node import conformance, settings
 from dicom_node.demonstration.validators import find_errors
 from dicom_node.jobs import JobState
 from dicom_node.volumes import read_volume
 from doubles.dcmtk import storescu
-from doubles.nifti import write_study
 from doubles.node import AE_TITLE, CONFIGURATION
 from doubles.tools import require_data, require_program
 from synthesis.registry import load_cards
@@ -52,9 +52,10 @@ def prepare_adi(folder: Path) -> RealStudy:
 def prepare_openms(folder: Path) -> RealStudy:
     """Multiple sclerosis, raw and thick, another site: T1w and T2w, FLAIR held back."""
     data = require_data("brain_mr_openms_long_p04")
-    images = {label: data / f"study1_{label.upper()}.nii.gz" for label in ("T1w", "T2w")}
-    write_study(folder / "study", "p04", images)
-    return RealStudy(folder / "study", {"FLAIR": "MR"})
+    images = [f"{label}={data / f'study1_{label.upper()}.nii.gz'}" for label in ("T1w", "T2w")]
+    options = [word for image in images for word in ("--series", image)]
+    nifti_to_dicom.main([str(folder), "--patient", "P04", *options])
+    return RealStudy(folder, {"FLAIR": "MR"})
 
 
 def prepare_sts(folder: Path) -> RealStudy:
@@ -112,7 +113,7 @@ def test_real_study_comes_back_completed(prepare, orthanc, make_node, tmp_path):
 def test_nobody_here_was_in_training():
     cards = load_cards(settings.load(CONFIGURATION).node.models_folder)
 
-    assert cards
+    assert set().union(*(card.training.test for card in cards)) >= PEOPLE
     for card in cards:
         assert PEOPLE.isdisjoint({*card.training.subjects, *card.training.validation}), card.id
 
