@@ -73,7 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(WRONG)
-    except (DicomNodeError, SynthesisError, LookupError) as error:
+    except (DicomNodeError, SynthesisError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(FAILED)
+    except LookupError as error:
+        if type(error) is not LookupError:  # a KeyError is a fault of the program, not an answer
+            raise
         sys.stderr.write(f"{error}\n")
         sys.exit(FAILED)
 

@@ -74,7 +74,7 @@ def _finish(job: "Attempt") -> None:
     except (UnusableStudy, UnusableInput) as error:
         job.ledger.refuse_job(plan_id, attempt, [f"{error.code}: {error}"])
         logger.warning("job.held plan=%s code=%s", plan_id, error.code)
-    except (JobFailed, MissingSource, UntrustedModel, LookupError) as error:
+    except (JobFailed, MissingSource, UntrustedModel) as error:
         job.ledger.fail_job(plan_id, attempt, f"{type(error).__name__}: {error}")
         logger.error("job.failed plan=%s error=%s", plan_id, type(error).__name__)
 
@@ -103,10 +103,9 @@ class Attempt:
         Raises:
             UnusableStudy: a source cannot be read as a volume, or has changed on the disk.
             UnusableInput: the sources do not fit together or to the model.
-            JobFailed: the derived instances are not what they must be.
+            JobFailed: the sources are gone, or the derived instances are not what they must be.
             MissingSource: the model needs a contrast that the plan does not have.
             UntrustedModel: the model is not the one that was planned with.
-            LookupError: the sources are no longer there.
             StorageError: the store or the ledger does not answer.
         """
         with self._timed("read"):
@@ -121,8 +120,12 @@ class Attempt:
         reach("work.recorded")
 
     def _read_sources(self) -> Sources:
+        try:
+            contents = self.ledger.read_sources(self.plan.plan_id)
+        except LookupError as error:
+            raise JobFailed(str(error)) from None
         sources = {}
-        for label, instances in self.ledger.read_sources(self.plan.plan_id).items():
+        for label, instances in contents.items():
             volume, headers = read_volume([self._check(instance) for instance in instances])
             sources[label] = SourceSeries(
                 series_instance_uid=self.plan.sources[label], datasets=headers, volume=volume
@@ -133,7 +136,7 @@ class Attempt:
         """Return where a source lies, if it still is what was received."""
         path = self._store.path(instance.path)
         if not path.is_file():
-            raise LookupError(f"the file of {instance.sop_instance_uid} is gone; send it again")
+            raise JobFailed(f"the file of {instance.sop_instance_uid} is gone; send it again")
         if hashlib.sha256(self._store.read(instance.path)).hexdigest() != instance.sha256:
             raise UnusableStudy(
                 "source_altered",

@@ -129,6 +129,15 @@ def test_altered_model_fails_the_job(bench, job, monkeypatch):
     assert failed.reason == "UntrustedModel: the folder has another digest"
 
 
+def test_fault_of_the_program_is_no_outcome_of_the_job(bench, job, monkeypatch):
+    monkeypatch.setattr(work, "synthesize", fail(KeyError("Doe^Jane")))
+
+    with pytest.raises(KeyError):
+        run(bench, job)
+
+    assert bench.ledger.job(job.plan.plan_id).state is JobState.RUNNING
+
+
 def test_source_that_changed_on_the_disk_holds_the_job(bench, job):
     path = bench.store.path(bench.ledger.read_instances(job.plan.study_instance_uid)[0].path)
     content = bytearray(path.read_bytes())
