@@ -15,6 +15,7 @@ RUNTIME := $(VENV)/.runtime-installed
 TOOLS := $(VENV)/.tools-installed
 ORTHANC := orthanc orthanc-dicomweb
 CHECKERS := dcmtk dicom3tools
+EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-fast lint train lock clean
@@ -36,6 +37,9 @@ test: $(TOOLS)  ## Run every ring: unit, integration, acceptance.
 test-fast: $(TOOLS)  ## Run the unit and integration rings.
 	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS)
 	$(BIN)/python -m pytest -m "not acceptance and not gpu" $(PYTEST_ARGS)
+
+train: $(TOOLS)  ## Train the shipped models anew from the images of DICOM_NODE_DATA; hours.
+	@for experiment in $(EXPERIMENTS); do $(BIN)/synthesis train "$$experiment"; done
 
 lint: $(TOOLS)  ## Check style, types and layers.
 	$(BIN)/ruff check .
