@@ -1,27 +1,28 @@
 """A DICOM node that completes studies. This is the map: one study, step by step, file by file.
 
-     1. `receiver` lets a connection in (`acceptor`, `admission`), speaks the protocol (`upper_layer`,
-        `association`, `command`, `services`) and checks what comes (`structure`); `spool` makes it
-        durable in the `store` …
-     2. … and known to the `ledger`. Only then is the sender told success.
-     3. `assembly` takes studies that are quiet, tells volumes apart (`headers`, `series`, `geometry`)
-        and labels them (`contrast`), with evidence or not at all.
-     4. `routing` finds which rules match and what is missing (`rules`, `conditions`),
-     5. and plans what to make of what with which model, or says why not.
-     6. The judgement, its plans and refusals are one commit; a late instance opens the study again.
-     7. `dispatch` claims a queued job and gives it to a worker process (`executors`).
-     8. `work` reads the sources as volumes (`volumes`, `pixels`),
-     9. has them synthesized (`synthesis.engine`, the only place where pixels change),
-    10. and writes the derived series (`derive`, `images`, `provenance`, `references`, `report`),
-        which `conformance` checks.
-    11. The result and its deliveries are one commit, fenced by the attempt; what the quality gate
-        refuses is held for a person.
-    12. `delivery` stores each instance at each peer and keeps the status that the peer gave.
-    13. `retention` deletes bytes in time; rows and events stay.
+ 1. `receiver` lets a connection in (`acceptor`, `admission`), speaks the protocol (`upper_layer`,
+    `association`, `command`, `services`) and checks what comes (`structure`); `spool` makes it
+    durable in the `store` …
+ 2. … and known to the `ledger`. Only then is the sender told success.
+ 3. `assembly` takes studies that are quiet, tells their volumes apart (`headers`, `series`,
+    `geometry`) and labels them (`contrast`), with evidence or not at all.
+ 4. `routing` finds which rules match and what is missing (`rules`, `conditions`),
+ 5. and plans what to make of what with which model, or says why not.
+ 6. The judgement, its plans and refusals are one commit; a late instance opens the study again.
+ 7. `dispatch` claims a queued job and gives it to a worker process (`executors`).
+ 8. `work` reads the sources as volumes (`volumes`, `pixels`),
+ 9. has them synthesized (`synthesis.engine`, the only place where pixels change),
+10. and writes the derived series (`derive`, `images`, `provenance`, `references`, `report`), which
+    `conformance` checks.
+11. The result and its deliveries are one commit, fenced by the attempt; what the quality gate
+    refuses is held for a person.
+12. `delivery` stores each instance at each peer and keeps the status that the peer gave.
+13. `retention` deletes bytes in time; rows and events stay.
 
-`node` builds all of it and holds the timers; `cli` is the command line, with `explain`, `status` and
-`doctor` behind it; `settings` reads `config/`; `domain` and `jobs` hold the words and states that all
-of them share. Each step reads what the one before it has committed, so a crash anywhere resumes.
+`node` builds all of it, `timers` let the sweeps tick; `cli` is the command line, with `explain`,
+`status` and `doctor` behind it; `settings` reads `config/`; `domain` and `jobs` hold the words and
+states that all of them share. Each step reads what the one before it has committed, so that a crash
+anywhere resumes.
 """
 
 __version__ = "0.1.0"
