@@ -43,6 +43,7 @@ TISSUES: dict[str, Tissue] = {
     "enhancing": Tissue(1200.0, 140.0, 0.92, 34.0, uptake=0.8),
 }
 NAMES = tuple(TISSUES)
+TEXTURE = 0.05
 GADOLINIUM_RATE = 3.5  # 1/s, added to 1/T1 at full uptake
 
 
@@ -113,10 +114,14 @@ def render(
     )
     tissues = _build(z, y, x, generator, lesions)
     field = _smooth_field(size, generator)
+    # No tissue is uniform: iron, myelin and vessels below the voxel's size vary it by some percent.
+    texture = ndimage.gaussian_filter(generator.normal(0, 1, size), [2.0 / s for s in spacing])
+    texture = TEXTURE * texture / texture.std()
     images = {}
     for name, sequence in SEQUENCES.items():
         signal = np.array([_signal(tissue, sequence) for tissue in TISSUES.values()])
-        clean = ndimage.gaussian_filter(signal[tissues], 0.4) * np.exp(bias * field)
+        weight = -texture if name in ("T1w", "T1c") else texture
+        clean = ndimage.gaussian_filter(signal[tissues], 0.4) * np.exp(bias * field + weight)
         scale = 700.0 / max(signal[NAMES.index("white")], signal[NAMES.index("gray")])
         sigma = noise * max(signal[NAMES.index("white")], signal[NAMES.index("gray")])
         channels = generator.normal(0, sigma, (2, *size))
@@ -176,10 +181,15 @@ def _build(
         + np.sin(y / 5.0 + phase[2]) * np.sin(z / 6.0 + phase[3])
         + np.sin(z / 5.5 + phase[4]) * np.sin(x / 7.0 + phase[5])
     )
-    brain = ellipsoid((12, 0, 0), (68, 81, 62)) + 0.018 * folds
+    brain = ellipsoid((12, 0, 0), (71, 84, 65))
+    depth = 1 - brain + 0.012 * folds
     fissure = (np.abs(x) < 1.6) & (z > 25)
     put("gray", (brain < 1) & ~fissure)
-    put("white", (brain + 0.045 * folds < 0.9) & ~(np.abs(x) < 5))
+    put("bone", (brain < 1) & (np.abs(x) < 0.7) & (z > 5))  # the falx, dark on every contrast
+    # Sulci reach a fifth of the way in; cortex follows them on both sides.
+    ridge = folds / 3
+    put("white", (depth > 0.11 + 0.16 * (ridge + 0.5)) & ~(np.abs(x) < 5))
+    put("fluid", (np.abs(ridge) > 0.36) & (depth < 0.14) & (brain < 1))
     put("white", ellipsoid((22, 0, 0), (8, 30, 14)) < 1)
     for side in (-1, 1):
         put("deep gray", ellipsoid((10, -2, 14 * side), (12, 18, 8)) < 1)

@@ -1,11 +1,12 @@
 """The quality gate: is this input what the model learnt on, and can this output be looked at?
 
 Each source, normalized on the model grid, is described by a few numbers: its histogram, its
-roughness, how intensity changes with depth below the mask's surface, how alike left and right are.
-Their distance (Mahalanobis, covariance shrunk after Ledoit and Wolf 2004) to the training people
-of the same contrast, and of the other contrasts, tells noise, a swapped pair and another anatomy
-from a scan that the model knows. The distances at which it warns and refuses are set from the
-training people alone, and lie in the model's folder.
+roughness near and far, how tissue changes with depth below the mask's surface, how alike left and
+right are. Three questions follow. Is it noise: is the image as rough between neighbors as between
+strangers? Is it what its label says: a discriminant over the contrasts with one covariance for all
+(Fisher 1936; shrunk after Ledoit and Wolf 2004) tells a swapped pair. Is it like any training
+person: the distance to the nearest contrast tells another anatomy. All limits are set from the
+training people, each judged by the others, and lie in the model's folder.
 """
 
 import json
@@ -20,19 +21,22 @@ from synthesis.augmentation import happens
 from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, QualityReport, Verdict
 
 TABLE = "quality.json"
-WARN_FACTOR, REFUSE_FACTOR = 1.6, 2.5
-"""Times the largest distance of any training person (left out of the fit) to its own contrast."""
-SWAP_FACTOR = 0.6
-"""Another contrast this much nearer than the labelled one means that the label is wrong."""
-DRAWS_PER_PERSON = 8
+WARN_FACTOR, REFUSE_FACTOR = 1.3, 1.8
+"""Times the farthest training person's distance, judged by the others."""
+SWAP_LOG_ODDS = 6.0
+"""Another contrast this much likelier than the labelled one (natural logarithm) is refused."""
+SAME_LOOK = ({"T1w", "T1c"},)
+"""Contrasts that differ by an agent only: never called swapped by their looks."""
+NOISE_RATIO = 0.8
+"""Roughness between neighbors over roughness at four voxels; 1 is noise, brains lie near 0.4."""
+DRAWS_PER_PERSON = 6
 MINIMUM_VOXELS = 2000
 NARROW_BAND = 1e-6
 FLAT = 0.02
 """Standard deviation below which an output is a uniform gray (median tissue is 0.5)."""
 FOREIGN_EDGES = 0.2
 """Correlation of edge strength with the source; people of the training set lie well above."""
-
-Table = Mapping[str, Mapping[str, list[float] | list[list[float]] | float]]
+COARSE_MM = 2.0
 
 
 def describe(
@@ -40,56 +44,70 @@ def describe(
 ) -> NDArray[np.float64]:
     """Return the numbers that describe one normalized source inside its mask."""
     values = array[mask].astype(np.float64)
-    p5, p25, p50, p75, p95, p99 = (float(p) for p in np.percentile(values, [5, 25, 50, 75, 95, 99]))
-    spread = max(float(values.std()), 1e-6)
-    thin = [a for a in range(3) if spacing[a] <= 1.6 * min(spacing)]
-    rough_1 = float(np.mean([_roughness(array, mask, a, 1) for a in thin])) / spread
-    rough_4 = float(np.mean([_roughness(array, mask, a, 4) for a in thin])) / spread
-    depth = ndimage.distance_transform_edt(mask, sampling=spacing)
-    shells = np.digitize(depth[mask] / depth.max(), [0.15, 0.35, 0.6])
-    means = [float(values[shells == s].mean()) if (shells == s).any() else p50 for s in range(4)]
+    p5, p10, p25, p50, p75, p90, p95, p99 = (
+        float(p) for p in np.percentile(values, [5, 10, 25, 50, 75, 90, 95, 99])
+    )
+    steps = tuple(slice(None, None, max(1, round(COARSE_MM / s))) for s in spacing)
+    coarse, coarse_mask = array[steps], mask[steps]
+    apart = [s * (step.step or 1) for s, step in zip(spacing, steps, strict=True)]
+    depth = ndimage.distance_transform_edt(coarse_mask, sampling=apart)[coarse_mask]
+    inside = coarse[coarse_mask]
+    tissue = (inside > p10) & (inside < p90)
+    shells = np.digitize(depth / depth.max(), [0.12, 0.3, 0.6])
+    profile = []
+    for shell in range(4):
+        here = inside[(shells == shell) & tissue]
+        profile.append(float(np.median(here)) - p50 if here.size else 0.0)
+    deep = inside[depth > 0.6 * depth.max()]
+    ratio = noise_ratio(array, mask, spacing)
     return np.array(
         [
-            *(p - p50 for p in (p5, p25, p75, p95, p99)),
-            np.log(rough_1 + 1e-3),
-            np.log(rough_4 + 1e-3),
-            np.log(rough_1 / max(rough_4, 1e-3) + 1e-3),
-            *(m - p50 for m in means),
-            _mirror_correlation(array, mask),
+            *(p - p50 for p in (p5, p10, p25, p75, p90, p95, p99)),
+            *profile,
+            float(np.percentile(deep, 5)) - p50,
+            float(np.percentile(deep, 95)) - p50,
+            np.log(ratio),
+            _mirror_correlation(coarse, coarse_mask),
         ]
-    )  # fmt: skip
+    )
+
+
+def noise_ratio(array: FloatArray, mask: MaskArray, spacing: tuple[float, float, float]) -> float:
+    """Return the roughness between neighbors over that at four voxels, along the fine axes."""
+    fine = [a for a in range(3) if spacing[a] <= 1.6 * min(spacing)]
+    near = float(np.mean([_roughness(array, mask, a, 1) for a in fine]))
+    far = float(np.mean([_roughness(array, mask, a, 4) for a in fine]))
+    return near / far if far > 0 else 1.0
 
 
 def fit_table(cases: Sequence[Case], labels: Sequence[str], *, seed: int) -> dict[str, object]:
-    """Return per contrast the mean, precision and largest left-out distance of the people."""
-    from sklearn.covariance import LedoitWolf  # noqa: PLC0415 - training only
-
+    """Return the means per contrast, their common precision and the farthest training person."""
     generator = np.random.default_rng(seed)
-    draws: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
+    rows: list[tuple[str, str, NDArray[np.float64]]] = []
     for case in cases:
         for label in labels:
             if label in case.images:
                 image = case.images[ContrastLabel(label)]
-                rows = [describe(*_vary(image, case, generator)) for _ in range(DRAWS_PER_PERSON)]
-                draws.setdefault(label, {})[case.subject] = rows
-    table: dict[str, object] = {}
-    for label, people in draws.items():
-        farthest = 0.0
-        for subject in people:
-            rest = np.array([r for s, rows in people.items() if s != subject for r in rows])
-            if len(rest) == 0:
-                continue
-            model = LedoitWolf().fit(rest)
-            distances = np.sqrt(model.mahalanobis(np.array(people[subject])))
-            farthest = max(farthest, float(np.median(distances)))
-        model = LedoitWolf().fit(np.array([r for rows in people.values() for r in rows]))
-        table[label] = {
-            "mean": model.location_.tolist(),
-            "precision": model.precision_.tolist(),
-            "farthest": farthest,
-            "people": len(people),
-        }
-    return table
+                for _ in range(DRAWS_PER_PERSON):
+                    rows.append((case.subject, label, describe(*_vary(image, case, generator))))
+    farthest = 0.0
+    for subject in {subject for subject, _, _ in rows}:
+        rest = [(label, numbers) for s, label, numbers in rows if s != subject]
+        means, precision = _fit(rest)
+        for label in means:
+            distances = [
+                _distance(numbers, means[label], precision)
+                for s, own, numbers in rows
+                if s == subject and own == label
+            ]
+            if distances:
+                farthest = max(farthest, float(np.median(distances)))
+    means, precision = _fit([(label, numbers) for _, label, numbers in rows])
+    return {
+        "means": {label: mean.tolist() for label, mean in means.items()},
+        "precision": precision.tolist(),
+        "farthest": farthest,
+    }
 
 
 def check_input(
@@ -103,27 +121,40 @@ def check_input(
         reason = f"only {int(mask.sum())} voxels of the model grid are covered"
         return QualityReport(verdict=Verdict.REFUSE, reasons=(reason,))
     table = json.loads((folder / TABLE).read_text())
+    precision, farthest = np.array(table["precision"]), float(table["farthest"])
     reasons: list[tuple[int, str]] = []
     figures: dict[str, float] = {}
     for label, array in sources.items():
         numbers = describe(array, mask, spacing)
-        distances = {other: _distance(numbers, table[other]) for other in table}
-        figures[f"distance.{label}"] = distance = distances[label]
-        limit = float(table[label]["farthest"])
+        distances = {
+            other: _distance(numbers, np.array(mean), precision)
+            for other, mean in table["means"].items()
+        }
         nearest = min(distances, key=lambda other: distances[other])
-        if distance > limit and distances[nearest] < SWAP_FACTOR * distance:
+        odds = (distances[label] ** 2 - distances[nearest] ** 2) / 2
+        ratio = noise_ratio(array, mask, spacing)
+        figures |= {f"distance.{label}": distances[label], f"noise.{label}": ratio}
+        if ratio > NOISE_RATIO:
+            reasons.append(
+                (2, f"{label} is noise: neighbors differ like strangers (ratio {ratio:.2f}, "
+                    f"refused above {NOISE_RATIO})")
+            )  # fmt: skip
+        alike = any({label, nearest} <= group for group in SAME_LOOK)
+        if odds > SWAP_LOG_ODDS and not alike:
             reasons.append((2, f"the series labelled {label} looks like {nearest}"))
-        elif distance > REFUSE_FACTOR * limit:
+        elif distances[label] > REFUSE_FACTOR * farthest:
             reasons.append(
-                (2, f"{label} is unlike the training images (distance {distance:.1f}, "
-                    f"refused above {REFUSE_FACTOR * limit:.1f})")
-            )  # fmt: skip
-        elif distance > WARN_FACTOR * limit:
-            reasons.append(
-                (1, f"{label} differs from the training images (distance {distance:.1f}, "
-                    f"warned above {WARN_FACTOR * limit:.1f})")
-            )  # fmt: skip
+                (2, _unlike(label, distances[label], "refused", REFUSE_FACTOR * farthest))
+            )
+        elif distances[label] > WARN_FACTOR * farthest:
+            reasons.append((1, _unlike(label, distances[label], "warned", WARN_FACTOR * farthest)))
     return _report(reasons, figures)
+
+
+def _unlike(label: str, distance: float, what: str, limit: float) -> str:
+    return (
+        f"{label} is unlike the training images (distance {distance:.1f}, {what} above {limit:.1f})"
+    )
 
 
 def check_output(
@@ -174,9 +205,27 @@ def _report(reasons: list[tuple[int, str]], figures: dict[str, float]) -> Qualit
     return QualityReport(verdict=verdict, reasons=ordered, figures=figures)
 
 
-def _distance(numbers: NDArray[np.float64], entry: Mapping[str, list[float]]) -> float:
-    difference = numbers - np.array(entry["mean"])
-    return float(np.sqrt(difference @ np.array(entry["precision"]) @ difference))
+def _fit(
+    rows: Sequence[tuple[str, NDArray[np.float64]]],
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+    from sklearn.covariance import LedoitWolf  # noqa: PLC0415 - training only
+
+    labels = sorted({label for label, _ in rows})
+    means = {
+        label: np.mean([numbers for own, numbers in rows if own == label], axis=0)
+        for label in labels
+    }
+    residuals = np.array([numbers - means[label] for label, numbers in rows])
+    spread = residuals.std(axis=0) + 1e-6
+    shrunk = LedoitWolf(assume_centered=True).fit(residuals / spread)
+    return means, np.asarray(shrunk.precision_ / np.outer(spread, spread))
+
+
+def _distance(
+    numbers: NDArray[np.float64], mean: NDArray[np.float64], precision: NDArray[np.float64]
+) -> float:
+    difference = numbers - mean
+    return float(np.sqrt(difference @ precision @ difference))
 
 
 def _roughness(array: FloatArray, mask: MaskArray, axis: int, step: int) -> float:
@@ -193,7 +242,7 @@ def _roughness(array: FloatArray, mask: MaskArray, axis: int, step: int) -> floa
 def _mirror_correlation(array: FloatArray, mask: MaskArray) -> float:
     columns = np.flatnonzero(mask.any(axis=(0, 1)))
     low, high = int(columns[0]), int(columns[-1]) + 1
-    smooth = ndimage.gaussian_filter(np.where(mask, array, 0), 3)[:, :, low:high]
+    smooth = ndimage.gaussian_filter(np.where(mask, array, 0), 1.5)[:, :, low:high]
     both = mask[:, :, low:high] & mask[:, :, low:high][:, :, ::-1]
     if int(both.sum()) < MINIMUM_VOXELS:
         return 0.0
