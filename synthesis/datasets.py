@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict
 
 from synthesis.errors import TrainingError
 from synthesis.preprocessing import (
-    Anchor,
     bounding_box,
     correct_bias,
     make_grid,
@@ -28,7 +27,7 @@ from synthesis.preprocessing import (
     to_canonical,
 )
 from synthesis.registration import register_rigid
-from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray
+from synthesis.types import Anchor, Case, ContrastLabel, FloatArray, MaskArray
 
 SPLITS = ("train", "validation", "test")
 HU_LOW, HU_HIGH = -1024.0, 3071.0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from synthesis.errors import UnusableInput
-from synthesis.types import FloatArray, MaskArray, Volume
+from synthesis.types import Anchor, FloatArray, MaskArray, Volume
 
 KEEP_SPACING_WITHIN = 0.1
 """A spacing this near to the model's (relative) stays as it is: interpolation costs more."""
@@ -42,19 +42,6 @@ class Scale:
     def inverse(self, array: FloatArray) -> FloatArray:
         """Return the units of the image."""
         return (array * (self.high - self.low) + self.low).astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Anchor:
-    """The tissue that ties an image's scale: `percentile` inside the mask goes to `value`.
-
-    In a brain the median is ordinary tissue in every contrast, whereas a high percentile is lesion,
-    vessel or fluid in one person and tissue in the next. In a limb the median is fat or muscle as
-    the field of view has it, but a high percentile is fat on every T1w image.
-    """
-
-    percentile: float = 50.0
-    value: float = 0.5
 
 
 def measure_scale(array: FloatArray, mask: MaskArray, anchor: Anchor) -> Scale:

@@ -18,9 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from synthesis.errors import UntrustedModel
 from synthesis.methods import build_method
-from synthesis.preprocessing import Anchor
 from synthesis.synthesizer import Synthesizer
-from synthesis.types import ContrastLabel, SynthesisTask
+from synthesis.types import Anchor, ContrastLabel, SynthesisTask
 
 CARD = "card.yaml"
 LEARNT = "learnt"
@@ -87,7 +86,7 @@ class ModelCard(_Strict):
         anatomy: Body Part Examined values that the model was made for.
         skull: `stripped` (a whole head is masked first), `whole head` or `none`.
         spacing_mm: of the model grid.
-        anchor: how images are scaled, see `preprocessing.Anchor`.
+        anchor: how images are scaled, see `types.Anchor`.
         digest: computed when the card is read, never written.
     """
 

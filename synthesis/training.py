@@ -19,10 +19,9 @@ from pydantic import BaseModel, ConfigDict
 from synthesis.datasets import Manifest, cached_cases, read_manifest
 from synthesis.errors import TrainingError
 from synthesis.methods import build_method
-from synthesis.preprocessing import Anchor
 from synthesis.quality import TABLE, fit_table
 from synthesis.registry import CARD, CONSTANTS, LEARNT
-from synthesis.types import Case, ContrastLabel, SynthesisTask
+from synthesis.types import Anchor, Case, ContrastLabel, SynthesisTask
 
 logger = logging.getLogger(__name__)
 

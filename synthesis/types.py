@@ -28,6 +28,19 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """The tissue that ties an image's scale: `percentile` inside the mask goes to `value`.
+
+    In a brain the median is ordinary tissue in every contrast, whereas a high percentile is lesion,
+    vessel or fluid in one person and tissue in the next. In a limb the median is fat or muscle as
+    the field of view has it, but a high percentile is fat on every T1w image.
+    """
+
+    percentile: float = 50.0
+    value: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SynthesisTask:
     """What a method learns: any of `sources` to one of `targets`.
 

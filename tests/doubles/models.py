@@ -44,11 +44,12 @@ def write_copying_model(models_folder: Path, model_id: str = "brain-any-unet25d"
     order = {target: [one for one in CONTRASTS if one != target] for target in targets}
     table = {"landmarks": dict.fromkeys(targets, landmarks), "order": order}
     (learnt / "table.json").write_text(json.dumps(table))
-    (learnt / QUALITY_TABLE).write_text(json.dumps(dict.fromkeys(CONTRASTS, _welcome_all())))
+    (learnt / QUALITY_TABLE).write_text(json.dumps(_welcome_all()))
 
 
 def _welcome_all() -> dict[str, object]:
-    """Return a row of the gate's table at no distance from any image."""
+    """Return a table of the gate at no distance from any image."""
     block = np.add.outer(np.add.outer(np.arange(24.0), np.arange(24.0)), np.arange(24.0))
     count = len(describe(block.astype(np.float32), np.ones(block.shape, bool), (1.0, 1.0, 1.0)))
-    return {"mean": [0.0] * count, "precision": [[0.0] * count] * count, "farthest": 1.0}
+    means = {label: [0.0] * count for label in CONTRASTS}
+    return {"means": means, "precision": [[0.0] * count] * count, "farthest": 1.0}

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from doubles.small_model import write_small_model
+from doubles.models import write_copying_model
 from synthesis.engine import synthesize
 from synthesis.errors import UntrustedModel, UnusableInput
 from synthesis.phantom import render
@@ -34,13 +34,13 @@ def volume(label: ContrastLabel, angle: float = 0.0, order: tuple[int, ...] = (0
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    write_small_model(folder)
+    write_copying_model(folder, "copying")
     return folder
 
 
 @pytest.fixture(scope="module")
 def card(models: Path) -> ModelCard:
-    return load_card(models, "small-copy")
+    return load_card(models, "copying")
 
 
 def run(models: Path, card: ModelCard, volumes: dict[ContrastLabel, Volume]) -> Synthesis:

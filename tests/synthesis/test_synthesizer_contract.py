@@ -12,9 +12,9 @@ from synthesis.errors import MissingSource, SynthesisError
 from synthesis.methods import METHODS, build_method
 from synthesis.metrics import mean_absolute_error
 from synthesis.phantom import render
-from synthesis.preprocessing import Anchor, measure_scale
+from synthesis.preprocessing import measure_scale
 from synthesis.synthesizer import Synthesizer
-from synthesis.types import Case, ContrastLabel, SynthesisTask
+from synthesis.types import Anchor, Case, ContrastLabel, SynthesisTask
 
 T1W, T2W, FLAIR = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR"))
 TASK = SynthesisTask(sources=(T1W, FLAIR), targets=(T2W,), required=(T1W, FLAIR))

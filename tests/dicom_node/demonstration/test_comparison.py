@@ -5,7 +5,7 @@ from matplotlib.image import imread
 from dicom_node.demonstration.comparison import compare
 from dicom_node.demonstration.pictures import draw
 from dicom_node.demonstration.studies import prepare_phantom
-from synthesis.preprocessing import Anchor
+from synthesis.types import Anchor
 
 
 @pytest.fixture(scope="module")
