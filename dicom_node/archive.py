@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import logging
 import re
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,8 @@ from pydicom.uid import (
 from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import ThreadedAssociationServer
+
+from dicom_node.signals import EndRequest
 
 LOOPBACK = "127.0.0.1"
 LOSSLESS = (JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, RLELossless)
@@ -278,9 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.INFO)
     # pynetdicom's own lines repeat what peers wrote.
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    end = EndRequest()
     archive = Archive(
         options.folder,
         ae_title=options.ae_title,
@@ -289,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     archive.start()
     logging.getLogger(__name__).info("archive.ready port=%d", archive.port)
-    stop.wait()
+    end.wait()
     archive.stop()
     return 0
 

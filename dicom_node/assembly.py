@@ -57,12 +57,18 @@ def sweep(
     settings = configuration.node.assembly
     judge = build_judge(configuration, cards, namespace)
     quiet = ledger.find_quiet_studies(settings.quiet_period, settings.stale_association)
-    judged = sum(
-        _assemble(uid, ledger, store, judge, clock(), only_complete=False) for uid in quiet
-    )
+    due = dict.fromkeys(quiet, False)
     for uid in sorted(set(ledger.find_receiving_studies()) - set(quiet)):
         if clock() - ledger.study_row(uid).last_received >= settings.sweep_every:
-            judged += _assemble(uid, ledger, store, judge, clock(), only_complete=True)
+            due[uid] = True
+    judged, faults = 0, []
+    for uid, only_complete in due.items():
+        try:
+            judged += _assemble(uid, ledger, store, judge, clock(), only_complete=only_complete)
+        except Exception as fault:  # noqa: BLE001 - one study must not starve those after it
+            faults.append(fault)
+    if faults:
+        raise faults[0]
     return judged
 
 

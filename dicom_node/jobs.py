@@ -32,6 +32,8 @@ class JobEvent(StrEnum):
     RELEASE = "release"  # an operator lets a held result go out
     REJECT = "reject"  # an operator says no
     SUPERSEDE = "supersede"  # the study changed under it
+    REPLAN = "replan"  # a judgement wants it again, and it has no result yet
+    RESTORE = "restore"  # a judgement wants it again, and its result was on its way out
 
 
 TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
@@ -49,6 +51,8 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.HELD, JobEvent.SUPERSEDE): JobState.SUPERSEDED,
     (JobState.FAILED, JobEvent.REQUEUE): JobState.QUEUED,
     (JobState.FAILED, JobEvent.SUPERSEDE): JobState.SUPERSEDED,
+    (JobState.SUPERSEDED, JobEvent.REPLAN): JobState.QUEUED,
+    (JobState.SUPERSEDED, JobEvent.RESTORE): JobState.DONE,
 }
 
 

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -33,6 +32,7 @@ from dicom_node.ledger import Ledger
 from dicom_node.lifeline import ORPHANED
 from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address, server_context
 from dicom_node.node_settings import NodeSettings, read_node
+from dicom_node.signals import EndRequest
 from dicom_node.spool import Spool, rebuild
 from dicom_node.store import Store
 from dicom_node.structure import StructureLimits
@@ -175,9 +175,7 @@ def run_receiver(folder: Path, overrides: Sequence[str], ready: Callable[[str, i
         StorageError: the store or the ledger cannot be used.
     """
     node = read_node(folder, overrides)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    end = EndRequest()
     store = Store(node.store_folder).open()
     is_new = next(store.iterate_incoming(), None) is None
     ledger = Ledger(node.ledger_url, lambda: datetime.now(UTC)).open(create=is_new)
@@ -185,7 +183,7 @@ def run_receiver(folder: Path, overrides: Sequence[str], ready: Callable[[str, i
         rebuild(store, ledger, build_structure_limits(node))
         receiver = Receiver(node, store, ledger)
         ready(*receiver.start())
-        stop.wait()
+        end.wait()
         receiver.stop()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from pydicom import Dataset, dcmread, dcmwrite
+from pydicom import Dataset, config, dcmread, dcmwrite
 from pydicom.uid import UID
 
 from dicom_node.demonstration.processes import LOOPBACK, Child
@@ -18,6 +18,7 @@ from dicom_node.errors import DeliveryError
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Ledger
 from dicom_node.network import open_association
+from dicom_node.part10 import decode_file_meta
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.3
@@ -83,21 +84,17 @@ def send(files: Iterable[Path], *, port: int, called: str, calling: str) -> int:
         DeliveryError: no association, or an instance was not answered with success.
     """
     paths = tuple(files)
-    classes = sorted({str(_read_class(path)) for path in paths})
+    classes = sorted({_read_uids(path)[0] for path in paths})
     with open_association(
         LOOPBACK, port, called_ae_title=called, calling_ae_title=calling, sop_classes=classes
     ) as association:
         for path in paths:
-            instance = dcmread(path)
-            context = association.find_context(instance.SOPClassUID)
+            sop_class_uid, sop_instance_uid = _read_uids(path)
+            context = association.find_context(sop_class_uid)
             if context is None:
-                raise DeliveryError(f"{called} does not take {instance.SOPClassUID}", retry=False)
-            status = association.store(
-                context,
-                instance.SOPClassUID,
-                instance.SOPInstanceUID,
-                _encode(instance, context.transfer_syntax),
-            )
+                raise DeliveryError(f"{called} does not take {sop_class_uid}", retry=False)
+            data_set = _encode(path, context.transfer_syntax)
+            status = association.store(context, sop_class_uid, sop_instance_uid, data_set)
             if status != SUCCESS:
                 raise DeliveryError(
                     f"{called} answered 0x{status:04X} to an instance", retry=False, status=status
@@ -154,23 +151,30 @@ def _read_progress(ledger: Ledger, study: str) -> tuple[str, bool]:
     return ", ".join(parts) or "judged: nothing to make", is_over
 
 
-def _read_class(path: Path) -> str:
-    return str(dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True).SOPClassUID)
+def _read_uids(path: Path) -> tuple[str, str]:
+    header = dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"], stop_before_pixels=True)
+    return str(header.SOPClassUID), str(header.SOPInstanceUID)
 
 
-def _encode(instance: Dataset, transfer_syntax_uid: str) -> bytes:
-    """Return the data set alone, uncompressed, in the syntax that the peer has chosen."""
-    own, syntax = instance.file_meta.TransferSyntaxUID, UID(transfer_syntax_uid)
+def _encode(path: Path, transfer_syntax_uid: str) -> bytes:
+    """Return the data set of a file in the syntax that the peer has chosen, as stored if it can be.
+
+    Raises:
+        DeliveryError: the file is in the retired Explicit VR Big Endian.
+    """
+    file = path.read_bytes()
+    meta = decode_file_meta(file)
+    if meta.transfer_syntax_uid == transfer_syntax_uid:
+        return file[meta.data_set_offset :]
+    own, wanted = UID(meta.transfer_syntax_uid), UID(transfer_syntax_uid)
     if not own.is_little_endian:
         raise DeliveryError("an instance is in the retired Explicit VR Big Endian", retry=False)
-    if own.is_compressed:
-        instance.decompress(generate_instance_uid=False)
     buffer = BytesIO()
-    dcmwrite(
-        buffer,
-        Dataset(instance),
-        implicit_vr=syntax.is_implicit_VR,
-        little_endian=syntax.is_little_endian,
-        enforce_file_format=False,
-    )
+    with config.disable_value_validation():  # what a scanner wrote is sent on, right or wrong
+        instance = dcmread(path)
+        if own.is_compressed:
+            instance.decompress(generate_instance_uid=False)
+        bare = Dataset()  # without file meta information, which does not go over the wire
+        bare.update(instance)
+        dcmwrite(buffer, bare, implicit_vr=wanted.is_implicit_VR, little_endian=True)
     return buffer.getvalue()

@@ -156,6 +156,7 @@ class Judgements(Database):
                 },
             )
             queued = _queue(connection, plans, generation, now)
+            revived = self._revive(connection, study_instance_uid, plans, now)
             superseded = self._supersede(connection, study_instance_uid, plans, now)
             self._note(
                 connection,
@@ -164,6 +165,7 @@ class Judgements(Database):
                 generation=generation,
                 gaps=len(gaps),
                 queued=queued,
+                revived=revived,
                 superseded=superseded,
                 refused=[refusal.code for refusal in refusals],
             )
@@ -262,6 +264,40 @@ class Judgements(Database):
             gaps=tuple(read_gap(document) for document in row.gaps),
             refusals=tuple(read_refusal(document) for document in row.refusals),
         )
+
+    def _revive(
+        self,
+        connection: Connection,
+        study_instance_uid: str,
+        plans: Sequence[SynthesisPlan],
+        now: datetime,
+    ) -> int:
+        """Bring back superseded jobs that are wanted again: the same plan is the same job."""
+        wanted = connection.execute(
+            select(job.c.plan_id).where(
+                job.c.plan_id.in_([plan.plan_id for plan in plans]),
+                job.c.state == JobState.SUPERSEDED,
+            )
+        ).scalars()
+        plan_ids = list(wanted)
+        for plan_id in plan_ids:
+            its_parked = (delivery.c.plan_id == plan_id) & (delivery.c.reason == SUPERSEDED)
+            was_on_its_way = connection.execute(
+                select(func.count()).select_from(delivery).where(delivery.c.plan_id == plan_id)
+            ).scalar_one()
+            event = JobEvent.RESTORE if was_on_its_way else JobEvent.REPLAN
+            connection.execute(
+                update(job)
+                .where(job.c.plan_id == plan_id)
+                .values(state=next_state(JobState.SUPERSEDED, event), reason=None, changed_at=now)
+            )
+            connection.execute(
+                update(delivery)
+                .where(its_parked)
+                .values(state=DeliveryState.PENDING, reason=None, next_attempt=now)
+            )
+            self._note(connection, f"job.{event}", study=study_instance_uid, plan=plan_id)
+        return len(plan_ids)
 
     def _supersede(
         self,

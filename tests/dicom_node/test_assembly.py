@@ -220,6 +220,26 @@ def test_file_that_cannot_be_read_does_not_stop_the_sweep(node: Node) -> None:
     assert node.targets(broken) == []
 
 
+def test_a_fault_in_one_study_does_not_starve_the_others(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = node.receive(make_series("T1w", key="broken"))
+    sound = node.receive(make_series("T1w", key="sound"))
+    read = node.ledger.read_instances
+
+    def fail_on_the_first(study: str) -> tuple[Instance, ...]:
+        if study == broken:
+            raise RuntimeError("a fault of the program")
+        return read(study)
+
+    monkeypatch.setattr(node.ledger, "read_instances", fail_on_the_first)
+
+    with pytest.raises(RuntimeError):
+        node.assemble()
+
+    assert node.state(sound) is StudyState.JUDGED
+
+
 def test_series_with_our_creator_uid_is_our_own(node: Node) -> None:
     images = make_series("T2w", number=2)
     for image in images:

@@ -35,8 +35,8 @@ def states(ledger):
     return {job.plan.plan_id: job.state for job in ledger.jobs(STUDY)}
 
 
-def reopen(ledger):
-    ledger.record_instances([make_instance(99)], PEER, None)
+def reopen(ledger, late=99):
+    ledger.record_instances([make_instance(late)], PEER, None)
 
 
 def test_judgement_reads_back_as_it_was_written(ledger, clock):
@@ -179,6 +179,30 @@ def test_plan_that_is_no_longer_wanted_is_superseded_and_not_sent(ledger, clock)
     [delivery] = ledger.deliveries(STUDY)
     assert (delivery.state, delivery.reason) == (DeliveryState.PARKED, SUPERSEDED)
     assert ledger.due_deliveries(PEER, clock.now, 10) == []
+
+
+def test_superseded_job_that_is_wanted_again_is_done_after_all(ledger):
+    receive_and_judge(ledger, [make_plan(FIRST)])
+    reopen(ledger)
+    judge(ledger)
+    reopen(ledger, late=100)
+
+    judge(ledger, [make_plan(FIRST, generation=3)])
+
+    assert states(ledger) == {FIRST: JobState.QUEUED}
+
+
+def test_superseded_result_that_is_wanted_again_goes_out_as_it_was(ledger, clock):
+    receive_and_judge(ledger, [make_plan(FIRST)])
+    finish(ledger)
+    reopen(ledger)
+    judge(ledger)
+    reopen(ledger, late=100)
+
+    judge(ledger, [make_plan(FIRST, generation=3)])
+
+    assert states(ledger) == {FIRST: JobState.DONE}
+    assert len(ledger.due_deliveries(PEER, clock.now, 10)) == 1
 
 
 def test_worker_of_a_superseded_job_changes_nothing(ledger):
