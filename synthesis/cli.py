@@ -205,7 +205,10 @@ def evaluate(
     if write:
         write_metrics(models_folder / model / CARD, summary)
     if as_json:
-        document = {"rows": [row.as_dict() for row in rows], "summary": summary}
+        document = {
+            "rows": [row.as_dict() for row in rows],
+            "summary": [metric.model_dump(mode="json") for metric in summary],
+        }
         typer.echo(json.dumps(document, indent=2))
         return
     table = Table("target", "n", "metric", "model", "baseline")
