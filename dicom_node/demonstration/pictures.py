@@ -16,6 +16,8 @@ PLANES = ("transverse", "coronal", "sagittal")
 WINDOW_PERCENTILES = (0.5, 99.5)
 """Of the voxels that the synthetic series covers."""
 CT_WINDOW = (-160.0, 240.0)
+BESIDE_THE_MIDLINE_MM = 9.0
+"""Where the sagittal plane lies: in the midline of a head there is nothing but fluid and falx."""
 INCHES = 2.3
 BACKGROUND = "#111417"
 INK = "#e6e6e6"
@@ -35,6 +37,7 @@ def draw(comparison: Comparison, path: Path, title: str) -> None:
     columns = _choose_columns(comparison)
     covered = _turn(comparison.grid, comparison.covered.astype(np.float32))
     center = [round(float(index.mean())) for index in np.nonzero(covered.array)]
+    center[-1] += round(BESIDE_THE_MIDLINE_MM / covered.spacing[-1])
     figure = Figure(
         figsize=(INCHES * len(columns), INCHES * len(PLANES) + 0.9),
         facecolor=BACKGROUND,
