@@ -27,7 +27,7 @@ from synthesis.preprocessing import (
     to_image,
 )
 from synthesis.quality import check_input, check_output, join
-from synthesis.registration import register_rigid
+from synthesis.registration import MINIMUM_DISTINCTNESS, register_rigid
 from synthesis.registry import LEARNT, ModelCard, load_card, load_method
 from synthesis.types import (
     ContrastLabel,
@@ -41,8 +41,6 @@ from synthesis.types import (
 
 UNITS_PER_NORMALIZED = 1000.0
 """Of every target: MR median tissue 0.5 is 500 on the standard scale, CT 0.04 is 40 HU."""
-MINIMUM_SIMILARITY = 1.03
-"""Normalized mutual information below which two images are not of one head (1 is independence)."""
 
 
 class _Steps:
@@ -175,16 +173,18 @@ def _bring_together(
                 to=reference,
                 similarity_before=round(found.similarity_before, 4),
                 similarity_after=round(found.similarity_after, 4),
+                distinctness=round(found.distinctness, 3),
                 shift_mm=round(found.shift_mm, 2),
                 angle_degrees=round(found.angle_degrees, 2),
                 transform=describe_transform(found.transform),
             )
-            if not found.is_trusted or found.similarity_after < MINIMUM_SIMILARITY:
+            if not found.is_trusted:
                 raise UnusableInput(
                     "registration",
-                    f"{label} cannot be aligned to {reference}: similarity "
-                    f"{found.similarity_after:.3f} (wanted {MINIMUM_SIMILARITY}), moved "
-                    f"{found.shift_mm:.1f} mm and {found.angle_degrees:.1f} degrees",
+                    f"{label} cannot be aligned to {reference}: the best place is "
+                    f"{found.distinctness:.2f} times as good as 15 mm away (wanted "
+                    f"{MINIMUM_DISTINCTNESS}), {found.shift_mm:.1f} mm and "
+                    f"{found.angle_degrees:.1f} degrees from the start",
                 )
             transform = found.transform
         on_grid[label] = resample(image, grid, transform)

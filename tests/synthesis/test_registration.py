@@ -59,3 +59,12 @@ def test_the_same_seed_gives_the_same_transform(head: tuple[sitk.Image, sitk.Ima
     first, second = (register_rigid(*head, seed=5).transform.GetParameters() for _ in range(2))
 
     assert first == second
+
+
+def test_another_head_is_not_trusted(head: tuple[sitk.Image, sitk.Image]) -> None:
+    fixed, _ = head
+    generator = np.random.default_rng(0)
+    shape = sitk.GetArrayFromImage(fixed).shape
+    other = as_image(generator.uniform(0, 500, shape).astype(np.float32), (3.0, 2.0, 2.0))
+
+    assert not register_rigid(fixed, other, seed=0).is_trusted
