@@ -57,7 +57,7 @@ def lay_out(document: Mapping[str, Any]) -> tuple[Sheet, ...]:
             rows=tuple(_lay_out_job(job, document["series"]) for job in document["jobs"]),
         ),
         Sheet(
-            title="Against the real series that was held back",
+            title="Against the series that was held back",
             columns=("target", "mean absolute error", "of one constant", "PSNR", "SSIM"),
             rows=tuple(_lay_out_comparisons(document["comparisons"])),
         ),

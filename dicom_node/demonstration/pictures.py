@@ -76,10 +76,10 @@ def _choose_columns(comparison: Comparison) -> list[Column]:
         top = float(np.percentile(width[comparison.covered], WINDOW_PERCENTILES[1]))
         columns.append((f"± 90 % band\n{comparison.units}", width, (0.0, top), "magma"))
     if comparison.real is not None:
-        columns.append((f"real {target}, held back", comparison.real, window, "gray"))
+        columns.append((f"{target} held back", comparison.real, window, "gray"))
         difference = np.where(comparison.covered, values - comparison.real, 0)
         reach = (window[1] - window[0]) / 2
-        columns.append(("synthetic - real", difference, (-reach, reach), "RdBu_r"))
+        columns.append(("synthetic - held back", difference, (-reach, reach), "RdBu_r"))
     return columns
 
 
