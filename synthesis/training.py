@@ -38,9 +38,11 @@ class BrainMaskTraining(_Strict):
             the training people who have a label file for their mask teach too.
         brain_labels: labels of `anatomy` that are brain.
         renderings: random contrasts of the anatomy.
+        licence: of the anatomy; stands on the card with those of the people.
     """
 
     anatomy: Path
+    licence: str
     brain_labels: tuple[int, ...]
     renderings: int
     steps: int
@@ -167,7 +169,12 @@ def register(experiment: Experiment, learnt: Path, models_folder: Path) -> Path:
             "data": {
                 name: manifest.datasets[name].licence
                 for name in (*experiment.datasets, *experiment.tested_on)
-            },
+            }
+            | (
+                {experiment.brain_mask.anatomy.name: experiment.brain_mask.licence}
+                if experiment.brain_mask
+                else {}
+            ),
             "trained_on": datetime.now(tz=UTC).date().isoformat(),
             "seed": experiment.seed,
         },
