@@ -1,4 +1,4 @@
-"""What every ring may use: one PACS that nobody of ours wrote."""
+"""The order of the rings, and what each of them may use: one PACS that nobody of ours wrote."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,19 @@ import pytest
 
 from dicom_node.demonstration.pacs import Orthanc
 from doubles.tools import require_program
+
+
+RINGS = ("integration", "acceptance")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the fast rings first: a broken unit should be known before a node is started."""
+
+    def ring(item: pytest.Item) -> int:
+        marks = {mark.name for mark in item.iter_markers()}
+        return max((number for number, name in enumerate(RINGS, 1) if name in marks), default=0)
+
+    items.sort(key=ring)
 
 
 @pytest.fixture(scope="session")
