@@ -7,7 +7,6 @@ import pytest
 from dicom_node.demonstration.pacs import Orthanc
 from doubles.tools import require_program
 
-
 RINGS = ("integration", "acceptance")
 
 
