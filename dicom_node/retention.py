@@ -46,6 +46,7 @@ def sweep(ledger: Ledger, store: Store, ages: Retention, now: datetime) -> int:
 def find_abandoned(ledger: Ledger, store: Store) -> list[str]:
     """Return the derived files of attempts that ended without recording them.
 
+    What lies beside a recorded instance belongs to it and goes when that has gone.
     The folder of an attempt that runs is left alone, and so are plans that the ledger does not
     know: it may have been restored from a backup older than the store.
     """
@@ -61,14 +62,19 @@ def _find_abandoned(ledger: Ledger, store: Store, plan_id: str) -> list[str]:
         job = ledger.job(plan_id)
     except LookupError:
         return []
-    keep = {instance.path for instance in ledger.derived(plan_id)}
-    running = store.derived_folder(plan_id, job.attempt) if job.state is JobState.RUNNING else None
+    keep = {
+        instance.path.rpartition("/")[0]
+        for instance in ledger.derived(plan_id)
+        if store.path(instance.path).exists()
+    }
+    if job.state is JobState.RUNNING:
+        keep.add(store.derived_folder(plan_id, job.attempt))
     files = (
         f"{store.derived_folder(plan_id, int(attempt.name))}/{file.name}"
         for attempt in sorted(store.path(f"{DERIVED}/{plan_id}").iterdir())
         for file in sorted(attempt.iterdir())
     )
-    return [path for path in files if path not in keep and path.rpartition("/")[0] != running]
+    return [path for path in files if path.rpartition("/")[0] not in keep]
 
 
 def _delete(store: Store, paths: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ again fails; everything else leaves as an exception, which to `dispatch` is a lo
 """
 
 import hashlib
+import io
 import logging
 import threading
 import time
@@ -18,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydicom import Dataset
 
 from dicom_node.conformance import check
@@ -37,6 +39,9 @@ from synthesis.registry import load_card
 
 RENEWALS_PER_LEASE = 4
 """Three renewals may be late or lost before the lease runs out."""
+
+MASK = "mask.npz"
+"""Beside the derived instances: where they are synthesis and not padding, and on which grid."""
 
 Sources = Mapping[ContrastLabel, SourceSeries]
 Written = list[tuple[DerivedInstance, Dataset]]
@@ -177,6 +182,7 @@ class Attempt:
             path = f"{folder}/{facts.role}-{facts.number:04d}.dcm"
             digest = self._store.write(path, encode(dataset))
             instances.append(replace(facts, path=path, sha256=digest))
+        self._store.write(f"{folder}/{MASK}", _pack_mask(synthesis))
         return instances
 
     def _record(self, synthesis: types.Synthesis, instances: Sequence[DerivedInstance]) -> None:
@@ -201,6 +207,14 @@ class Attempt:
         began = time.monotonic()
         yield
         self._seconds[step] = round(time.monotonic() - began, 3)
+
+
+def _pack_mask(synthesis: types.Synthesis) -> bytes:
+    """Return the mask, array (slices, rows, columns) and affine to LPS mm, as a NumPy archive."""
+    buffer = io.BytesIO()
+    covered = synthesis.covered
+    np.savez_compressed(buffer, covered=covered.array > 0, affine=covered.affine)
+    return buffer.getvalue()
 
 
 @contextmanager

@@ -103,6 +103,22 @@ def test_deletion_that_was_cut_short_is_finished(
     assert sweep(ledger, store, AGES, clock()) == 0
 
 
+def test_what_lies_beside_a_result_stays_as_long_as_it(
+    ledger: Ledger, store: Store, clock: Clock
+) -> None:
+    beside = f"{RESULT.rpartition('/')[0]}/mask.npz"
+    store.write(beside, b"mask")
+    finish(ledger)
+    deliver(ledger)
+
+    sweep(ledger, store, AGES, clock())
+    assert store.path(beside).exists()
+
+    clock.advance(days=31)
+    sweep(ledger, store, AGES, clock())
+    assert not store.path(beside).exists()
+
+
 def test_files_of_a_lost_attempt_are_swept(ledger: Ledger, store: Store, clock: Clock) -> None:
     ledger.claim(1, LEASE)
     ledger.return_running()

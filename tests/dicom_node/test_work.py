@@ -88,6 +88,17 @@ def test_good_result_is_recorded_with_its_files_and_deliveries(bench, job, monke
         assert dcmread(bench.store.path(each.path)).SOPInstanceUID == each.sop_instance_uid
 
 
+def test_mask_is_stored_beside_what_it_masks(bench, job, monkeypatch):
+    monkeypatch.setattr(work, "synthesize", answer(PASSED))
+
+    run(bench, job)
+
+    image = bench.ledger.derived(job.plan.plan_id)[0]
+    with np.load(bench.store.path(image.path).parent / work.MASK) as mask:
+        assert mask["covered"].all()
+        assert mask["affine"].shape == (4, 4)
+
+
 def test_job_tells_its_steps_and_seconds(bench, job, monkeypatch):
     monkeypatch.setattr(work, "synthesize", answer(PASSED))
 
