@@ -77,8 +77,13 @@ def register_rigid(fixed: sitk.Image, moving: sitk.Image, *, seed: int) -> Regis
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(start, inPlace=True)
     before = measure_similarity(fixed, moving, sitk.Transform(3, sitk.sitkIdentity))
-    method.Execute(fixed, moving)
-    # Threads sum in any order; rounded far below what matters, the transform is reproducible.
+    # Threads sum in any order, and the metric takes their number from this global alone.
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        method.Execute(fixed, moving)
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     start.SetParameters([round(p, PARAMETER_DIGITS) for p in start.GetParameters()])
     after = measure_similarity(fixed, moving, start)
     if after <= before:
