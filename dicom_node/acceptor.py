@@ -101,7 +101,7 @@ class Acceptor:
 
     def beat(self) -> None:
         """Say in the ledger that the associations that deliver now are alive."""
-        self._spool.beat_associations(tuple(self._delivering))
+        self._spool.recorder.keep_alive(tuple(self._delivering))
 
     def serve(self, sock: socket.socket, host: str) -> None:
         """Serve one connection to its end, and close it."""

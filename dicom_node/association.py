@@ -9,6 +9,7 @@ hold this thread for the times of `Limits` and this process for one PDU of memor
 
 import contextlib
 import socket
+import ssl
 import struct
 import time
 from collections import deque
@@ -38,8 +39,10 @@ _MAXIMUM_PDVS = 4_096
 _MAXIMUM_EMPTY_PDUS = 16
 _SENT_BYTES = 131_072  # the longest PDU sent, also to a peer that takes any
 _WRITE_BYTES = 1_048_576  # a message goes out in writes of this size: few, and memory stays small
+_SPARE_BYTES = 131_072  # beside the longest PDU, so that one read takes in more than one of them
 _FLUSH_BYTES = 1_048_576  # garbage read after an end, before the socket is closed all the same
 _WAKE_SECONDS = 0.5  # how soon an idle association notices that the node is stopping
+_TIMEVAL = struct.Struct("@ll")
 _QUICK_ACKNOWLEDGE = getattr(socket, "TCP_QUICKACK", None)
 
 
@@ -82,9 +85,12 @@ class Wire:
         self.limits = limits
         self._socket = sock
         self._stopping = stopping
-        self._buffer = bytearray(max(limits.pdu_bytes, limits.request_bytes) + 65_536)
+        self._is_tls = isinstance(sock, ssl.SSLSocket)
+        self._buffer = bytearray(max(limits.pdu_bytes, limits.request_bytes) + _SPARE_BYTES)
+        self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
+        self._set_timeouts()
 
     def read_pdu(
         self,
@@ -113,11 +119,8 @@ class Wire:
         while self._start == self._end:
             if stoppable and self._stopping():
                 raise ProtocolError("stopping")
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if not self._receive() and time.monotonic() >= deadline:
                 raise TimeoutError
-            with contextlib.suppress(TimeoutError):
-                self._receive(min(left, _WAKE_SECONDS))
         if whole is not None:
             deadline = time.monotonic() + whole
         pdu_type = self._buffer[self._start]
@@ -134,7 +137,13 @@ class Wire:
         self._fill(_HEADER_BYTES + length, deadline)
         first = self._start + _HEADER_BYTES
         self._start = first + length
-        return pdu_type, memoryview(self._buffer)[first : first + length]
+        return pdu_type, self._view[first : first + length]
+
+    def holds_a_pdu(self) -> bool:
+        """Say whether the next PDU can be read without asking the network."""
+        held = self._end - self._start - _HEADER_BYTES
+        first = self._start + 2
+        return held >= 0 and held >= int.from_bytes(self._buffer[first : first + 4], "big")
 
     def send(self, data: bytes | bytearray) -> None:
         """Write all of `data`.
@@ -143,9 +152,12 @@ class Wire:
             ProtocolError: the peer does not read, or has gone.
         """
         try:
-            self._socket.settimeout(self.limits.send_seconds)
+            if self._is_tls:
+                self._socket.settimeout(self.limits.send_seconds)
             self._socket.sendall(data)
-        except TimeoutError:
+            if self._is_tls:
+                self._socket.settimeout(_WAKE_SECONDS)
+        except (TimeoutError, BlockingIOError):
             raise ProtocolError("send_timeout", None) from None
         except OSError:
             raise ProtocolError("connection_lost", None) from None
@@ -180,23 +192,37 @@ class Wire:
         with contextlib.suppress(OSError):
             self._socket.close()
 
+    def _set_timeouts(self) -> None:
+        """Bound how long one system call waits; the deadlines proper are kept by the callers.
+
+        A socket with a timeout of Python's own polls before each call. The kernel's timeouts cost
+        nothing, but OpenSSL takes them for a reason to go on, so that TLS has Python's.
+        """
+        if self._is_tls:
+            self._socket.settimeout(_WAKE_SECONDS)
+            return
+        self._socket.settimeout(None)
+        for option, seconds in (
+            (socket.SO_RCVTIMEO, _WAKE_SECONDS),
+            (socket.SO_SNDTIMEO, self.limits.send_seconds),
+        ):
+            whole = int(seconds)
+            microseconds = int((seconds - whole) * 1_000_000)
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, microseconds))
+
     def _fill(self, needed: int, deadline: float) -> None:
         """Read until `needed` bytes lie in the buffer from its start."""
         if self._start + needed > len(self._buffer):
-            kept = self._buffer[self._start : self._end]
-            self._buffer[: len(kept)] = kept
-            self._start, self._end = 0, len(kept)
+            kept = self._end - self._start
+            self._buffer[:kept] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, kept
         while self._end - self._start < needed:
-            left = deadline - time.monotonic()
-            try:
-                if left <= 0:
-                    raise TimeoutError
-                self._receive(left)
-            except TimeoutError:
-                raise ProtocolError("pdu_timeout", None) from None
+            if time.monotonic() >= deadline:
+                raise ProtocolError("pdu_timeout", None)
+            self._receive()
 
-    def _receive(self, seconds: float) -> None:
-        """Read what there is, at least one byte.
+    def _receive(self) -> bool:
+        """Read what there is; say whether there was anything within a moment.
 
         The acknowledgement is asked for anew before each read: a sender with Nagle's algorithm
         on, which is every DCMTK as shipped, waits for it 40 ms per message otherwise.
@@ -204,17 +230,17 @@ class Wire:
         if self._start == self._end:
             self._start = self._end = 0
         try:
-            self._socket.settimeout(seconds)
             if _QUICK_ACKNOWLEDGE is not None:
                 self._socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACKNOWLEDGE, 1)
-            received = self._socket.recv_into(memoryview(self._buffer)[self._end :])
-        except TimeoutError:
-            raise
+            received = self._socket.recv_into(self._view[self._end :])
+        except (TimeoutError, BlockingIOError):
+            return False
         except OSError:
             raise ProtocolError("connection_lost", None) from None
         if not received:
             raise ProtocolError("connection_closed", None)
         self._end += received
+        return True
 
 
 class Association:
@@ -259,21 +285,25 @@ class Association:
                 return context_id, decode_command(bytes(command))
             fragment = self._next_fragment_in_message()
 
-    def read_data_set(self, context_id: int) -> Iterator[memoryview]:
-        """Yield the fragments of the data set that follows a command.
+    def read_data_set(self, context_id: int) -> Iterator[list[memoryview]]:
+        """Yield the fragments of the data set that follows a command, as many as are there.
 
-        Each is valid until the next is asked for.
+        They are valid until the next are asked for.
 
         Raises:
             ProtocolError: the peer broke the rules, aborted or has gone.
         """
-        while True:
+        fragments: list[memoryview] = []
+        is_last = False
+        while not is_last:
             fragment = self._next_fragment_in_message()
             if fragment is None or fragment[0] != context_id or fragment[1] & _IS_COMMAND:
                 raise ProtocolError("message_order")
-            yield fragment[2]
-            if fragment[1] & _IS_LAST:
-                return
+            fragments.append(fragment[2])
+            is_last = bool(fragment[1] & _IS_LAST)
+            if is_last or not (self._pending or self._wire.holds_a_pdu()):
+                yield fragments
+                fragments = []
 
     def send(self, context_id: int, command: bytes, data_set: bytes | None = None) -> None:
         """Send one message, in as few writes as memory allows.

@@ -124,6 +124,9 @@ class Receiver(_Settings):
         port: 0 is any free one.
         allow_plain: networks whose peers may talk without TLS, beside this machine itself.
         tls: None listens in plain DICOM, which only loopback and `allow_plain` may use.
+        durability: what an instance survives once it was answered with success. `synced`: a power
+            cut, on ext4, XFS and Btrfs. `strict`: a power cut, by the letter of POSIX. `none`: the
+            end of the process only.
         limits: what a peer may take before it is cut off.
         storage_classes: what it may store.
     """
@@ -132,6 +135,7 @@ class Receiver(_Settings):
     port: Port = 11112
     allow_plain: tuple[Network, ...] = ()
     tls: TLS | None = None
+    durability: Literal["strict", "synced", "none"] = "synced"
     limits: Limits = Limits()
     storage_classes: StorageClasses
 

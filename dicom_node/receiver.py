@@ -12,6 +12,7 @@ The node starts it and watches it with `receiver_process`; by hand, for trying t
 import argparse
 import contextlib
 import json
+import logging
 import os
 import resource
 import socket
@@ -27,14 +28,14 @@ from dicom_node.admission import Admission, Budget
 from dicom_node.association import Limits
 from dicom_node.audit import configure_logging
 from dicom_node.complaints import Complaints
-from dicom_node.errors import ConfigurationError, DicomNodeError, StorageError
+from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.ledger import Ledger
 from dicom_node.lifeline import ORPHANED
 from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address, server_context
 from dicom_node.node_settings import NodeSettings, read_node
 from dicom_node.signals import EndRequest
-from dicom_node.spool import Spool, rebuild
-from dicom_node.store import Store
+from dicom_node.spool import Spool, open_spool, rebuild
+from dicom_node.store import Durability, Store
 from dicom_node.structure import StructureLimits
 
 DRAIN_SECONDS = 30.0
@@ -47,11 +48,13 @@ BEAT_SECONDS = 10.0
 _PAUSE_SECONDS = 0.1
 _BACKLOG = 128
 
+_logger = logging.getLogger(__name__)
+
 
 class Receiver:
     """The listening socket and what is behind it."""
 
-    def __init__(self, node: NodeSettings, store: Store, ledger: Ledger) -> None:
+    def __init__(self, node: NodeSettings, spool: Spool) -> None:
         limits = node.receiver.limits
         self._address = (node.receiver.host, node.receiver.port)
         self._beat_seconds = min(BEAT_SECONDS, node.assembly.stale_association.total_seconds() / 3)
@@ -69,7 +72,7 @@ class Receiver:
         )
         self._acceptor = Acceptor(
             _build_door(node),
-            Spool(store, ledger, build_structure_limits(node)),
+            spool,
             self._admission,
             self._complaints,
             self._stopping.is_set,
@@ -146,10 +149,7 @@ class Receiver:
 
     def _beat(self) -> None:
         while not self._stopping.wait(self._beat_seconds):
-            try:
-                self._acceptor.beat()
-            except StorageError:
-                self._complaints.note("no_beat", who="(ledger)")
+            self._acceptor.beat()
 
 
 def build_structure_limits(node: NodeSettings) -> StructureLimits:
@@ -179,12 +179,17 @@ def run_receiver(folder: Path, overrides: Sequence[str], ready: Callable[[str, i
     store = Store(node.store_folder).open()
     is_new = next(store.iterate_incoming(), None) is None
     ledger = Ledger(node.ledger_url, lambda: datetime.now(UTC)).open(create=is_new)
+    durability = Durability(node.receiver.durability)
+    if durability is Durability.NONE:
+        _logger.warning("receiver.durability_none: a power cut loses what was acknowledged")
+    limits = build_structure_limits(node)
     with ledger:
-        rebuild(store, ledger, build_structure_limits(node))
-        receiver = Receiver(node, store, ledger)
-        ready(*receiver.start())
-        end.wait()
-        receiver.stop()
+        rebuild(store, ledger, limits)
+        with open_spool(store, ledger, limits, durability) as spool:
+            receiver = Receiver(node, spool)
+            ready(*receiver.start())
+            end.wait()
+            receiver.stop()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ sends ends up in a log line or a file name. Statuses: PS3.4 table B.2-1 and PS3.
 import contextlib
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from dicom_node import command
 from dicom_node.association import Association, Context
@@ -94,7 +94,7 @@ class Services:
             return
         self._is_closed = True
         try:
-            self._spool.close_association(self.association_id)
+            self._spool.recorder.close_association(self.association_id)
         except StorageError:
             # Its heartbeat ends with it, so that assembly goes on all the same.
             self._complaints.note("association_not_closed", who=self._peer)
@@ -119,36 +119,33 @@ class Services:
 
     def _take(self, context: Context, elements: Mapping[int, int | bytes]) -> None:
         """Read the data set to its end, whatever is wrong with it, then keep it or refuse it."""
-        fragments = self._association.read_data_set(context.context_id)
-        failure: RefusedInstance | StorageError | None = None
-        with self._spool.begin() as incoming:
-            size = 0
-            for fragment in fragments:
-                size += len(fragment)
-                if size > self._instance_bytes:
-                    raise ProtocolError("instance_too_large")
-                if failure is None:
-                    try:
-                        incoming.write(fragment)
-                    except StorageError as error:
-                        failure = error
-            if failure is not None:
-                raise failure
+        fragments = self._bounded(self._association.read_data_set(context.context_id))
+        try:
+            if self.association_id is None:
+                self.association_id = uuid.uuid4().hex
             announced = _read_announced(context, elements)
-            self._spool.keep(
-                incoming,
-                announced,
-                peer=self._peer,
-                association_id=self._open_in_ledger(),
-            )
+            with self._spool.begin(
+                announced, peer=self._peer, association=self.association_id
+            ) as incoming:
+                for some in fragments:
+                    incoming.write(some)
+                incoming.keep()
+        except (RefusedInstance, StorageError):
+            deque(fragments, maxlen=0)  # the peer must be heard out before it is answered
+            raise
 
-    def _open_in_ledger(self) -> str:
-        """Return the association's id in the ledger, which learns of it with its first instance."""
-        if self.association_id is None:
-            association_id = uuid.uuid4().hex
-            self._spool.open_association(association_id, self._peer)
-            self.association_id = association_id
-        return self.association_id
+    def _bounded(self, fragments: Iterator[list[memoryview]]) -> Iterator[list[memoryview]]:
+        """Pass fragments on until they are more than an instance may have.
+
+        Raises:
+            ProtocolError: they are; the association is aborted.
+        """
+        size = 0
+        for some in fragments:
+            size += sum(map(len, some))
+            if size > self._instance_bytes:
+                raise ProtocolError("instance_too_large")
+            yield some
 
 
 def _read_announced(context: Context, elements: Mapping[int, int | bytes]) -> Announced:

@@ -1,104 +1,43 @@
 """Keep one received instance so that it survives a power cut, and find again what a crash left.
 
-Steps 1 and 2 of the walk. The order is the promise: file synced, name synced, ledger row committed,
-and only then does the caller answer 0x0000. Whatever fails on the way leaves as an exception, so
-that no success is ever said of bytes that may be lost. The data set is kept verbatim.
+Steps 1 and 2 of the walk. The order is the promise: bytes and name of the file are durable, its row
+is committed or can be made from the file, and only then does the caller answer 0x0000. Whatever
+fails on the way leaves as an exception, so that no success is ever said of bytes that may be lost.
+The data set is kept verbatim.
 """
 
 import contextlib
 import hashlib
 import logging
 import mmap
-import tempfile
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from dicom_node import crashpoints
 from dicom_node.domain import Instance
-from dicom_node.errors import RefusedInstance, StorageError
-from dicom_node.ledger import Ledger
+from dicom_node.errors import RefusedInstance
+from dicom_node.ledger import Ledger, Receipt
 from dicom_node.part10 import decode_file_meta, encode_file_meta
-from dicom_node.store import INCOMING, PART, Store
-from dicom_node.structure import MISMATCH, Identity, StructureLimits, read_identity
+from dicom_node.recorder import Recorder
+from dicom_node.store import INCOMING, PART, Durability, PartFile, Store, translated
+from dicom_node.structure import (
+    MISMATCH,
+    BeyondHeadError,
+    Identity,
+    StructureLimits,
+    read_identity,
+)
 from dicom_node.upper_layer import IMPLICIT_VR_LITTLE_ENDIAN
 
 REBUILT = "(rebuilt)"
 """Stands for the peer of an instance whose row was made from its file."""
 
-_MEMORY_BYTES = 8 * 1024 * 1024
-"""A data set up to this size is held in memory; a longer one waits in a nameless file."""
-_CHUNK_BYTES = 1024 * 1024
+_HEAD_BYTES = 65_536
+"""So much of a data set is held in memory, where its structure is walked; all else is skipped."""
 _REBUILD_BATCH = 256
 
 _logger = logging.getLogger(__name__)
-
-
-class IncomingDataSet:
-    """The data set of one message while it comes in; a context manager.
-
-    A long one goes to a file without a name on the store's file system, of which a crash leaves
-    nothing behind.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.size = 0
-        self._folder = folder
-        self._memory = bytearray()
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def write(self, fragment: memoryview) -> None:
-        """Add the next fragment, which is copied.
-
-        Raises:
-            StorageError: the disk is full or broken.
-        """
-        self.size += len(fragment)
-        if self._file is None and self.size <= _MEMORY_BYTES:
-            self._memory += fragment
-            return
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed at exit
-                self._file.write(self._memory)
-                self._memory = bytearray()
-            self._file.write(fragment)
-        except OSError as error:
-            raise StorageError("the disk does not take the data set") from error
-
-    @contextlib.contextmanager
-    def view(self) -> Iterator[memoryview]:
-        """Give all bytes for the length of a `with` block.
-
-        Raises:
-            StorageError: the disk is full or broken.
-        """
-        if self._file is None:
-            with memoryview(self._memory) as view:
-                yield view
-            return
-        try:
-            self._file.flush()
-            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise StorageError("the disk does not give the data set back") from error
-        with mapped, memoryview(mapped) as view:
-            yield view
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,24 +49,53 @@ class Announced:
     transfer_syntax_uid: str
 
 
-class Spool:
-    """Where received instances are kept: a store and a ledger, in this order."""
+class Incoming:
+    """One instance while its data set comes in; a context manager that leaves nothing by halves.
 
-    def __init__(self, store: Store, ledger: Ledger, limits: StructureLimits) -> None:
-        self._store = store
-        self._ledger = ledger
-        self._limits = limits
-        # One writer at a time inside this process: SQLite's own waiting is a slow poll.
-        self._ledger_turn = threading.Lock()
+    Fragments go to the file and into the digest as they come, so that little is left to do when the
+    last one is there.
+    """
 
-    def begin(self) -> IncomingDataSet:
-        """Return an empty data set to write into."""
-        return IncomingDataSet(self._store.path(INCOMING))
-
-    def keep(
-        self, incoming: IncomingDataSet, announced: Announced, *, peer: str, association_id: str
+    def __init__(
+        self, spool: "Spool", announced: Announced, *, peer: str, association: str
     ) -> None:
-        """Make an instance durable; when this returns, 0x0000 is true.
+        self._spool = spool
+        self._announced = announced
+        self._peer = peer
+        self._association = association
+        self._name = spool.store.incoming_stem(announced.sop_instance_uid)
+        meta = encode_file_meta(
+            announced.sop_class_uid, announced.sop_instance_uid, announced.transfer_syntax_uid
+        )
+        self._meta_size = len(meta)
+        self._digest = hashlib.sha256(meta)
+        self._head = bytearray()
+        with translated("write"):
+            self._part = PartFile(spool.store.path(self._name))
+            self._part.write([meta])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with translated("write"):
+            self._part.__exit__(*error)
+
+    def write(self, fragments: Sequence[memoryview]) -> None:
+        """Add the next fragments.
+
+        Raises:
+            StorageError: the disk is full or broken.
+        """
+        with translated("write"):
+            self._part.write(fragments)
+        for fragment in fragments:
+            self._digest.update(fragment)
+            if len(self._head) < _HEAD_BYTES:
+                self._head += fragment
+
+    def keep(self) -> None:
+        """Make the instance durable; when this returns, 0x0000 is true.
 
         The same content again changes nothing. The same UID with other content is kept beside the
         first.
@@ -136,40 +104,67 @@ class Spool:
             RefusedInstance: it cannot be kept faithfully.
             StorageError: the disk or the ledger did not take it.
         """
-        with incoming.view() as data:
-            identity = _read_announced(data, announced, self._limits)
-            instance = self._write(data, identity, announced)
+        spool = self._spool
+        identity = self._read_identity()
+        sha256 = self._digest.hexdigest()
+        relative = spool.store.incoming_name(identity.sop_instance_uid, sha256)
+        with translated("write"):
+            self._part.keep(spool.store.path(relative), spool.durability)
         crashpoints.reach("receive.stored")
-        with self._ledger_turn:
-            self._ledger.record_instances([instance], peer, association_id)
-        crashpoints.reach("receive.recorded")
-
-    def open_association(self, association_id: str, peer: str) -> None:
-        """Say in the ledger that a peer has begun to deliver."""
-        with self._ledger_turn:
-            self._ledger.open_association(association_id, peer)
-
-    def beat_associations(self, association_ids: Iterable[str]) -> None:
-        """Say in the ledger that these associations are alive."""
-        for association_id in association_ids:
-            with self._ledger_turn:
-                self._ledger.beat_association(association_id)
-
-    def close_association(self, association_id: str) -> None:
-        """Say in the ledger that an association is over."""
-        with self._ledger_turn:
-            self._ledger.close_association(association_id)
-
-    def _write(self, data: memoryview, identity: Identity, announced: Announced) -> Instance:
-        meta = encode_file_meta(
-            announced.sop_class_uid, announced.sop_instance_uid, announced.transfer_syntax_uid
+        spool.recorder.record(
+            Receipt(
+                instance=_instance(identity, self._announced.transfer_syntax_uid, sha256, relative),
+                peer=self._peer,
+                association_id=self._association,
+            )
         )
-        digest = hashlib.sha256(meta)
-        digest.update(data)
-        sha256 = digest.hexdigest()
-        relative = self._store.incoming_name(identity.sop_instance_uid, sha256)
-        self._store.write(relative, _chunks(meta, data))
-        return _instance(identity, announced.transfer_syntax_uid, sha256, relative)
+
+    def _read_identity(self) -> Identity:
+        """Walk the structure in memory, or in the file where it goes on beyond what is there."""
+        limits = self._spool.limits
+        length = self._part.size - self._meta_size
+        try:
+            return _read_announced(bytes(self._head), self._announced, limits, length=length)
+        except BeyondHeadError:
+            with (
+                translated("read"),
+                mmap.mmap(self._part.descriptor, 0, access=mmap.ACCESS_READ) as whole,
+            ):
+                return _read_announced(whole, self._announced, limits, start=self._meta_size)
+
+
+class Spool:
+    """Where received instances are kept: a store and, behind a recorder, a ledger.
+
+    Attributes:
+        durability: what an instance survives when 0x0000 is said of it. Strict waits for its row as
+            well; the other two leave that to the recorder, and after a crash to `rebuild`.
+    """
+
+    def __init__(
+        self, store: Store, recorder: Recorder, limits: StructureLimits, durability: Durability
+    ) -> None:
+        self.store = store
+        self.recorder = recorder
+        self.limits = limits
+        self.durability = durability
+
+    def begin(self, announced: Announced, *, peer: str, association: str) -> Incoming:
+        """Return an instance without a data set, to write into.
+
+        Raises:
+            StorageError: the disk is full or broken.
+        """
+        return Incoming(self, announced, peer=peer, association=association)
+
+
+@contextlib.contextmanager
+def open_spool(
+    store: Store, ledger: Ledger, limits: StructureLimits, durability: Durability
+) -> Iterator[Spool]:
+    """Give a spool for the length of a `with` block; at its end every row is written."""
+    with Recorder(ledger, waited_for=durability is Durability.STRICT) as recorder:
+        yield Spool(store, recorder, limits, durability)
 
 
 def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
@@ -218,8 +213,7 @@ def _read_instance(store: Store, relative: str, limits: StructureLimits) -> Inst
             sop_instance_uid=meta.sop_instance_uid,
             transfer_syntax_uid=meta.transfer_syntax_uid,
         )
-        with memoryview(data) as view:
-            identity = _read_announced(view[meta.data_set_offset :], announced, limits)
+        identity = _read_announced(data, announced, limits, start=meta.data_set_offset)
     except (ValueError, RefusedInstance):
         return None
     sha256 = hashlib.sha256(data).hexdigest()
@@ -228,10 +222,21 @@ def _read_instance(store: Store, relative: str, limits: StructureLimits) -> Inst
     return _instance(identity, meta.transfer_syntax_uid, sha256, relative)
 
 
-def _read_announced(data: memoryview, announced: Announced, limits: StructureLimits) -> Identity:
+def _read_announced(
+    data: bytes | mmap.mmap,
+    announced: Announced,
+    limits: StructureLimits,
+    *,
+    start: int = 0,
+    length: int | None = None,
+) -> Identity:
     """Walk the data set and compare it to what was announced (PS3.4 table B.2-1, 0xA900)."""
     identity = read_identity(
-        data, explicit=announced.transfer_syntax_uid != IMPLICIT_VR_LITTLE_ENDIAN, limits=limits
+        data,
+        explicit=announced.transfer_syntax_uid != IMPLICIT_VR_LITTLE_ENDIAN,
+        limits=limits,
+        start=start,
+        length=length,
     )
     if (identity.sop_class_uid, identity.sop_instance_uid) != (
         announced.sop_class_uid,
@@ -251,10 +256,3 @@ def _instance(identity: Identity, transfer_syntax_uid: str, sha256: str, path: s
         sha256=sha256,
         path=path,
     )
-
-
-def _chunks(meta: bytes, data: memoryview) -> Iterator[bytes]:
-    """Yield the file in pieces that do not make a long data set a second time in memory."""
-    yield meta
-    for start in range(0, len(data), _CHUNK_BYTES):
-        yield bytes(data[start : start + _CHUNK_BYTES])

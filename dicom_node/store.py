@@ -7,14 +7,17 @@
 
 A write goes to `.part` in the final folder, is checked for shortness, synced, renamed, and the
 folder (and each new parent) is synced: when `write` returns, bytes and name survive a power cut.
-Names are digests, never text from a peer. Folders are 0700 and files 0600.
+A received file may be kept with fewer system calls, see `Durability`. Names are digests, never text
+from a peer. Folders are 0700 and files 0600.
 """
 
 import contextlib
+import enum
 import hashlib
+import itertools
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Self
 
@@ -26,6 +29,93 @@ PART = ".part"
 
 _MARKER = "node-store"
 _INSTALLATION = "installation"
+_FAN_OUT = tuple(f"{number:02x}" for number in range(256))
+_MOST_PIECES = 1_024  # of one writev (IOV_MAX of Linux)
+
+Buffer = bytes | memoryview
+
+
+class Durability(enum.Enum):
+    """What a file survives once `PartFile.keep` has returned.
+
+    Attributes:
+        STRICT: a power cut, by POSIX: file synced, renamed, folder synced.
+        SYNCED: a power cut, on a journaling file system (ext4, XFS, Btrfs): named, then synced
+            once, which commits the journal with the new name in it.
+        NONE: the end of the process, not a power cut.
+    """
+
+    STRICT = "strict"
+    SYNCED = "synced"
+    NONE = "none"
+
+
+class PartFile:
+    """A file while it is written, under a name that says that it is not whole yet.
+
+    A context manager: what was not kept when it ends is deleted. Every `OSError` is the caller's
+    to translate.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, final: Path) -> None:
+        self.size = 0
+        self._has_name = False
+        self._path = final.with_name(f"{final.name}.{os.getpid()}-{next(self._numbers)}{PART}")
+        self.descriptor = os.open(
+            self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+        if not self._has_name:
+            self._path.unlink(missing_ok=True)
+
+    def write(self, pieces: Sequence[Buffer]) -> None:
+        """Add the bytes of all `pieces`."""
+        wanted = sum(map(len, pieces))
+        self.size += wanted
+        if len(pieces) <= _MOST_PIECES and os.writev(self.descriptor, pieces) == wanted:
+            return
+        # A short write, or too many at once: find out where it ended, and write one by one.
+        os.ftruncate(self.descriptor, self.size - wanted)
+        os.lseek(self.descriptor, 0, os.SEEK_END)
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(self.descriptor, rest) :]
+
+    def keep(self, final: Path, durability: Durability = Durability.STRICT) -> None:
+        """Give the file its name and make it durable.
+
+        A file that has the name already is replaced, and then always in the strict order: whoever
+        was told that it is safe must not lose it to a copy that is not on the disk yet. A sync
+        that failed is never tried again: a second one says success of bytes that the kernel has
+        dropped.
+        """
+        if os.fstat(self.descriptor).st_size != self.size:
+            raise OSError("the file is shorter than what was written")
+        if durability is Durability.STRICT or not self._take_name(final):
+            os.fsync(self.descriptor)
+            self._path.replace(final)
+            self._has_name = True
+            _sync_folder(final.parent)
+        elif durability is Durability.SYNCED:
+            os.fsync(self.descriptor)
+
+    def _take_name(self, final: Path) -> bool:
+        """Take the name if nobody has it, at one blow."""
+        try:
+            os.link(self._path, final)
+        except FileExistsError:
+            return False
+        self._path.unlink()
+        self._has_name = True
+        return True
 
 
 class Store:
@@ -41,7 +131,7 @@ class Store:
             StorageError: the folder holds something, but not our marker: a disk that is not
                 mounted, or the wrong folder.
         """
-        with _translated("open"):
+        with translated("open"):
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             marked = (self._root / _MARKER).is_file()
             if not marked and any(self._root.iterdir()):
@@ -51,6 +141,7 @@ class Store:
                 )
             for folder in (INCOMING, DERIVED):
                 self._make_folder(self._root / folder)
+            self._fan_out(self._root / INCOMING)
         if not marked:
             self.write(_MARKER, b"The files of a DICOM node. Do not change them by hand.\n")
         return self
@@ -82,17 +173,15 @@ class Store:
             StorageError: nothing was stored; an older file of that name is as it was.
         """
         final = self.path(relative)
-        part = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}{PART}")
-        with _translated("write"):
+        digest = hashlib.sha256()
+        with translated("write"):
             self._make_folder(final.parent)
-            try:
-                digest = _write_synced(part, [chunks] if isinstance(chunks, bytes) else chunks)
-                part.replace(final)
-                _sync_folder(final.parent)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-        return digest
+            with PartFile(final) as part:
+                for chunk in [chunks] if isinstance(chunks, bytes) else chunks:
+                    digest.update(chunk)
+                    part.write([chunk])
+                part.keep(final)
+        return digest.hexdigest()
 
     def read(self, relative: str) -> bytes:
         """Return the bytes of a file.
@@ -100,7 +189,7 @@ class Store:
         Raises:
             StorageError: the file cannot be read.
         """
-        with _translated("read"):
+        with translated("read"):
             return self.path(relative).read_bytes()
 
     def delete(self, relative: str) -> None:
@@ -113,7 +202,7 @@ class Store:
         """
         path = self.path(relative)
         keep = {self._root, self._root / INCOMING, self._root / DERIVED}
-        with _translated("delete"):
+        with translated("delete"):
             path.unlink(missing_ok=True)
             for folder in path.parents:
                 if folder in keep or folder.parent == self._root / INCOMING:
@@ -129,7 +218,7 @@ class Store:
     def sweep_parts(self) -> int:
         """Delete at start what writers of a dead process left half-written; return how many."""
         parts = [path for path in self._root.rglob(f"*{PART}") if path.is_file()]
-        with _translated("sweep"):
+        with translated("sweep"):
             for path in parts:
                 path.unlink(missing_ok=True)
         return len(parts)
@@ -137,8 +226,13 @@ class Store:
     @staticmethod
     def incoming_name(sop_instance_uid: str, sha256: str) -> str:
         """Return the name of a received content: the same content always gets the same."""
+        return f"{Store.incoming_stem(sop_instance_uid)}-{sha256[:16]}.dcm"
+
+    @staticmethod
+    def incoming_stem(sop_instance_uid: str) -> str:
+        """Return what the names of all received contents of one instance begin with."""
         name = hashlib.sha256(sop_instance_uid.encode()).hexdigest()[:32]
-        return f"{INCOMING}/{name[:2]}/{name}-{sha256[:16]}.dcm"
+        return f"{INCOMING}/{name[:2]}/{name}"
 
     @staticmethod
     def derived_folder(plan_id: str, attempt: int) -> str:
@@ -150,6 +244,14 @@ class Store:
         for path in sorted((self._root / INCOMING).glob("??/*.dcm")):
             yield path.relative_to(self._root).as_posix()
 
+    def _fan_out(self, folder: Path) -> None:
+        """Create at once all folders that received files lie in; none is made while they come."""
+        missing = [name for name in _FAN_OUT if not (folder / name).is_dir()]
+        for name in missing:
+            (folder / name).mkdir(mode=0o700)
+        if missing:
+            _sync_folder(folder)
+
     def _make_folder(self, folder: Path) -> None:
         """Create a folder below the root, durably, with its parents."""
         if folder.is_dir():
@@ -158,25 +260,6 @@ class Store:
             self._make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
         _sync_folder(folder.parent)
-
-
-def _write_synced(path: Path, chunks: Iterable[bytes]) -> str:
-    """Write `chunks` and sync them; never sync twice, for a second one lies (fsyncgate)."""
-    digest, size = hashlib.sha256(), 0
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        for chunk in chunks:
-            digest.update(chunk)
-            size += len(chunk)
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-        if os.fstat(descriptor).st_size != size:
-            raise OSError("the file is shorter than what was written")
-    finally:
-        os.close(descriptor)
-    return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -188,7 +271,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _translated(verb: str) -> Iterator[None]:
+def translated(verb: str) -> Iterator[None]:
+    """Let an `OSError` leave as `StorageError`."""
     try:
         yield
     except OSError as error:

@@ -8,6 +8,7 @@ Source: PS3.5 chapter 7 and annex A.4. The statuses are those of PS3.4 table B.2
 annex C, with sub-codes of our own.
 """
 
+import mmap
 import re
 import struct
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ _SERIES_INSTANCE_UID = 0x0020_000E
 _IDENTITY = (_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID)
 _PIXEL_DATA = 0x7FE0_0010
 _PIXEL_ATTRIBUTES = frozenset({0x7FE0_0008, 0x7FE0_0009, _PIXEL_DATA})
+_NEVER_PLAIN = _PIXEL_ATTRIBUTES.union(_IDENTITY)
+_STEPS: dict[bool, dict[bytes, int]] = {True: {}, False: {}}
+"""Headers of elements without structure, Explicit VR and Implicit, to the length of the element."""
+_MOST_STEPS = 8_192
 _ITEM = 0xFFFE_E000
 _ITEM_END = 0xFFFE_E00D
 _SEQUENCE_END = 0xFFFE_E0DD
@@ -83,20 +88,35 @@ def check_uid(raw: bytes) -> str:
     return text.decode("ascii")
 
 
-def read_identity(data: memoryview, *, explicit: bool, limits: StructureLimits) -> Identity:
-    """Walk all of `data` and return its identity.
+class BeyondHeadError(Exception):
+    """The structure goes on beyond the bytes at hand."""
+
+
+def read_identity(
+    data: bytes | mmap.mmap,
+    *,
+    explicit: bool,
+    limits: StructureLimits,
+    start: int = 0,
+    length: int | None = None,
+) -> Identity:
+    """Walk a whole data set and return its identity.
 
     Args:
-        data: a data set as it came, without file meta information.
+        data: a data set as it came, or its first bytes.
         explicit: Explicit VR Little Endian, or one of the encapsulated transfer syntaxes;
             otherwise Implicit VR Little Endian.
         limits: how much structure is walked.
+        start: where in `data` the data set begins.
+        length: of the whole data set; None: it ends with `data`.
 
     Raises:
-        RefusedInstance: the walk does not end where the bytes end, `data` exceeds a limit, or a
-            UID is missing or not valid; `status` says which.
+        RefusedInstance: the walk does not end where the bytes end, the data set exceeds a limit,
+            or a UID is missing or not valid; `status` says which.
+        BeyondHeadError: more than the first bytes are needed to say so.
     """
-    walk = _Walk(data, explicit=explicit, limits=limits)
+    end = len(data) if length is None else start + length
+    walk = _Walk(data, start, end, explicit=explicit, limits=limits)
     walk.run()
     if any(not walk.found.get(tag, b"").rstrip(b"\0 ") for tag in _IDENTITY):
         raise RefusedInstance("a UID is missing in the data set", MISMATCH)
@@ -137,16 +157,23 @@ class _Level:
 class _Walk:
     """One walk through one data set, without recursion."""
 
-    def __init__(self, data: memoryview, *, explicit: bool, limits: StructureLimits) -> None:
+    def __init__(
+        self,
+        data: bytes | mmap.mmap,
+        start: int,
+        end: int,
+        *,
+        explicit: bool,
+        limits: StructureLimits,
+    ) -> None:
         self.found: dict[int, bytes] = {}
         self._data = data
+        self._readable = len(data)
         self._limits = limits
-        self._position = 0
+        self._position = start
         self._elements = 0
         self._bytes = 0
-        self._levels = [
-            _Level(is_sequence=False, limit=len(data), delimited=False, explicit=explicit)
-        ]
+        self._levels = [_Level(is_sequence=False, limit=end, delimited=False, explicit=explicit)]
 
     def run(self) -> None:
         """Walk to the end."""
@@ -159,7 +186,9 @@ class _Walk:
                 if level.is_sequence:
                     self._read_item(level)
                 else:
-                    self._read_element(level)
+                    self._skip_plain(level)
+                    if self._position < level.limit or level.delimited:
+                        self._read_element(level)
             except _MalformedError as error:
                 self._end_guess(error.status)
 
@@ -173,6 +202,28 @@ class _Walk:
         text = "the data set is cut off" if status == TRUNCATED else "the data set is not decodable"
         raise RefusedInstance(text, status)
 
+    def _skip_plain(self, level: _Level) -> None:
+        """Skip elements whose headers were read before, of this instance or another.
+
+        A header is eight bytes that say how long the element is. Scanners write the same ones
+        again and again, and looking one up takes a tenth of the time of taking it apart.
+        """
+        data, steps, limit = self._data, _STEPS[level.explicit], level.limit
+        position = start = self._position
+        count = 0
+        while position < limit and (step := steps.get(data[position : position + 8])) is not None:
+            if not level.explicit:
+                value = data[position + 8 : position + 12]
+                if value == _ITEM_BYTES or len(value) < len(_ITEM_BYTES):
+                    break  # perhaps a sequence, which Implicit VR does not tell from a value
+            position += step
+            count += 1
+        if position > level.limit:
+            raise _MalformedError(TRUNCATED)
+        self._position = position
+        self._count(count)
+        self._count_bytes(position - start - count * _TAG_LENGTH.size)
+
     def _read_item(self, level: _Level) -> None:
         tag, length = self._tag_and_length(level)
         if tag == _SEQUENCE_END and level.delimited and not length:
@@ -185,7 +236,8 @@ class _Walk:
 
     def _read_element(self, level: _Level) -> None:
         self._need(level, _TAG_LENGTH.size)
-        group, element = _TAG.unpack_from(self._data, self._position)
+        begin = self._position
+        group, element = _TAG.unpack_from(self._data, begin)
         tag = group << 16 | element
         if tag == _ITEM_END and level.delimited:
             self._tag_and_length(level)
@@ -205,7 +257,18 @@ class _Walk:
         elif vr == b"" and self._looks_like_sequence(tag, length):
             self._enter(level, length, is_sequence=True, explicit=False, guessed=True)
         else:
+            header = self._position - begin
+            if header == _TAG_LENGTH.size and tag not in _NEVER_PLAIN:
+                self._remember(level, self._data[begin : self._position], header + length)
             self._read_value(tag, length)
+
+    @staticmethod
+    def _remember(level: _Level, header: bytes, step: int) -> None:
+        """Remember the header of an element of which only its length matters."""
+        steps = _STEPS[level.explicit]
+        if len(steps) >= _MOST_STEPS:  # somebody makes them up
+            steps.clear()
+        steps[header] = step
 
     def _vr_and_length(self, level: _Level) -> tuple[bytes, int]:
         """Read an element's header; the VR is empty in Implicit VR."""
@@ -235,14 +298,18 @@ class _Walk:
 
     def _read_value(self, tag: int, length: int) -> None:
         if tag not in _PIXEL_ATTRIBUTES:
-            self._bytes += length
-            if self._bytes > self._limits.bytes_outside_pixels:
-                raise RefusedInstance("too many bytes outside Pixel Data", OVER_A_LIMIT)
+            self._count_bytes(length)
         if tag in _IDENTITY and len(self._levels) == 1:
             if tag in self.found:
                 raise _MalformedError(UNDECODABLE)  # readers differ in which of two they take
-            self.found[tag] = bytes(self._data[self._position : self._position + length])
+            self._need(self._levels[0], length)
+            self.found[tag] = self._data[self._position : self._position + length]
         self._position += length
+
+    def _count_bytes(self, length: int) -> None:
+        self._bytes += length
+        if self._bytes > self._limits.bytes_outside_pixels:
+            raise RefusedInstance("too many bytes outside Pixel Data", OVER_A_LIMIT)
 
     def _skip_encapsulated(self, level: _Level) -> None:
         while True:
@@ -281,11 +348,10 @@ class _Walk:
             raise RefusedInstance("sequences are nested too deeply", OVER_A_LIMIT)
 
     def _looks_like_sequence(self, tag: int, length: int) -> bool:
-        return (
-            tag not in _PIXEL_ATTRIBUTES
-            and length >= _TAG_LENGTH.size
-            and bytes(self._data[self._position : self._position + 4]) == _ITEM_BYTES
-        )
+        if tag in _PIXEL_ATTRIBUTES or length < _TAG_LENGTH.size:
+            return False
+        self._need(self._levels[-1], _TAG_LENGTH.size)
+        return self._data[self._position : self._position + 4] == _ITEM_BYTES
 
     def _tag_and_length(self, level: _Level) -> tuple[int, int]:
         self._need(level, _TAG_LENGTH.size)
@@ -296,8 +362,10 @@ class _Walk:
     def _need(self, level: _Level, size: int) -> None:
         if size > level.limit - self._position:
             raise _MalformedError(TRUNCATED)
+        if self._position + size > self._readable:
+            raise BeyondHeadError
 
-    def _count(self) -> None:
-        self._elements += 1
+    def _count(self, number: int = 1) -> None:
+        self._elements += number
         if self._elements > self._limits.elements:
             raise RefusedInstance("too many elements", OVER_A_LIMIT)

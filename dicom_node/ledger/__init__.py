@@ -18,7 +18,7 @@ from dicom_node.ledger.judgements import SUPERSEDED, Judgements
 from dicom_node.ledger.outbox import Outbox
 from dicom_node.ledger.queue import HOLD_REASON, Queue
 from dicom_node.ledger.reception import Reception
-from dicom_node.ledger.records import Event, Job, JudgedSeries, Judgement, StudyRow
+from dicom_node.ledger.records import Event, Job, JudgedSeries, Judgement, Receipt, StudyRow
 
 __all__ = [
     "HOLD_REASON",
@@ -28,6 +28,7 @@ __all__ = [
     "JudgedSeries",
     "Judgement",
     "Ledger",
+    "Receipt",
     "StudyRow",
 ]
 

@@ -181,10 +181,24 @@ def insert_new(
     """
     if not rows:
         return ()
-    statement = _INSERT_NEW[connection.dialect.name](table).on_conflict_do_nothing(
+    return connection.execute(_insert_new(connection, table, key).returning(table), rows).all()
+
+
+def add_new(
+    connection: Connection,
+    table: Table,
+    rows: Sequence[Mapping[str, Any]],
+    key: Sequence[str] | None = None,
+) -> None:
+    """Insert those of `rows` whose key is new; as `insert_new`, and faster."""
+    if rows:
+        connection.execute(_insert_new(connection, table, key), rows)
+
+
+def _insert_new(connection: Connection, table: Table, key: Sequence[str] | None) -> _Insert:
+    return _INSERT_NEW[connection.dialect.name](table).on_conflict_do_nothing(
         index_elements=key or [column.name for column in table.primary_key]
     )
-    return connection.execute(statement.returning(table), rows).all()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dicom_node.domain import Gap, Label, Origin, Refusal, StudyState, SynthesisPlan
+from dicom_node.domain import Gap, Instance, Label, Origin, Refusal, StudyState, SynthesisPlan
 from dicom_node.jobs import JobState
 
 
@@ -104,3 +104,16 @@ class Event:
     study_instance_uid: str | None
     plan_id: str | None
     detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """One instance as it came in.
+
+    Attributes:
+        association_id: over which it came; None for one that was found in the store.
+    """
+
+    instance: Instance
+    peer: str
+    association_id: str | None

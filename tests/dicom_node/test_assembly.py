@@ -108,10 +108,9 @@ def test_study_that_is_still_coming_waits(node: Node) -> None:
 
 
 def test_open_association_keeps_a_study_waiting(node: Node) -> None:
-    node.ledger.open_association("a", "modality")
     study = node.receive(make_series("T1w"), association="a")
     node.clock.advance(seconds=50)
-    node.ledger.beat_association("a")
+    node.ledger.record_receipts([], alive=["a"])
 
     assert node.assemble(after=timedelta(seconds=30)) == 0
     assert node.state(study) is StudyState.RECEIVING

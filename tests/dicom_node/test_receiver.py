@@ -14,8 +14,9 @@ from dicom_node import command
 from dicom_node.ledger import Ledger
 from dicom_node.node_settings import Limits, NodeSettings, Peer, StorageClasses
 from dicom_node.node_settings import Receiver as ReceiverSettings
-from dicom_node.receiver import Receiver
-from dicom_node.store import Store
+from dicom_node.receiver import Receiver, build_structure_limits
+from dicom_node.spool import open_spool
+from dicom_node.store import Durability, Store
 from dicom_node.upper_layer import ProposedContext, decode_request, encode_pdu, encode_request
 from doubles.raw_peer import (
     EXPLICIT,
@@ -61,8 +62,12 @@ StartNode = Callable[..., Node]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[StartNode]:
-    """Give a function that starts a receiver with the given limits."""
+    """Give a function that starts a receiver with the given limits.
+
+    It is strict, so that a row is there when its answer is.
+    """
     nodes: list[Node] = []
+    stack = contextlib.ExitStack()
 
     def start_node(**limits: object) -> Node:
         settings = NodeSettings(
@@ -85,13 +90,18 @@ def start(tmp_path: Path) -> Iterator[StartNode]:
         )
         store = Store(settings.store_folder).open()
         ledger = Ledger(settings.ledger_url, lambda: datetime.now(UTC)).open()
-        receiver = Receiver(settings, store, ledger)
+        spool = stack.enter_context(
+            open_spool(store, ledger, build_structure_limits(settings), Durability.STRICT)
+        )
+        receiver = Receiver(settings, spool)
         nodes.append(Node(receiver, ledger, store, receiver.start()[1]))
         return nodes[-1]
 
     yield start_node
     for node in nodes:
         node.receiver.stop(5)
+    stack.close()
+    for node in nodes:
         node.ledger.close()
 
 
@@ -327,13 +337,14 @@ def test_a_service_that_is_not_offered_is_not_recognized(node):
 
 def test_a_disk_that_fails_is_told_and_nothing_is_acknowledged(node):
     incoming = node.store.path("incoming")
-    incoming.rmdir()
+    aside = incoming.rename(incoming.with_name("aside"))
     incoming.write_bytes(b"not a folder")
     with node.connect() as peer:
         peer.associate()
 
         assert peer.store("1.2.3.5", data_set("1.2.3.5")) == 0xA700
         incoming.unlink()
+        aside.rename(incoming)
         assert peer.store("1.2.3.5", data_set("1.2.3.5")) == command.SUCCESS
 
 
@@ -438,7 +449,7 @@ def test_an_instance_over_the_limit_is_cut_off_and_leaves_nothing(start):
 
         assert peer.read_abort() == (0, 0)
 
-    assert list(node.store.path("incoming").iterdir()) == []
+    assert list(node.store.path("incoming").rglob("*.*")) == []
 
 
 def test_garbage_after_our_abort_is_thrown_away(node):

@@ -1,3 +1,4 @@
+import contextlib
 import socket
 import ssl
 import time
@@ -12,7 +13,9 @@ from dicom_node.ledger import Ledger
 from dicom_node.network import VERIFICATION, client_context, open_association
 from dicom_node.node_settings import TLS, Limits, NodeSettings, Peer, Receiver, StorageClasses
 from dicom_node.receiver import Receiver as ReceivingServer
-from dicom_node.store import Store
+from dicom_node.receiver import build_structure_limits
+from dicom_node.spool import open_spool
+from dicom_node.store import Durability, Store
 from doubles.certificates import make_authority, make_certificate
 
 pytestmark = pytest.mark.integration
@@ -32,7 +35,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start(tmp_path: Path, keys: Path) -> Iterator[Callable[..., int]]:
     """Give a function that starts a TLS receiver on an address and returns its port."""
-    servers: list[tuple[ReceivingServer, Ledger]] = []
+    stack = contextlib.ExitStack()
 
     def start_server(host: str = "127.0.0.1", **options: object) -> int:
         settings = NodeSettings(
@@ -53,15 +56,16 @@ def start(tmp_path: Path, keys: Path) -> Iterator[Callable[..., int]]:
             ),
             peers={"scanner": Peer(ae_title="SCANNER", address="0.0.0.0/0", roles={"receive"})},
         )
-        ledger = Ledger(settings.ledger_url, lambda: datetime.now(UTC)).open()
-        server = ReceivingServer(settings, Store(settings.store_folder).open(), ledger)
-        servers.append((server, ledger))
+        store = Store(settings.store_folder).open()
+        ledger = stack.enter_context(Ledger(settings.ledger_url, lambda: datetime.now(UTC)).open())
+        limits = build_structure_limits(settings)
+        spool = stack.enter_context(open_spool(store, ledger, limits, Durability.SYNCED))
+        server = ReceivingServer(settings, spool)
+        stack.callback(server.stop, 5)
         return server.start()[1]
 
-    yield start_server
-    for server, ledger in servers:
-        server.stop(5)
-        ledger.close()
+    with stack:
+        yield start_server
 
 
 def echo(port: int, tls: ssl.SSLContext | None, host: str = "127.0.0.1") -> int:

@@ -1,3 +1,4 @@
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,8 @@ from dicom_node import crashpoints
 from dicom_node.errors import RefusedInstance, StorageError
 from dicom_node.ledger import Ledger
 from dicom_node.part10 import encode_file_meta
-from dicom_node.spool import Announced, IncomingDataSet, Spool, rebuild
-from dicom_node.store import INCOMING, Store
+from dicom_node.spool import Announced, Spool, open_spool, rebuild
+from dicom_node.store import INCOMING, Durability, Store
 from dicom_node.structure import StructureLimits
 from doubles.ledger import Clock
 
@@ -33,6 +34,10 @@ def data_set(uid: str, study: str = "1.2.3") -> bytes:
     )
 
 
+def pixel_data(value: bytes) -> bytes:
+    return struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, len(value)) + value
+
+
 def announce(uid: str) -> Announced:
     return Announced(sop_class_uid=MR, sop_instance_uid=uid, transfer_syntax_uid=EXPLICIT)
 
@@ -49,14 +54,16 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def spool(store: Store, ledger: Ledger) -> Spool:
-    return Spool(store, ledger, LIMITS)
+def spool(store: Store, ledger: Ledger) -> Iterator[Spool]:
+    with open_spool(store, ledger, LIMITS, Durability.STRICT) as one:
+        yield one
 
 
 def keep(spool: Spool, uid: str, content: bytes | None = None) -> None:
-    with spool.begin() as incoming:
-        incoming.write(memoryview(data_set(uid) if content is None else content))
-        spool.keep(incoming, announce(uid), peer="scanner", association_id=ASSOCIATION)
+    whole = memoryview(data_set(uid) if content is None else content)
+    with spool.begin(announce(uid), peer="scanner", association=ASSOCIATION) as incoming:
+        incoming.write([whole[:7], whole[7:]])
+        incoming.keep()
 
 
 def test_what_is_kept_is_the_file_of_the_data_set_verbatim(spool, store, ledger):
@@ -92,28 +99,68 @@ def test_the_file_is_whole_before_its_row_and_the_row_before_the_answer(
     assert seen == [("receive.stored", 1, 0), ("receive.recorded", 1, 1)]
 
 
-def test_a_long_data_set_waits_in_a_file_without_a_name(tmp_path):
-    with IncomingDataSet(tmp_path) as incoming:
-        for _ in range(10):
-            incoming.write(memoryview(bytes(range(256)) * 4_096))
+@pytest.mark.parametrize("durability", list(Durability))
+def test_a_long_data_set_is_kept_as_it_came(store, ledger, durability):
+    long = data_set("1.2.3.5") + pixel_data(bytes(range(256)) * 4_096)
+    with open_spool(store, ledger, LIMITS, durability) as spool:
+        keep(spool, "1.2.3.5", long)
 
-        assert list(tmp_path.iterdir()) == []
-        with incoming.view() as view:
-            assert bytes(view) == bytes(range(256)) * 40_960
-        assert incoming.size == 10 * 1024 * 1024
+    (instance,) = ledger.read_instances("1.2.3")
+    assert store.read(instance.path) == encode_file_meta(MR, "1.2.3.5", EXPLICIT) + long
 
 
-def test_a_folder_that_is_gone_is_a_storage_error(tmp_path):
-    with IncomingDataSet(tmp_path / "gone") as incoming, pytest.raises(StorageError):
-        incoming.write(memoryview(bytes(9 * 1024 * 1024)))
+@pytest.mark.parametrize(
+    ("tail", "status"),
+    [(b"", 0xC103), (element((0x7FE1, 0x0010), "after"), None), (b"\xfe\xff\x0d\xe0" * 2, 0xC102)],
+)
+def test_structure_beyond_the_bytes_in_memory_is_walked_as_well(spool, store, tail, status):
+    pixels = pixel_data(bytes(100_000))
+    content = data_set("1.2.3.5") + (pixels + tail if tail else pixels[:-2])
+    if status is None:
+        keep(spool, "1.2.3.5", content)
+    else:
+        with pytest.raises(RefusedInstance) as refused:
+            keep(spool, "1.2.3.5", content)
+        assert refused.value.status == status
+    assert len(list(store.iterate_incoming())) == (status is None)
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_the_same_content_again_replaces_its_file_in_the_strict_order(
+    store, ledger, durability, monkeypatch
+):
+    synced: list[str] = []
+    sync = os.fsync
+
+    def record_sync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().suffix or "folder")
+        sync(descriptor)
+
+    with open_spool(store, ledger, LIMITS, durability) as spool:
+        keep(spool, "1.2.3.5")
+        monkeypatch.setattr(os, "fsync", record_sync)
+        keep(spool, "1.2.3.5")
+
+    assert synced == [".part", "folder"]
+    assert len(list(store.iterate_incoming())) == 1
+    assert list(store.path(INCOMING).rglob("*.part")) == []
+    assert len(ledger.read_instances("1.2.3")) == 1
+
+
+def test_a_part_that_is_not_kept_is_deleted(spool, store):
+    with spool.begin(announce("1.2.3.5"), peer="scanner", association=ASSOCIATION) as incoming:
+        incoming.write([memoryview(b"half")])
+        assert len(list(store.path(INCOMING).rglob("*.part"))) == 1
+
+    assert list(store.path(INCOMING).rglob("*.*")) == []
 
 
 def test_a_file_without_a_row_gets_its_row_back(spool, store, ledger, monkeypatch):
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise StorageError("the row is lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "record_instances", die)
+        patch.setattr(ledger, "record_receipts", die)
         with pytest.raises(StorageError):
             keep(spool, "1.2.3.5")
     assert ledger.known_paths() == set()
@@ -136,7 +183,6 @@ def test_a_rebuilt_row_is_the_one_that_was_lost(spool, store, ledger, tmp_path):
 
 def test_a_half_written_file_is_deleted_at_start(store, ledger):
     part = store.path(INCOMING) / "ab" / "x.dcm.1234.part"
-    part.parent.mkdir()
     part.write_bytes(b"half")
 
     rebuild(store, ledger, LIMITS)

@@ -58,22 +58,23 @@ def test_file_and_name_are_synced_in_this_order(store, monkeypatch):
     monkeypatch.setattr(os, "fsync", record_sync)
     monkeypatch.setattr(Path, "replace", record_replace)
 
-    store.write("incoming/ab/one.dcm", b"bytes")
+    store.write("derived/plan/one.dcm", b"bytes")
 
-    # The first folder is `incoming`, in which `ab` is new; the last is `ab`, with the new name.
+    # The first folder is `derived`, in which `plan` is new; the last is `plan`, with the new name.
     assert steps == ["sync folder", "sync .part", "rename", "sync folder"]
 
 
 def test_short_writes_are_continued(store, monkeypatch):
-    write = os.write
+    write, writev = os.write, os.writev
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    monkeypatch.setattr(os, "writev", lambda descriptor, data: writev(descriptor, [data[0][:3]]))
 
     store.write("incoming/ab/one.dcm", b"0123456789")
 
     assert store.read("incoming/ab/one.dcm") == b"0123456789"
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "open"])
+@pytest.mark.parametrize("call", ["writev", "fsync", "open"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_failed_call_stores_nothing_and_keeps_the_old_file(store, monkeypatch, call, number):
     store.write("incoming/ab/one.dcm", b"old")
@@ -89,7 +90,7 @@ def test_failed_call_stores_nothing_and_keeps_the_old_file(store, monkeypatch, c
 
 def test_file_that_came_out_short_is_not_kept(store, monkeypatch):
     # A write that says it took all and took nothing.
-    monkeypatch.setattr(os, "write", lambda _, data: len(data))
+    monkeypatch.setattr(os, "writev", lambda _, data: sum(map(len, data)))
 
     with pytest.raises(StorageError, match="short"):
         store.write("incoming/ab/one.dcm", b"bytes")

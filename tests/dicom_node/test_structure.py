@@ -51,7 +51,7 @@ def encode(dataset: Dataset, *, explicit: bool = True, undefined: bool = False) 
 
 
 def walk(data: bytes, *, explicit: bool = True, limits: StructureLimits = LIMITS):
-    return read_identity(memoryview(data), explicit=explicit, limits=limits)
+    return read_identity(data, explicit=explicit, limits=limits)
 
 
 def refused(data: bytes, *, explicit: bool = True, limits: StructureLimits = LIMITS) -> int:

@@ -111,7 +111,7 @@ def test_naive_time_is_refused(tmp_path):
     naive = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", lambda: datetime(2026, 1, 1))  # noqa: DTZ001
 
     with naive.open() as ledger, pytest.raises(StorageError, match="ValueError"):
-        ledger.open_association("one", PEER)
+        ledger.record_instances([make_instance()], PEER, "one")
 
 
 @pytest.mark.parametrize(

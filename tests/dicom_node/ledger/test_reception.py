@@ -114,21 +114,19 @@ def test_judged_study_is_not_quiet_but_done(ledger, clock):
 
 
 def test_open_association_keeps_its_study_from_being_quiet(ledger, clock):
-    ledger.open_association("one", PEER)
     ledger.record_instances([make_instance()], PEER, "one")
     clock.advance(seconds=80)
 
     during = ledger.find_quiet_studies(QUIET, STALE)
-    ledger.close_association("one")
+    ledger.record_receipts([], closed=["one"])
 
     assert (during, ledger.find_quiet_studies(QUIET, STALE)) == ([], [STUDY])
 
 
 def test_association_without_a_beat_counts_as_closed(ledger, clock):
-    ledger.open_association("one", PEER)
     ledger.record_instances([make_instance()], PEER, "one")
     clock.advance(seconds=80)
-    ledger.beat_association("one")
+    ledger.record_receipts([], alive=["one"])
     clock.advance(seconds=80)
 
     alive = ledger.find_quiet_studies(QUIET, STALE)
@@ -139,7 +137,6 @@ def test_association_without_a_beat_counts_as_closed(ledger, clock):
 
 def test_association_that_delivers_elsewhere_keeps_nobody_waiting(ledger, clock):
     ledger.record_instances([make_instance()], PEER, None)
-    ledger.open_association("one", PEER)
     clock.advance(seconds=80)
     ledger.record_instances([make_instance(9, study_instance_uid="1.9")], PEER, "one")
 
@@ -147,7 +144,6 @@ def test_association_that_delivers_elsewhere_keeps_nobody_waiting(ledger, clock)
 
 
 def test_restart_closes_every_association(ledger, clock):
-    ledger.open_association("one", PEER)
     ledger.record_instances([make_instance()], PEER, "one")
     clock.advance(seconds=61)
 
@@ -157,11 +153,10 @@ def test_restart_closes_every_association(ledger, clock):
 
 
 def test_closed_association_is_told_once_and_leaves_no_rows(ledger):
-    ledger.open_association("one", PEER)
     ledger.record_instances([make_instance()], PEER, "one")
 
-    ledger.close_association("one")
-    ledger.close_association("one")
+    ledger.record_receipts([], closed=["one"])
+    ledger.record_receipts([], closed=["one"])
 
     told = [event.name for event in ledger.events() if event.name.startswith("association")]
     assert told == ["association.opened", "association.closed"]
