@@ -8,6 +8,7 @@ hold this thread for the times of `Limits` and this process for one PDU of memor
 """
 
 import contextlib
+import mmap
 import socket
 import ssl
 import struct
@@ -39,7 +40,7 @@ _MAXIMUM_PDVS = 4_096
 _MAXIMUM_EMPTY_PDUS = 16
 _SENT_BYTES = 131_072  # the longest PDU sent, also to a peer that takes any
 _WRITE_BYTES = 1_048_576  # a message goes out in writes of this size: few, and memory stays small
-_SPARE_BYTES = 131_072  # beside the longest PDU, so that one read takes in more than one of them
+_BUFFER_BYTES = 1_048_576  # most instances lie in it whole, and go to their file in one write
 _FLUSH_BYTES = 1_048_576  # garbage read after an end, before the socket is closed all the same
 _WAKE_SECONDS = 0.5  # how soon an idle association notices that the node is stopping
 _TIMEVAL = struct.Struct("@ll")
@@ -86,7 +87,9 @@ class Wire:
         self._socket = sock
         self._stopping = stopping
         self._is_tls = isinstance(sock, ssl.SSLSocket)
-        self._buffer = bytearray(max(limits.pdu_bytes, limits.request_bytes) + _SPARE_BYTES)
+        self._room = _HEADER_BYTES + max(limits.pdu_bytes, limits.request_bytes)
+        # A mapping and no bytearray: pages that are never read into cost no memory.
+        self._buffer = mmap.mmap(-1, self._room + _BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
@@ -99,6 +102,7 @@ class Wire:
         wait: float,
         whole: float | None,
         stoppable: bool = False,
+        keep: bool = False,
     ) -> tuple[int, memoryview]:
         """Read one PDU of a type in `longest`, which gives the most bytes its body may have.
 
@@ -107,14 +111,17 @@ class Wire:
             wait: seconds until its first byte.
             whole: seconds from its first byte to its last; None: `wait` is the time for all of it.
             stoppable: give up waiting when the node is stopping.
+            keep: what was read before stays valid; only while `has_room`.
 
         Returns:
-            Its type and its body, which is valid until the next read.
+            Its type and its body, which is valid until the next read that does not keep it.
 
         Raises:
             TimeoutError: not one byte came.
             ProtocolError: anything else than such a PDU came, or the node is stopping.
         """
+        if not keep:
+            self._make_room()
         deadline = time.monotonic() + wait
         while self._start == self._end:
             if stoppable and self._stopping():
@@ -139,11 +146,9 @@ class Wire:
         self._start = first + length
         return pdu_type, self._view[first : first + length]
 
-    def holds_a_pdu(self) -> bool:
-        """Say whether the next PDU can be read without asking the network."""
-        held = self._end - self._start - _HEADER_BYTES
-        first = self._start + 2
-        return held >= 0 and held >= int.from_bytes(self._buffer[first : first + 4], "big")
+    def has_room(self) -> bool:
+        """Say whether one more PDU fits beside those that were read."""
+        return len(self._buffer) - self._start >= self._room
 
     def send(self, data: bytes | bytearray) -> None:
         """Write all of `data`.
@@ -210,12 +215,17 @@ class Wire:
             microseconds = int((seconds - whole) * 1_000_000)
             self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, microseconds))
 
+    def _make_room(self) -> None:
+        """Let the next PDU begin where a whole one fits; what was read before is overwritten."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif not self.has_room():
+            kept = self._end - self._start
+            self._buffer.move(0, self._start, kept)
+            self._start, self._end = 0, kept
+
     def _fill(self, needed: int, deadline: float) -> None:
         """Read until `needed` bytes lie in the buffer from its start."""
-        if self._start + needed > len(self._buffer):
-            kept = self._end - self._start
-            self._buffer[:kept] = self._buffer[self._start : self._end]
-            self._start, self._end = 0, kept
         while self._end - self._start < needed:
             if time.monotonic() >= deadline:
                 raise ProtocolError("pdu_timeout", None)
@@ -227,8 +237,6 @@ class Wire:
         The acknowledgement is asked for anew before each read: a sender with Nagle's algorithm
         on, which is every DCMTK as shipped, waits for it 40 ms per message otherwise.
         """
-        if self._start == self._end:
-            self._start = self._end = 0
         try:
             if _QUICK_ACKNOWLEDGE is not None:
                 self._socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACKNOWLEDGE, 1)
@@ -285,24 +293,34 @@ class Association:
                 return context_id, decode_command(bytes(command))
             fragment = self._next_fragment_in_message()
 
-    def read_data_set(self, context_id: int) -> Iterator[list[memoryview]]:
-        """Yield the fragments of the data set that follows a command, as many as are there.
+    def read_data_set(
+        self, context_id: int, longest: int
+    ) -> Iterator[tuple[list[memoryview], bool]]:
+        """Yield the fragments of the data set that follows a command, about 1 MiB at a time.
 
-        They are valid until the next are asked for.
+        With them comes whether they are the last. They are valid until the next are asked for.
+
+        Args:
+            context_id: the command's.
+            longest: bytes that it may have.
 
         Raises:
             ProtocolError: the peer broke the rules, aborted or has gone.
         """
         fragments: list[memoryview] = []
         is_last = False
+        size = 0
         while not is_last:
-            fragment = self._next_fragment_in_message()
+            fragment = self._next_fragment_in_message(keep=bool(fragments))
             if fragment is None or fragment[0] != context_id or fragment[1] & _IS_COMMAND:
                 raise ProtocolError("message_order")
+            size += len(fragment[2])
+            if size > longest:
+                raise ProtocolError("instance_too_large")
             fragments.append(fragment[2])
             is_last = bool(fragment[1] & _IS_LAST)
-            if is_last or not (self._pending or self._wire.holds_a_pdu()):
-                yield fragments
+            if is_last or not (self._pending or self._wire.has_room()):
+                yield fragments, is_last
                 fragments = []
 
     def send(self, context_id: int, command: bytes, data_set: bytes | None = None) -> None:
@@ -361,14 +379,16 @@ class Association:
             header = struct.pack(">BxI", upper_layer.P_DATA_TF, length + 4)
             yield header + _PDV.pack(length, context_id, control | last), fragment
 
-    def _next_fragment_in_message(self) -> tuple[int, int, memoryview] | None:
+    def _next_fragment_in_message(
+        self, *, keep: bool = False
+    ) -> tuple[int, int, memoryview] | None:
         try:
-            return self._next_fragment(self._wire.limits.message_seconds)
+            return self._next_fragment(self._wire.limits.message_seconds, keep=keep)
         except TimeoutError:
             raise ProtocolError("message_timeout") from None
 
     def _next_fragment(
-        self, wait: float, *, stoppable: bool = False
+        self, wait: float, *, stoppable: bool = False, keep: bool = False
     ) -> tuple[int, int, memoryview] | None:
         """Return context id, control byte and payload of the next PDV; None for a release."""
         empty = 0
@@ -378,6 +398,7 @@ class Association:
                 wait=wait,
                 whole=self._wire.limits.pdu_seconds,
                 stoppable=stoppable,
+                keep=keep,
             )
             if pdu_type == upper_layer.RELEASE_RQ:
                 return None

@@ -15,7 +15,7 @@ from dicom_node import crashpoints
 from dicom_node.errors import StorageError
 from dicom_node.ledger import Ledger, Receipt
 
-LINGER_SECONDS = 0.05
+LINGER_SECONDS = 0.25
 """Rows that nobody waits for are collected for so long."""
 
 _MOST_ROWS = 5_000

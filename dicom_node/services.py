@@ -7,7 +7,7 @@ sends ends up in a log line or a file name. Statuses: PS3.4 table B.2-1 and PS3.
 import contextlib
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from dicom_node import command
 from dicom_node.association import Association, Context
@@ -75,7 +75,9 @@ class Services:
             status, comment = self._store(context, elements, has_data_set)
         else:
             if has_data_set:
-                deque(self._association.read_data_set(context_id), maxlen=0)  # read, not kept
+                deque(
+                    self._association.read_data_set(context_id, self._instance_bytes), maxlen=0
+                )  # read, not kept
             status = _status_without_store(field, context)
         response: dict[int, int | str] = {
             command.COMMAND_FIELD: field | command.RESPONSE,
@@ -119,7 +121,7 @@ class Services:
 
     def _take(self, context: Context, elements: Mapping[int, int | bytes]) -> None:
         """Read the data set to its end, whatever is wrong with it, then keep it or refuse it."""
-        fragments = self._bounded(self._association.read_data_set(context.context_id))
+        fragments = self._association.read_data_set(context.context_id, self._instance_bytes)
         try:
             if self.association_id is None:
                 self.association_id = uuid.uuid4().hex
@@ -127,25 +129,14 @@ class Services:
             with self._spool.begin(
                 announced, peer=self._peer, association=self.association_id
             ) as incoming:
-                for some in fragments:
-                    incoming.write(some)
-                incoming.keep()
+                for some, is_last in fragments:
+                    if is_last:
+                        incoming.keep(some)
+                    else:
+                        incoming.write(some)
         except (RefusedInstance, StorageError):
             deque(fragments, maxlen=0)  # the peer must be heard out before it is answered
             raise
-
-    def _bounded(self, fragments: Iterator[list[memoryview]]) -> Iterator[list[memoryview]]:
-        """Pass fragments on until they are more than an instance may have.
-
-        Raises:
-            ProtocolError: they are; the association is aborted.
-        """
-        size = 0
-        for some in fragments:
-            size += sum(map(len, some))
-            if size > self._instance_bytes:
-                raise ProtocolError("instance_too_large")
-            yield some
 
 
 def _read_announced(context: Context, elements: Mapping[int, int | bytes]) -> Announced:

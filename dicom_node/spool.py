@@ -7,10 +7,11 @@ The data set is kept verbatim.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,11 +21,12 @@ from dicom_node.errors import RefusedInstance
 from dicom_node.ledger import Ledger, Receipt
 from dicom_node.part10 import decode_file_meta, encode_file_meta
 from dicom_node.recorder import Recorder
-from dicom_node.store import INCOMING, PART, Durability, PartFile, Store, translated
+from dicom_node.store import INCOMING, PART, Durability, PartFile, Store, translated, write_once
 from dicom_node.structure import (
     MISMATCH,
     BeyondHeadError,
     Identity,
+    Memory,
     StructureLimits,
     read_identity,
 )
@@ -33,9 +35,12 @@ from dicom_node.upper_layer import IMPLICIT_VR_LITTLE_ENDIAN
 REBUILT = "(rebuilt)"
 """Stands for the peer of an instance whose row was made from its file."""
 
-_HEAD_BYTES = 65_536
+_HEAD_BYTES = 32_768
 """So much of a data set is held in memory, where its structure is walked; all else is skipped."""
 _REBUILD_BATCH = 256
+
+Walk = Callable[..., Identity]
+"""`read_identity` with its limits, and its memory of earlier walks."""
 
 _logger = logging.getLogger(__name__)
 
@@ -52,8 +57,8 @@ class Announced:
 class Incoming:
     """One instance while its data set comes in; a context manager that leaves nothing by halves.
 
-    Fragments go to the file and into the digest as they come, so that little is left to do when the
-    last one is there.
+    What comes in one piece is written in one piece. Of what does not, every piece goes to a part
+    file and into the digest as it comes, so that little is left to do after the last one.
     """
 
     def __init__(
@@ -63,39 +68,38 @@ class Incoming:
         self._announced = announced
         self._peer = peer
         self._association = association
-        self._name = spool.store.incoming_stem(announced.sop_instance_uid)
-        meta = encode_file_meta(
+        self._meta = encode_file_meta(
             announced.sop_class_uid, announced.sop_instance_uid, announced.transfer_syntax_uid
         )
-        self._meta_size = len(meta)
-        self._digest = hashlib.sha256(meta)
-        self._head = bytearray()
-        with translated("write"):
-            self._part = PartFile(spool.store.path(self._name))
-            self._part.write([meta])
+        self._digest = hashlib.sha256(self._meta)
+        self._head = b""
+        self._size = 0
+        self._part: PartFile | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        with translated("write"):
-            self._part.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        if self._part is not None:
+            with translated("write"):
+                self._part.close()
 
     def write(self, fragments: Sequence[memoryview]) -> None:
-        """Add the next fragments.
+        """Add fragments that are not the last ones.
 
         Raises:
             StorageError: the disk is full or broken.
         """
+        self._look_at(fragments)
         with translated("write"):
+            if self._part is None:
+                stem = self._spool.store.incoming_stem(self._announced.sop_instance_uid)
+                self._part = PartFile(self._spool.store.incoming_path(stem))
+                self._part.write([self._meta])
             self._part.write(fragments)
-        for fragment in fragments:
-            self._digest.update(fragment)
-            if len(self._head) < _HEAD_BYTES:
-                self._head += fragment
 
-    def keep(self) -> None:
-        """Make the instance durable; when this returns, 0x0000 is true.
+    def keep(self, fragments: Sequence[memoryview]) -> None:
+        """Add the last fragments and make the instance durable; after this, 0x0000 is true.
 
         The same content again changes nothing. The same UID with other content is kept beside the
         first.
@@ -105,11 +109,19 @@ class Incoming:
             StorageError: the disk or the ledger did not take it.
         """
         spool = self._spool
-        identity = self._read_identity()
+        if self._part is None:
+            self._look_at(fragments)
+        else:
+            self.write(fragments)
+        identity = self._read_identity(fragments)
         sha256 = self._digest.hexdigest()
         relative = spool.store.incoming_name(identity.sop_instance_uid, sha256)
+        final = spool.store.incoming_path(relative)
         with translated("write"):
-            self._part.keep(spool.store.path(relative), spool.durability)
+            if self._part is None:
+                write_once(final, [self._meta, *fragments], spool.durability)
+            else:
+                self._part.keep(final, spool.durability)
         crashpoints.reach("receive.stored")
         spool.recorder.record(
             Receipt(
@@ -119,18 +131,24 @@ class Incoming:
             )
         )
 
-    def _read_identity(self) -> Identity:
-        """Walk the structure in memory, or in the file where it goes on beyond what is there."""
-        limits = self._spool.limits
-        length = self._part.size - self._meta_size
+    def _look_at(self, fragments: Sequence[memoryview]) -> None:
+        """Take fragments into the digest, and the first bytes of all into memory."""
+        for fragment in fragments:
+            self._digest.update(fragment)
+            self._size += len(fragment)
+            if len(self._head) < _HEAD_BYTES:
+                self._head += fragment[:_HEAD_BYTES]
+
+    def _read_identity(self, fragments: Sequence[memoryview]) -> Identity:
+        """Walk the structure in the first bytes, or in all where it goes on beyond them."""
+        walk, announced = self._spool.walk, self._announced
         try:
-            return _read_announced(bytes(self._head), self._announced, limits, length=length)
+            return _read_announced(walk, self._head, announced, length=self._size)
         except BeyondHeadError:
-            with (
-                translated("read"),
-                mmap.mmap(self._part.descriptor, 0, access=mmap.ACCESS_READ) as whole,
-            ):
-                return _read_announced(whole, self._announced, limits, start=self._meta_size)
+            if self._part is None:
+                return _read_announced(walk, b"".join(fragments), announced)
+            with translated("read"), self._part.mapped() as whole:
+                return _read_announced(walk, whole, announced, start=len(self._meta))
 
 
 class Spool:
@@ -146,7 +164,7 @@ class Spool:
     ) -> None:
         self.store = store
         self.recorder = recorder
-        self.limits = limits
+        self.walk = functools.partial(read_identity, limits=limits, memory=Memory())
         self.durability = durability
 
     def begin(self, announced: Announced, *, peer: str, association: str) -> Incoming:
@@ -170,9 +188,10 @@ def open_spool(
 def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
     """Delete half-written received files, record every whole one that has no row; return how many.
 
-    A crash between a file's rename and its row leaves such a file; so does a ledger that is older
-    than its store. Runs at start, before anything listens or sweeps. A file that is not what its
-    name says is left alone and told in the log.
+    A crash between a file and its row leaves such a file; so does a ledger that is older than its
+    store. Runs at start, before anything listens or sweeps. A file without a row that is not what
+    its name says was never acknowledged, or the disk has changed it: it is set aside under
+    another name and told in the log.
 
     Raises:
         StorageError: the disk or the ledger does not answer.
@@ -180,13 +199,15 @@ def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
     for part in sorted(store.path(INCOMING).glob(f"*/*{PART}")):
         store.delete(f"{INCOMING}/{part.parent.name}/{part.name}")
     known = ledger.known_paths()
+    walk = functools.partial(read_identity, limits=limits, memory=Memory())
     recorded = unreadable = 0
     batch: list[Instance] = []
     for relative in store.iterate_incoming():
         if relative in known:
             continue
-        instance = _read_instance(store, relative, limits)
+        instance = _read_instance(store, relative, walk)
         if instance is None:
+            store.set_aside(relative)
             unreadable += 1
             continue
         batch.append(instance)
@@ -198,12 +219,12 @@ def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
     recorded += len(batch)
     if recorded or unreadable:
         _logger.warning(
-            "rebuild: %d received files had no row, %d could not be read", recorded, unreadable
+            "rebuild: %d received files had no row, %d were no whole instance", recorded, unreadable
         )
     return recorded
 
 
-def _read_instance(store: Store, relative: str, limits: StructureLimits) -> Instance | None:
+def _read_instance(store: Store, relative: str, walk: Walk) -> Instance | None:
     """Return what a received file says of itself; None when it is not what its name says."""
     data = store.read(relative)
     try:
@@ -213,7 +234,7 @@ def _read_instance(store: Store, relative: str, limits: StructureLimits) -> Inst
             sop_instance_uid=meta.sop_instance_uid,
             transfer_syntax_uid=meta.transfer_syntax_uid,
         )
-        identity = _read_announced(data, announced, limits, start=meta.data_set_offset)
+        identity = _read_announced(walk, data, announced, start=meta.data_set_offset)
     except (ValueError, RefusedInstance):
         return None
     sha256 = hashlib.sha256(data).hexdigest()
@@ -223,18 +244,17 @@ def _read_instance(store: Store, relative: str, limits: StructureLimits) -> Inst
 
 
 def _read_announced(
+    walk: Walk,
     data: bytes | mmap.mmap,
     announced: Announced,
-    limits: StructureLimits,
     *,
     start: int = 0,
     length: int | None = None,
 ) -> Identity:
     """Walk the data set and compare it to what was announced (PS3.4 table B.2-1, 0xA900)."""
-    identity = read_identity(
+    identity = walk(
         data,
         explicit=announced.transfer_syntax_uid != IMPLICIT_VR_LITTLE_ENDIAN,
-        limits=limits,
         start=start,
         length=length,
     )

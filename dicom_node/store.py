@@ -15,6 +15,7 @@ import contextlib
 import enum
 import hashlib
 import itertools
+import mmap
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,11 +27,14 @@ from dicom_node.errors import StorageError
 INCOMING = "incoming"
 DERIVED = "derived"
 PART = ".part"
+DAMAGED = ".damaged"
 
 _MARKER = "node-store"
 _INSTALLATION = "installation"
 _FAN_OUT = tuple(f"{number:02x}" for number in range(256))
 _MOST_PIECES = 1_024  # of one writev (IOV_MAX of Linux)
+
+_PROCESS = os.getpid()
 
 Buffer = bytes | memoryview
 
@@ -50,6 +54,19 @@ class Durability(enum.Enum):
     NONE = "none"
 
 
+def write_all(descriptor: int, pieces: Sequence[Buffer]) -> int:
+    """Write all bytes of `pieces`, also where the system takes fewer at a time; return how many."""
+    wanted = sum(map(len, pieces))
+    written = 0
+    if len(pieces) <= _MOST_PIECES:
+        written = os.writev(descriptor, pieces)
+    if written < wanted:
+        rest = memoryview(b"".join(pieces))[written:]
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    return wanted
+
+
 class PartFile:
     """A file while it is written, under a name that says that it is not whole yet.
 
@@ -59,10 +76,11 @@ class PartFile:
 
     _numbers = itertools.count()
 
-    def __init__(self, final: Path) -> None:
+    def __init__(self, beside: str) -> None:
+        """Create it, under a name that begins with the path `beside`."""
         self.size = 0
+        self._path = f"{beside}.{_PROCESS}-{next(self._numbers)}{PART}"
         self._has_name = False
-        self._path = final.with_name(f"{final.name}.{os.getpid()}-{next(self._numbers)}{PART}")
         self.descriptor = os.open(
             self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
         )
@@ -71,25 +89,23 @@ class PartFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, and delete it if it was not kept."""
         os.close(self.descriptor)
         if not self._has_name:
-            self._path.unlink(missing_ok=True)
+            os.unlink(self._path)
 
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Add the bytes of all `pieces`."""
-        wanted = sum(map(len, pieces))
-        self.size += wanted
-        if len(pieces) <= _MOST_PIECES and os.writev(self.descriptor, pieces) == wanted:
-            return
-        # A short write, or too many at once: find out where it ended, and write one by one.
-        os.ftruncate(self.descriptor, self.size - wanted)
-        os.lseek(self.descriptor, 0, os.SEEK_END)
-        for piece in pieces:
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[os.write(self.descriptor, rest) :]
+        self.size += write_all(self.descriptor, pieces)
 
-    def keep(self, final: Path, durability: Durability = Durability.STRICT) -> None:
+    def mapped(self) -> mmap.mmap:
+        """Return what was written."""
+        return mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ)
+
+    def keep(self, final: str, durability: Durability = Durability.STRICT) -> None:
         """Give the file its name and make it durable.
 
         A file that has the name already is replaced, and then always in the strict order: whoever
@@ -101,21 +117,47 @@ class PartFile:
             raise OSError("the file is shorter than what was written")
         if durability is Durability.STRICT or not self._take_name(final):
             os.fsync(self.descriptor)
-            self._path.replace(final)
+            os.replace(self._path, final)
             self._has_name = True
-            _sync_folder(final.parent)
+            _sync_folder(os.path.dirname(final))
         elif durability is Durability.SYNCED:
             os.fsync(self.descriptor)
 
-    def _take_name(self, final: Path) -> bool:
+    def _take_name(self, final: str) -> bool:
         """Take the name if nobody has it, at one blow."""
         try:
             os.link(self._path, final)
         except FileExistsError:
             return False
-        self._path.unlink()
+        os.unlink(self._path)
         self._has_name = True
         return True
+
+
+def write_once(final: str, pieces: Sequence[Buffer], durability: Durability) -> None:
+    """Write a whole received file under its name, in four system calls unless it is there already.
+
+    A crash may leave a half-written file; the digest in its name tells it from a whole one.
+    """
+    if durability is not Durability.STRICT:
+        try:
+            descriptor = os.open(final, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            pass
+        else:
+            try:
+                write_all(descriptor, pieces)
+                if durability is Durability.SYNCED:
+                    os.fsync(descriptor)
+            except BaseException:
+                os.unlink(final)
+                raise
+            finally:
+                os.close(descriptor)
+            return
+    with PartFile(final) as part:
+        part.write(pieces)
+        part.keep(final)
 
 
 class Store:
@@ -123,6 +165,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._root_text = str(root)
 
     def open(self) -> Self:
         """Create the folders of a new store, or check that this is one.
@@ -176,11 +219,11 @@ class Store:
         digest = hashlib.sha256()
         with translated("write"):
             self._make_folder(final.parent)
-            with PartFile(final) as part:
+            with PartFile(str(final)) as part:
                 for chunk in [chunks] if isinstance(chunks, bytes) else chunks:
                     digest.update(chunk)
                     part.write([chunk])
-                part.keep(final)
+                part.keep(str(final))
         return digest.hexdigest()
 
     def read(self, relative: str) -> bytes:
@@ -215,6 +258,16 @@ class Store:
                 path = path.parent
             _sync_folder(path.parent)
 
+    def set_aside(self, relative: str) -> None:
+        """Give a file that is not what its name says a name under which nobody looks for it.
+
+        Raises:
+            StorageError: the file could not be renamed.
+        """
+        path = self.path(relative)
+        with translated("rename"):
+            path.replace(path.with_name(f"{path.name}{DAMAGED}"))
+
     def sweep_parts(self) -> int:
         """Delete at start what writers of a dead process left half-written; return how many."""
         parts = [path for path in self._root.rglob(f"*{PART}") if path.is_file()]
@@ -222,6 +275,10 @@ class Store:
             for path in parts:
                 path.unlink(missing_ok=True)
         return len(parts)
+
+    def incoming_path(self, relative: str) -> str:
+        """Return where a received content lies whose name this class has made; fast."""
+        return f"{self._root_text}/{relative}"
 
     @staticmethod
     def incoming_name(sop_instance_uid: str, sha256: str) -> str:
@@ -262,7 +319,7 @@ class Store:
         _sync_folder(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: str | Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

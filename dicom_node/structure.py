@@ -12,6 +12,7 @@ import mmap
 import re
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 from dicom_node.errors import RefusedInstance
 
@@ -33,9 +34,8 @@ _IDENTITY = (_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIES_INS
 _PIXEL_DATA = 0x7FE0_0010
 _PIXEL_ATTRIBUTES = frozenset({0x7FE0_0008, 0x7FE0_0009, _PIXEL_DATA})
 _NEVER_PLAIN = _PIXEL_ATTRIBUTES.union(_IDENTITY)
-_STEPS: dict[bool, dict[bytes, int]] = {True: {}, False: {}}
-"""Headers of elements without structure, Explicit VR and Implicit, to the length of the element."""
-_MOST_STEPS = 8_192
+_MOST_REMEMBERED = 8_192
+_LONGEST_SEQUENCE = 1_024
 _ITEM = 0xFFFE_E000
 _ITEM_END = 0xFFFE_E00D
 _SEQUENCE_END = 0xFFFE_E0DD
@@ -88,6 +88,33 @@ def check_uid(raw: bytes) -> str:
     return text.decode("ascii")
 
 
+class Memory:
+    """What walks have met before, so that the next one need not take it apart again.
+
+    Scanners write the same headers and the same code sequences into one instance after another.
+    Nothing is remembered that could be judged otherwise in another place: a header says how long
+    an element without structure is, and a top-level sequence is remembered byte for byte. For one
+    set of limits.
+
+    Attributes:
+        steps: by Explicit VR or not, the eight bytes of a header to the length of the element.
+        sequences: the bytes of an element to how many elements and value bytes are in it.
+    """
+
+    def __init__(self) -> None:
+        self.steps: dict[bool, dict[bytes, int]] = {True: {}, False: {}}
+        self.sequences: dict[bytes, tuple[int, int]] = {}
+
+
+T = TypeVar("T")
+
+
+def _remember(table: dict[bytes, T], key: bytes, value: T) -> None:
+    if len(table) >= _MOST_REMEMBERED:  # somebody makes them up
+        table.clear()
+    table[key] = value
+
+
 class BeyondHeadError(Exception):
     """The structure goes on beyond the bytes at hand."""
 
@@ -99,6 +126,7 @@ def read_identity(
     limits: StructureLimits,
     start: int = 0,
     length: int | None = None,
+    memory: Memory | None = None,
 ) -> Identity:
     """Walk a whole data set and return its identity.
 
@@ -109,6 +137,7 @@ def read_identity(
         limits: how much structure is walked.
         start: where in `data` the data set begins.
         length: of the whole data set; None: it ends with `data`.
+        memory: of earlier walks with these limits.
 
     Raises:
         RefusedInstance: the walk does not end where the bytes end, the data set exceeds a limit,
@@ -116,7 +145,7 @@ def read_identity(
         BeyondHeadError: more than the first bytes are needed to say so.
     """
     end = len(data) if length is None else start + length
-    walk = _Walk(data, start, end, explicit=explicit, limits=limits)
+    walk = _Walk(data, start, end, explicit=explicit, limits=limits, memory=memory or Memory())
     walk.run()
     if any(not walk.found.get(tag, b"").rstrip(b"\0 ") for tag in _IDENTITY):
         raise RefusedInstance("a UID is missing in the data set", MISMATCH)
@@ -137,14 +166,15 @@ class _MalformedError(Exception):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Level:
+class _Level(NamedTuple):
     """A data set or a sequence that the walk is inside of.
 
     Attributes:
         limit: no byte of it lies here or beyond.
         delimited: it is of undefined length and ends with a delimiter.
         guessed: Implicit VR says no VR; its first bytes look like a sequence's.
+        begin: where the element of a sequence begins that may be remembered as a whole.
+        counted: elements and bytes that were counted before it.
     """
 
     is_sequence: bool
@@ -152,6 +182,8 @@ class _Level:
     delimited: bool
     explicit: bool
     guessed: bool = False
+    begin: int | None = None
+    counted: tuple[int, int] = (0, 0)
 
 
 class _Walk:
@@ -165,11 +197,13 @@ class _Walk:
         *,
         explicit: bool,
         limits: StructureLimits,
+        memory: Memory,
     ) -> None:
         self.found: dict[int, bytes] = {}
         self._data = data
         self._readable = len(data)
         self._limits = limits
+        self._memory = memory
         self._position = start
         self._elements = 0
         self._bytes = 0
@@ -181,6 +215,8 @@ class _Walk:
             level = self._levels[-1]
             if self._position == level.limit and not level.delimited:
                 self._levels.pop()
+                if level.begin is not None:
+                    self._remember_sequence(level)
                 continue
             try:
                 if level.is_sequence:
@@ -203,12 +239,8 @@ class _Walk:
         raise RefusedInstance(text, status)
 
     def _skip_plain(self, level: _Level) -> None:
-        """Skip elements whose headers were read before, of this instance or another.
-
-        A header is eight bytes that say how long the element is. Scanners write the same ones
-        again and again, and looking one up takes a tenth of the time of taking it apart.
-        """
-        data, steps, limit = self._data, _STEPS[level.explicit], level.limit
+        """Skip elements whose headers are remembered."""
+        data, steps, limit = self._data, self._memory.steps[level.explicit], level.limit
         position = start = self._position
         count = 0
         while position < limit and (step := steps.get(data[position : position + 8])) is not None:
@@ -253,22 +285,35 @@ class _Walk:
         elif length > level.limit - self._position:
             raise _MalformedError(TRUNCATED)
         elif vr == b"SQ":
-            self._enter(level, length, is_sequence=True, explicit=True)
+            self._read_sequence(level, begin, length)
         elif vr == b"" and self._looks_like_sequence(tag, length):
             self._enter(level, length, is_sequence=True, explicit=False, guessed=True)
         else:
             header = self._position - begin
             if header == _TAG_LENGTH.size and tag not in _NEVER_PLAIN:
-                self._remember(level, self._data[begin : self._position], header + length)
+                steps = self._memory.steps[level.explicit]
+                _remember(steps, self._data[begin : self._position], header + length)
             self._read_value(tag, length)
 
-    @staticmethod
-    def _remember(level: _Level, header: bytes, step: int) -> None:
-        """Remember the header of an element of which only its length matters."""
-        steps = _STEPS[level.explicit]
-        if len(steps) >= _MOST_STEPS:  # somebody makes them up
-            steps.clear()
-        steps[header] = step
+    def _read_sequence(self, level: _Level, begin: int, length: int) -> None:
+        """Skip a sequence of which every byte was walked before, or enter it."""
+        end = self._position + length
+        is_short = length <= _LONGEST_SEQUENCE and end <= self._readable and len(self._levels) == 1
+        known = self._memory.sequences.get(self._data[begin:end]) if is_short else None
+        if known is None:
+            counted = (self._elements, self._bytes)
+            self._enter(level, length, is_sequence=True, explicit=True)
+            if is_short:
+                self._levels[-1] = self._levels[-1]._replace(begin=begin, counted=counted)
+            return
+        self._position = end
+        self._count(known[0])
+        self._count_bytes(known[1])
+
+    def _remember_sequence(self, level: _Level) -> None:
+        elements, size = level.counted
+        whole = self._data[level.begin : self._position]
+        _remember(self._memory.sequences, whole, (self._elements - elements, self._bytes - size))
 
     def _vr_and_length(self, level: _Level) -> tuple[bytes, int]:
         """Read an element's header; the VR is empty in Implicit VR."""

@@ -59,11 +59,15 @@ def spool(store: Store, ledger: Ledger) -> Iterator[Spool]:
         yield one
 
 
-def keep(spool: Spool, uid: str, content: bytes | None = None) -> None:
+def keep(spool: Spool, uid: str, content: bytes | None = None, *, in_pieces: bool = False) -> None:
     whole = memoryview(data_set(uid) if content is None else content)
     with spool.begin(announce(uid), peer="scanner", association=ASSOCIATION) as incoming:
-        incoming.write([whole[:7], whole[7:]])
-        incoming.keep()
+        last = 0
+        if in_pieces:
+            last = len(whole) // 3 * 2
+            incoming.write([whole[:7], whole[7 : last // 2]])
+            incoming.write([whole[last // 2 : last]])
+        incoming.keep([whole[last : last + 5], whole[last + 5 :]])
 
 
 def test_what_is_kept_is_the_file_of_the_data_set_verbatim(spool, store, ledger):
@@ -99,28 +103,32 @@ def test_the_file_is_whole_before_its_row_and_the_row_before_the_answer(
     assert seen == [("receive.stored", 1, 0), ("receive.recorded", 1, 1)]
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("durability", list(Durability))
-def test_a_long_data_set_is_kept_as_it_came(store, ledger, durability):
+def test_a_long_data_set_is_kept_as_it_came(store, ledger, durability, in_pieces):
     long = data_set("1.2.3.5") + pixel_data(bytes(range(256)) * 4_096)
     with open_spool(store, ledger, LIMITS, durability) as spool:
-        keep(spool, "1.2.3.5", long)
+        keep(spool, "1.2.3.5", long, in_pieces=in_pieces)
 
     (instance,) = ledger.read_instances("1.2.3")
     assert store.read(instance.path) == encode_file_meta(MR, "1.2.3.5", EXPLICIT) + long
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize(
     ("tail", "status"),
     [(b"", 0xC103), (element((0x7FE1, 0x0010), "after"), None), (b"\xfe\xff\x0d\xe0" * 2, 0xC102)],
 )
-def test_structure_beyond_the_bytes_in_memory_is_walked_as_well(spool, store, tail, status):
+def test_structure_beyond_the_bytes_in_memory_is_walked_as_well(
+    spool, store, tail, status, in_pieces
+):
     pixels = pixel_data(bytes(100_000))
     content = data_set("1.2.3.5") + (pixels + tail if tail else pixels[:-2])
     if status is None:
-        keep(spool, "1.2.3.5", content)
+        keep(spool, "1.2.3.5", content, in_pieces=in_pieces)
     else:
         with pytest.raises(RefusedInstance) as refused:
-            keep(spool, "1.2.3.5", content)
+            keep(spool, "1.2.3.5", content, in_pieces=in_pieces)
         assert refused.value.status == status
     assert len(list(store.iterate_incoming())) == (status is None)
 
@@ -191,11 +199,12 @@ def test_a_half_written_file_is_deleted_at_start(store, ledger):
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", encode_file_meta(MR, "1.2.3.5", EXPLICIT)])
-def test_a_file_that_is_no_instance_stays_and_gets_no_row(store, ledger, content):
+def test_a_file_that_is_no_instance_is_set_aside_and_gets_no_row(store, ledger, content):
     store.write(Store.incoming_name("1.2.3.5", "0" * 64), content)
 
     assert rebuild(store, ledger, LIMITS) == 0
-    assert len(list(store.iterate_incoming())) == 1
+    assert list(store.iterate_incoming()) == []
+    assert len(list(store.path(INCOMING).rglob("*.damaged"))) == 1
     assert ledger.known_paths() == set()
 
 

@@ -44,19 +44,19 @@ def test_same_name_is_written_over(store):
 
 def test_file_and_name_are_synced_in_this_order(store, monkeypatch):
     steps = []
-    sync, replace = os.fsync, Path.replace
+    sync, replace = os.fsync, os.replace
 
     def record_sync(descriptor: int) -> None:
         synced = Path(f"/proc/self/fd/{descriptor}").readlink()
         steps.append(f"sync {synced.suffix or 'folder'}")
         sync(descriptor)
 
-    def record_replace(path: Path, target: Path) -> Path:
+    def record_replace(path: str, target: str) -> None:
         steps.append("rename")
-        return replace(path, target)
+        replace(path, target)
 
     monkeypatch.setattr(os, "fsync", record_sync)
-    monkeypatch.setattr(Path, "replace", record_replace)
+    monkeypatch.setattr(os, "replace", record_replace)
 
     store.write("derived/plan/one.dcm", b"bytes")
 
