@@ -9,6 +9,7 @@ PIP_ARGS ?=
 STUDY ?=
 CONFIG ?= config
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed
@@ -18,7 +19,7 @@ CHECKERS := dcmtk dicom3tools
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast lint train lock clean
+.PHONY: help demo serve test test-fast lint bench train lock clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +38,10 @@ test: $(TOOLS)  ## Run every ring: unit, integration, acceptance.
 test-fast: $(TOOLS)  ## Run the unit and integration rings.
 	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS)
 	$(BIN)/python -m pytest -m "not acceptance and not gpu" $(PYTEST_ARGS)
+
+bench: $(TOOLS)  ## Measure reception beside other receivers; about 25 minutes. BENCH_ARGS=--help.
+	@deploy/install-tools $(ORTHANC) $(CHECKERS)
+	@PYTHONPATH=.:tests $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 train: $(TOOLS)  ## Train the shipped models anew from the images of DICOM_NODE_DATA; hours.
 	@for experiment in $(EXPERIMENTS); do $(BIN)/synthesis train "$$experiment"; done

@@ -1,0 +1,170 @@
+"""Measure receivers beside each other, and say which goals were reached.
+
+    make bench                                all of it: five rounds, about 20 minutes
+    make bench BENCH_ARGS="--rounds 1 --only reception --receivers 'ours,C limit, synced'"
+
+Every round starts every receiver anew, in another order; ratios are between medians of the same
+rounds. Records go to bench/results.jsonl as they come: a run that was broken off goes on with
+--resume. With --document the tables go to docs/benchmarks.md.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import receivers
+from benchmarks.goals import Results
+from benchmarks.measurements import (
+    Record,
+    forget,
+    measure_disk,
+    measure_idleness,
+    measure_ledger,
+    measure_reception,
+    measure_set_up,
+    measure_shipped_senders,
+)
+from benchmarks.report import write_document, write_tables
+from benchmarks.studies import KINDS, Study
+
+ALL_CASES = "mr:1,mr:4,mr:16,small:1,small:4,small:16,ct:1,ct:4,ct:16"
+KIND_NAMES = ("disk", "reception", "shipped", "set-up", "idle", "ledger")
+RESULTS = receivers.ROOT / "bench" / "results.jsonl"
+SLOW = {receivers.ORTHANC, receivers.PYNETDICOM, receivers.PYNETDICOM_SYNCED}
+_SLOW_SMALL = 400  # instances of `small` are as many as a slow receiver takes in a second or two
+
+
+def main() -> int:
+    """Measure, and print tables."""
+    options = read_options()
+    results = options.results
+    results.parent.mkdir(parents=True, exist_ok=True)
+    if not options.resume:
+        results.unlink(missing_ok=True)
+    records = read_records(results)
+    done = {(record["round"], record["step"]) for record in records}
+    work = Path(tempfile.mkdtemp(prefix="bench-", dir=options.work))
+    try:
+        receivers.build_limit(work)
+        with results.open("a") as file:
+            for number in range(options.rounds):
+                for step, measure in rotate(list_steps(options, work, number), number):
+                    if (number, step) in done:
+                        continue
+                    for record in measure():
+                        record |= {"round": number, "step": step}
+                        file.write(json.dumps(record) + "\n")
+                        file.flush()
+                        print(json.dumps(record), flush=True)  # noqa: T201
+    finally:
+        forget(work)
+    found = Results(read_records(results))
+    write_tables(found, Console())
+    if options.document:
+        write_document(found, describe_machine(options), options.document)
+    return 0
+
+
+def read_options() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default=",".join(KIND_NAMES), help="kinds of measurements")
+    parser.add_argument("--cases", default=ALL_CASES, help="study:associations, ...")
+    parser.add_argument("--receivers", default=";".join(receivers.RECEIVERS), help="names; by ;")
+    parser.add_argument("--instances", type=int, help="of each study, for a short run")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--work", type=Path, help="where receivers store; on the disk to measure")
+    parser.add_argument("--resume", action="store_true", help="go on with the results that exist")
+    parser.add_argument("--document", type=Path, help="write the tables into this Markdown file")
+    return parser.parse_args()
+
+
+def read_records(results: Path) -> list[Record]:
+    """Return the records that a run has written so far."""
+    if not results.exists():
+        return []
+    return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+def list_steps(
+    options: argparse.Namespace, work: Path, number: int
+) -> list[tuple[str, partial[Iterator[Record]]]]:
+    """Return name and function of everything that a round measures."""
+    kinds = set(options.only.split(","))
+    chosen = options.receivers.split(";")
+    studies = {name: Study(name, options.instances) for name in KINDS}
+    few = Study("small", min(options.instances or _SLOW_SMALL, _SLOW_SMALL))
+    cases = [
+        (name, int(count))
+        for name, _, count in (c.partition(":") for c in options.cases.split(","))
+    ]
+    shipped = {receivers.STORESCP_SHIPPED, receivers.ORTHANC_SHIPPED}
+    steps: list[tuple[str, partial[Iterator[Record]]]] = []
+
+    def add(step: str, function: object, *arguments: object) -> None:
+        folder = work / f"{number}-{len(steps)}"
+        steps.append((step, partial(function, *arguments[:1], folder, *arguments[1:])))
+
+    for name in chosen:
+        mine = [
+            (few if study == "small" and name in SLOW else studies[study], count)
+            for study, count in cases
+        ]
+        if "reception" in kinds and name not in shipped:
+            add(f"reception {name}", measure_reception, name, work, mine)
+        if "shipped" in kinds and name in {receivers.OURS, *shipped}:
+            add(f"shipped {name}", measure_shipped_senders, name, work, studies["mr"])
+        if "set-up" in kinds and name in {receivers.OURS, receivers.STORESCP}:
+            add(f"set-up {name}", measure_set_up, name, work)
+        if "idle" in kinds and name == receivers.OURS:
+            add(f"idle {name}", measure_idleness, name, work)
+    for kind, function in (("ledger", measure_ledger), ("disk", measure_disk)):
+        if kind in kinds:
+            steps.append((kind, partial(function, work / f"{number}-{kind}")))
+    return steps
+
+
+def rotate(steps: list, number: int) -> list:
+    """Return `steps` in the order of round `number`."""
+    turn = number % max(len(steps), 1)
+    return steps[turn:] + steps[:turn]
+
+
+def describe_machine(options: argparse.Namespace) -> dict[str, str]:
+    """Return what a reader must know to compare figures."""
+
+    def ask(*words: str) -> str:
+        program = shutil.which(words[0], path="/usr/sbin:/usr/bin:/usr/local/bin")
+        if program is None:
+            return "not installed"
+        done = subprocess.run([program, *words[1:]], capture_output=True, text=True, check=False)
+        return (done.stdout or done.stderr).strip().splitlines()[0]
+
+    cpu = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "Date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "Machine": f"{len(cpu)} cores ({cpu[0] if cpu else platform.machine()}), "
+        f"Linux {platform.release()}",
+        "Python": platform.python_version(),
+        "DCMTK": ask("storescp", "--version"),
+        "Orthanc": ask("Orthanc", "--version"),
+        "Rounds": str(options.rounds),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,74 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, object]]]:
+    folder = tmp_path_factory.mktemp("bench")
+    results = folder / "results.jsonl"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "--rounds",
+            "1",
+            "--instances",
+            "6",
+            "--cases",
+            "mr:1,small:2",
+            "--receivers",
+            "ours;ours, strict;C limit, synced",
+            "--only",
+            "reception,set-up,disk",
+            "--results",
+            results,
+            "--work",
+            folder,
+            "--document",
+            _copy_document(folder),
+        ],
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin:/usr/sbin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in results.read_text().splitlines()]
+    return (folder / "benchmarks.md").read_text(), records
+
+
+def _copy_document(folder: Path) -> Path:
+    copy = folder / "benchmarks.md"
+    copy.write_text((ROOT / "docs" / "benchmarks.md").read_text())
+    return copy
+
+
+def test_every_receiver_takes_every_instance_and_ours_keeps_its_bytes(run):
+    _, records = run
+    received = [record for record in records if record["kind"] == "reception"]
+
+    assert {(each["receiver"], each["study"]) for each in received} == {
+        (name, study)
+        for name in ("ours", "ours, strict", "C limit, synced")
+        for study in ("mr", "small")
+    }
+    assert [(each["bad"], each["lost"]) for each in received] == [(0, 0)] * 6
+    assert all(each["rate"] > 0 for each in received)
+
+
+def test_the_document_keeps_its_words_and_shows_the_goals_that_were_measured(run):
+    document, _ = run
+
+    assert document.startswith("# Benchmarks of reception")
+    assert "| R4 | durable / C program that syncs, mr × 1 |" in document
+    assert "mr × 16" not in document.partition("## Goals")[2].partition("##")[0]
+    assert "| ours, strict |" in document
