@@ -203,12 +203,17 @@ class DeliveryState(StrEnum):
     PENDING = "pending"
     SENT = "sent"  # the peer answered success
     WARNED = "warned"  # the peer took it and coerced something (B000, B006, B007)
+    COMMITTED = "committed"  # the peer was asked later, and said that it keeps it
     PARKED = "parked"  # the peer will not take it: a person must look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One instance on its way to one peer."""
+    """One instance on its way to one peer.
+
+    Attributes:
+        queued_at: since when it waits for this peer, or was queued again by a person.
+    """
 
     delivery_id: int
     plan_id: str
@@ -218,4 +223,5 @@ class Delivery:
     attempts: int
     status: int | None
     reason: str | None
+    queued_at: datetime
     next_attempt: datetime

@@ -227,12 +227,14 @@ class Node:
 def open_records(configuration: Configuration, store: Store, ledger: Ledger) -> None:
     """Open store and ledger; a store that has been worked in is not given an empty ledger.
 
+    A ledger of an earlier version is brought to this one.
+
     Raises:
         StorageError: one of them cannot be used, or the ledger is missing.
     """
     store.open()
     is_new = not store.path("installation").exists()
-    ledger.open(create=is_new)
+    ledger.open(create=is_new, migrate=True)
     store.namespace()
 
 

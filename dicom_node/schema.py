@@ -29,8 +29,8 @@ from sqlalchemy import (
 from dicom_node.domain import DeliveryState, Role, StudyState
 from dicom_node.jobs import JobState
 
-SCHEMA_VERSION = 1
-"""Raise it with every change of a table, and write the migration beside it."""
+SCHEMA_VERSION = 2
+"""Raise it with every change of a table, and write the migration in `ledger.migrations`."""
 
 
 class Utc(TypeDecorator[datetime]):
@@ -193,8 +193,32 @@ delivery = Table(
     Column("reason", Text),
     Column("queued_at", Utc, nullable=False),
     Column("next_attempt", Utc, nullable=False),
+    Column("transaction_uid", UID),  # of the newest commitment request that names it
+    Column("ask_at", Utc),  # when its peer is asked whether it keeps it; none: it may be asked now
     UniqueConstraint("sop_instance_uid", "peer"),
     Index("delivery_by_peer", "peer", "state", "next_attempt"),
+)
+
+# Peers that do not answer now; a row goes when its peer answers again.
+outage = Table(
+    "outage",
+    metadata,
+    Column("peer", String(64), primary_key=True),
+    Column("failures", Integer, nullable=False),  # associations in a row that came to nothing
+    Column("since", Utc, nullable=False),
+    Column("next_call", Utc, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+# Storage commitment requests (PS3.4 annex J); the deliveries point at the newest one of theirs.
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("transaction_uid", UID, primary_key=True),
+    Column("peer", String(64), nullable=False),
+    Column("instances", Integer, nullable=False),
+    Column("asked_at", Utc, nullable=False),
+    Column("answered_at", Utc),
 )
 
 event = Table(

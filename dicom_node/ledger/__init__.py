@@ -10,6 +10,7 @@ with its event row. Read the files in the order of the walk:
     outbox       deliveries
     chronicle    events, counts, retention
     database     connection, transactions, durability (below all of them)
+    migrations   ledgers of earlier versions
     documents    domain values as rows and JSON; records: what reading gives back
 """
 

@@ -7,13 +7,14 @@ Every error of SQLAlchemy or of a driver leaves as `StorageError`, without the v
 statement.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Row, Table, create_engine, insert, inspect, select
+from sqlalchemy import Connection, Engine, Row, Table, create_engine, insert, inspect, text
 from sqlalchemy import event as hooks
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -23,6 +24,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from dicom_node import schema
 from dicom_node.errors import StorageError
+from dicom_node.ledger.migrations import is_migratable, migrate, read_version
 
 LEDGER_STATUS = 0xA701
 """DIMSE status when the ledger cannot keep a row (0xA7xx is 'out of resources', PS3.4 B.2.3)."""
@@ -55,6 +57,8 @@ _INSERT_NEW: Mapping[str, Callable[[Table], _Insert]] = {
     "postgresql": postgresql.insert,
 }
 
+_logger = logging.getLogger(__name__)
+
 
 class Database:
     """A ledger's engine, its transactions and its event rows."""
@@ -64,12 +68,14 @@ class Database:
         self._clock = clock
         self._engine: Engine | None = None
 
-    def open(self, create: bool = True) -> Self:
+    def open(self, create: bool = True, *, migrate: bool = False) -> Self:
         """Connect, create the tables where there are none, and check that commits are durable.
 
         Args:
             create: False refuses a ledger that is not there: a node that has worked before must
                 not go on with an empty one.
+            migrate: bring the ledger of an earlier version to this one, which keeps a copy of it
+                beside it. Only for whoever holds the data folder: nobody else may be using it.
 
         Raises:
             StorageError: no ledger is there, it is not durable, it lies on a network file system,
@@ -89,6 +95,8 @@ class Database:
                 connection.execute(
                     insert(schema.schema_version).values(version=schema.SCHEMA_VERSION)
                 )
+        if migrate:
+            self._migrate()
         self.check()
         return self
 
@@ -111,10 +119,12 @@ class Database:
             StorageError: with what was seen and what was wanted.
         """
         with self._reading() as connection:
-            version = connection.scalar(select(schema.schema_version.c.version))
+            version = read_version(connection)
             if version != schema.SCHEMA_VERSION:
+                advice = ": a start of the node migrates it" if is_migratable(version) else ""
                 raise StorageError(
-                    f"the ledger has version {version}; this program wants {schema.SCHEMA_VERSION}",
+                    f"the ledger has version {version}; this program wants "
+                    f"{schema.SCHEMA_VERSION}{advice}",
                     LEDGER_STATUS,
                 )
             if connection.dialect.name != "sqlite":
@@ -129,6 +139,32 @@ class Database:
                     raise StorageError(
                         f"the ledger says {pragma}={seen}; wanted {wanted}", LEDGER_STATUS
                     )
+
+    def _migrate(self) -> None:
+        """Bring the ledger of an earlier version to this one; a crash leaves the one or the other.
+
+        Raises:
+            StorageError: the disk has no room for the copy, or the ledger does not answer.
+        """
+        with self._reading() as connection:
+            version = read_version(connection)
+        if not is_migratable(version):
+            return
+        path = Path(self._url.database or "")
+        copy = path.with_name(f"{path.name}.version-{version}")
+        try:
+            copy.unlink(missing_ok=True)  # of an attempt that was cut short
+            copy.touch(mode=0o600)
+        except OSError as error:
+            raise StorageError(f"the ledger's copy: {error.strerror}", LEDGER_STATUS) from error
+        with _translated(), self._connected() as connection:
+            connection.execution_options(bare=True)
+            connection.execute(text("VACUUM INTO :copy"), {"copy": str(copy)})
+            connection.commit()
+        with self._writing() as connection:
+            migrate(connection)
+            self._note(connection, "ledger.migrated", version=version, to=schema.SCHEMA_VERSION)
+        _logger.info("ledger.migrated version=%s to=%s", version, schema.SCHEMA_VERSION)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -252,5 +288,6 @@ def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    if not options.get("bare"):  # VACUUM wants no transaction
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")

@@ -119,6 +119,7 @@ def _select_deliveries() -> Select[Any]:
         delivery.c.attempts,
         delivery.c.status,
         delivery.c.reason,
+        delivery.c.queued_at,
         delivery.c.next_attempt,
     ).join_from(delivery, derived, delivery.c.sop_instance_uid == derived.c.sop_instance_uid)
 
@@ -133,5 +134,6 @@ def _read_delivery(row: Row[Any]) -> Delivery:
         attempts=row.attempts,
         status=row.status,
         reason=row.reason,
+        queued_at=row.queued_at,
         next_attempt=row.next_attempt,
     )

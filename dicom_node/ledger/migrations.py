@@ -1,0 +1,88 @@
+"""The ledgers of earlier versions, brought to this one: numbered steps, all of them or none.
+
+A step is SQL that never changes again, because the tables of `schema` do. Version 1 was on SQLite
+only.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import Connection, select, update
+
+from dicom_node import schema
+
+_TO_2 = (
+    # SQLite cannot change a CHECK, and `committed` is a new word in that of the state.
+    """
+    CREATE TABLE delivery_2 (
+        delivery_id INTEGER NOT NULL,
+        plan_id VARCHAR(32) NOT NULL,
+        sop_instance_uid VARCHAR(64) NOT NULL,
+        peer VARCHAR(64) NOT NULL,
+        state VARCHAR(16) NOT NULL,
+        attempts INTEGER NOT NULL,
+        status INTEGER,
+        reason TEXT,
+        queued_at DATETIME NOT NULL,
+        next_attempt DATETIME NOT NULL,
+        transaction_uid VARCHAR(64),
+        ask_at DATETIME,
+        PRIMARY KEY (delivery_id),
+        UNIQUE (sop_instance_uid, peer),
+        FOREIGN KEY(plan_id) REFERENCES job (plan_id),
+        FOREIGN KEY(sop_instance_uid) REFERENCES derived (sop_instance_uid),
+        CONSTRAINT deliverystate
+            CHECK (state IN ('pending', 'sent', 'warned', 'committed', 'parked'))
+    )
+    """,
+    """
+    INSERT INTO delivery_2
+    SELECT delivery_id, plan_id, sop_instance_uid, peer, state, attempts, status, reason,
+        queued_at, next_attempt, NULL, NULL
+    FROM delivery
+    """,
+    "DROP TABLE delivery",
+    "ALTER TABLE delivery_2 RENAME TO delivery",
+    "CREATE INDEX ix_delivery_plan_id ON delivery (plan_id)",
+    "CREATE INDEX delivery_by_peer ON delivery (peer, state, next_attempt)",
+    """
+    CREATE TABLE outage (
+        peer VARCHAR(64) NOT NULL,
+        failures INTEGER NOT NULL,
+        since DATETIME NOT NULL,
+        next_call DATETIME NOT NULL,
+        reason TEXT NOT NULL,
+        PRIMARY KEY (peer)
+    )
+    """,
+    """
+    CREATE TABLE commitment (
+        transaction_uid VARCHAR(64) NOT NULL,
+        peer VARCHAR(64) NOT NULL,
+        instances INTEGER NOT NULL,
+        asked_at DATETIME NOT NULL,
+        answered_at DATETIME,
+        PRIMARY KEY (transaction_uid)
+    )
+    """,
+)
+
+_STEPS: Mapping[int, Sequence[str]] = {1: _TO_2}
+"""Version to the statements that lead to the next one."""
+
+
+def read_version(connection: Connection) -> int | None:
+    """Return the version that wrote the ledger."""
+    return connection.scalar(select(schema.schema_version.c.version))
+
+
+def is_migratable(version: int | None) -> bool:
+    """Say whether steps lead from `version` to this program's."""
+    return version is not None and version in _STEPS
+
+
+def migrate(connection: Connection) -> None:
+    """Take every step from the ledger's version on; the caller's transaction holds all of them."""
+    for version in range(read_version(connection) or 0, schema.SCHEMA_VERSION):
+        for statement in _STEPS[version]:
+            connection.exec_driver_sql(statement)
+    connection.execute(update(schema.schema_version).values(version=schema.SCHEMA_VERSION))
