@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from dicom_node import upper_layer
-from dicom_node.admission import Admission
 from dicom_node.association import ANNOUNCED_BYTES, Association, Context, Limits, Wire
-from dicom_node.complaints import Complaints
+from dicom_node.complaints import Complains
 from dicom_node.network import (
     SMALLEST_PDU,
     UNCOMPRESSED,
@@ -81,6 +81,19 @@ class RejectedError(ProtocolError):
         self.answer = upper_layer.encode_reject(result, source, reason)
 
 
+class Doorkeeper(Protocol):
+    """Counts who is in, see `Admission`."""
+
+    def associate(self, address: str, peer: str) -> bool:
+        """Count an association in, if there is room."""
+
+    def part(self, address: str, peer: str) -> None:
+        """Count it out."""
+
+    def leave(self, address: str) -> None:
+        """Count a connection out."""
+
+
 class Acceptor:
     """Serves connections, each in its caller's thread."""
 
@@ -88,8 +101,8 @@ class Acceptor:
         self,
         door: Door,
         spool: Spool,
-        admission: Admission,
-        complaints: Complaints,
+        admission: Doorkeeper,
+        complaints: Complains,
         stopping: Callable[[], bool],
     ) -> None:
         self._door = door
@@ -159,9 +172,9 @@ class Acceptor:
         request_body = bytes(body)
         request = upper_layer.decode_request(request_body)
         caller = self._check_request(request, address)
-        with self._admission.associated(str(address), caller.alias) as is_in:
-            if not is_in:
-                raise RejectedError("too_many_associations", 2, 3, 2)
+        if not self._admission.associate(str(address), caller.alias):
+            raise RejectedError("too_many_associations", 2, 3, 2)
+        try:
             results = self._negotiate(request, caller)
             wire.send(upper_layer.encode_accept(request_body, results, ANNOUNCED_BYTES))
             abstract = {each.context_id: each.abstract_syntax for each in request.contexts}
@@ -176,6 +189,8 @@ class Acceptor:
             ]
             association = Association(wire, accepted, request.maximum_length)
             self._serve_association(association, caller)
+        finally:
+            self._admission.part(str(address), caller.alias)
 
     def _check_request(self, request: AssociationRequest, address: Address) -> Caller:
         """Return who is calling, or refuse the association."""

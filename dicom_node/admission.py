@@ -3,10 +3,8 @@
 The two have budgets of their own, so that whoever only connects cannot keep the known peers out.
 """
 
-import contextlib
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -53,28 +51,23 @@ class Admission:
             self._waiting[address] -= 1
             self._waiting += Counter()  # forget addresses of whom none is left
 
-    @contextlib.contextmanager
-    def associated(self, address: str, peer: str) -> Iterator[bool]:
-        """Count a connection as an association of `peer` for the length of a `with` block.
-
-        Yields:
-            False when there is no room for another one; then nothing is counted.
-        """
+    def associate(self, address: str, peer: str) -> bool:
+        """Count a connection as an association of `peer`, or say that there is no room for it."""
         with self._lock:
-            room = (
-                self._associated.total() < self._budget.associations
-                and self._associated[peer] < self._budget.associations_per_peer
-            )
-            if room:
-                self._waiting[address] -= 1
-                self._associated[peer] += 1
-        try:
-            yield room
-        finally:
-            if room:
-                with self._lock:
-                    self._waiting[address] += 1
-                    self._associated[peer] -= 1
+            if (
+                self._associated.total() >= self._budget.associations
+                or self._associated[peer] >= self._budget.associations_per_peer
+            ):
+                return False
+            self._waiting[address] -= 1
+            self._associated[peer] += 1
+            return True
+
+    def part(self, address: str, peer: str) -> None:
+        """Count an association as a mere connection again."""
+        with self._lock:
+            self._waiting[address] += 1
+            self._associated[peer] -= 1
 
     def total(self) -> int:
         """Return how many connections and associations there are."""

@@ -8,11 +8,19 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from typing import Protocol
 
 QUIET_SECONDS = 10.0
 _REMEMBERED = 1_024
 
 _logger = logging.getLogger(__name__)
+
+
+class Complains(Protocol):
+    """Tells of a peer, see `Complaints`; perhaps in another process."""
+
+    def note(self, event: str, *, who: str, **numbers: int | str) -> None:
+        """Write one warning, or count it."""
 
 
 class Complaints:

@@ -6,6 +6,7 @@ so no rule, no dictionary and no codec is imported on the way here.
 """
 
 import ipaddress
+import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,8 @@ from dicom_node.value_types import (
 )
 
 NODE_FILE = "node.yaml"
+
+_MOST_PROCESSES = 4
 
 
 class _Settings(BaseModel):
@@ -127,6 +130,8 @@ class Receiver(_Settings):
         durability: what an instance survives once it was answered with success. `synced`: a power
             cut, on ext4, XFS and Btrfs. `strict`: a power cut, by the letter of POSIX. `none`: the
             end of the process only.
+        processes: that serve connections; as many as the machine has cores, four at most, unless
+            it is said.
         limits: what a peer may take before it is cut off.
         storage_classes: what it may store.
     """
@@ -136,6 +141,7 @@ class Receiver(_Settings):
     allow_plain: tuple[Network, ...] = ()
     tls: TLS | None = None
     durability: Literal["strict", "synced", "none"] = "synced"
+    processes: Count = Field(default_factory=lambda: min(os.cpu_count() or 1, _MOST_PROCESSES))
     limits: Limits = Limits()
     storage_classes: StorageClasses
 

@@ -1,8 +1,9 @@
-"""The receiving process: listens, lets each connection in on a thread of its own, drains at last.
+"""The receiving process: listens, hands each connection on, writes the ledger, drains at last.
 
 A process of its own, so that whatever happens to it happens to nothing else, and with neither
-models nor codecs in it. Before it listens it finds again what a crash left (`spool.rebuild`). What
-comes next in the walk, `assembly`, reads what this process has committed to the ledger.
+models nor codecs in it. Connections are served by the processes of its `crew`. Before it listens it
+finds again what a crash left (`spool.rebuild`). What comes next in the walk, `assembly`, reads what
+this process has committed to the ledger.
 
 The node starts it and watches it with `receiver_process`; by hand, for trying things out:
 
@@ -22,19 +23,23 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
-from dicom_node.acceptor import Acceptor, Caller, Door
+from dicom_node.acceptor import Caller, Door
 from dicom_node.admission import Admission, Budget
 from dicom_node.association import Limits
 from dicom_node.audit import configure_logging
 from dicom_node.complaints import Complaints
+from dicom_node.crew import Line, fork_crew
 from dicom_node.errors import ConfigurationError, DicomNodeError
+from dicom_node.hall import Hall
 from dicom_node.ledger import Ledger
 from dicom_node.lifeline import ORPHANED
 from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address, server_context
 from dicom_node.node_settings import NodeSettings, read_node
+from dicom_node.recorder import Recorder
 from dicom_node.signals import EndRequest
-from dicom_node.spool import Spool, open_spool, rebuild
+from dicom_node.spool import Spool, rebuild
 from dicom_node.store import Durability, Store
 from dicom_node.structure import StructureLimits
 
@@ -44,6 +49,9 @@ DRAIN_SECONDS = 30.0
 MINIMUM_FREE_BYTES = 256 * 1024 * 1024
 """With less room on the disk no association is accepted: the ledger must have room to go on."""
 
+HOLD_SECONDS = 10.0
+"""How long the processes of a receiver that was killed may take to end."""
+
 BEAT_SECONDS = 10.0
 _PAUSE_SECONDS = 0.1
 _BACKLOG = 128
@@ -51,32 +59,29 @@ _BACKLOG = 128
 _logger = logging.getLogger(__name__)
 
 
-class Receiver:
-    """The listening socket and what is behind it."""
+class Takes(Protocol):
+    """Serves connections: a `Hall` in this process, or a `Crew` of others."""
 
-    def __init__(self, node: NodeSettings, spool: Spool) -> None:
-        limits = node.receiver.limits
+    def take(self, sock: socket.socket, host: str) -> None:
+        """Serve a connection that was counted in."""
+
+    def stop(self) -> None:
+        """Let associations end where nothing is on its way."""
+
+
+class Receiver:
+    """The listening socket, and who may come in at all."""
+
+    def __init__(
+        self, node: NodeSettings, admission: Admission, complaints: Complaints, behind: Takes
+    ) -> None:
         self._address = (node.receiver.host, node.receiver.port)
-        self._beat_seconds = min(BEAT_SECONDS, node.assembly.stale_association.total_seconds() / 3)
+        self._admission = admission
+        self._complaints = complaints
+        self._behind = behind
         self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._thread = threading.Thread(target=self._accept, name="accept", daemon=True)
         self._listener: socket.socket | None = None
-        self._complaints = Complaints()
-        self._admission = Admission(
-            Budget(
-                connections=limits.connections,
-                connections_per_address=limits.connections_per_address,
-                associations=limits.associations,
-                associations_per_peer=limits.associations_per_peer,
-            )
-        )
-        self._acceptor = Acceptor(
-            _build_door(node),
-            spool,
-            self._admission,
-            self._complaints,
-            self._stopping.is_set,
-        )
 
     def start(self) -> tuple[str, int]:
         """Listen, and return host and port.
@@ -93,10 +98,7 @@ class Receiver:
                 f"node.yaml: receiver : seen {host} port {port} ({error.strerror}), "
                 "wanted an address of this machine and a port that is free"
             ) from None
-        for task in (self._accept, self._beat):
-            thread = threading.Thread(target=task, name=f"receiver{task.__name__}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        self._thread.start()
         return host, self._listener.getsockname()[1]
 
     def stop(self, seconds: float = DRAIN_SECONDS) -> None:
@@ -105,10 +107,9 @@ class Receiver:
         if self._listener is not None:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in accept
-        for thread in self._threads:
-            thread.join()
-        if self._listener is not None:
+            self._thread.join()
             self._listener.close()
+        self._behind.stop()
         deadline = time.monotonic() + seconds
         while self._admission.total() and time.monotonic() < deadline:
             time.sleep(_PAUSE_SECONDS)
@@ -127,29 +128,24 @@ class Receiver:
             self._let_in(sock, address[0])
 
     def _let_in(self, sock: socket.socket, host: str) -> None:
-        """Serve a connection on a thread of its own, or close it when there is no room."""
-        if not self._admission.enter(host):
+        if self._admission.enter(host):
+            self._behind.take(sock, host)
+        else:
             self._complaints.note("too_many_connections", who=host)
             sock.close()
-            return
-        try:
-            threading.Thread(
-                target=self._serve, args=(sock, host), name="connection", daemon=True
-            ).start()
-        except RuntimeError:
-            self._complaints.note("no_thread", who=host)
-            self._admission.leave(host)
-            sock.close()
 
-    def _serve(self, sock: socket.socket, host: str) -> None:
-        try:
-            self._acceptor.serve(sock, host)
-        finally:
-            self._admission.leave(host)
 
-    def _beat(self) -> None:
-        while not self._stopping.wait(self._beat_seconds):
-            self._acceptor.beat()
+def build_admission(node: NodeSettings) -> Admission:
+    """Return who counts how many are in."""
+    limits = node.receiver.limits
+    return Admission(
+        Budget(
+            connections=limits.connections,
+            connections_per_address=limits.connections_per_address,
+            associations=limits.associations,
+            associations_per_peer=limits.associations_per_peer,
+        )
+    )
 
 
 def build_structure_limits(node: NodeSettings) -> StructureLimits:
@@ -162,12 +158,18 @@ def build_structure_limits(node: NodeSettings) -> StructureLimits:
     )
 
 
-def run_receiver(folder: Path, overrides: Sequence[str], ready: Callable[[str, int], None]) -> None:
+def run_receiver(
+    folder: Path,
+    overrides: Sequence[str],
+    forked: Callable[[], None],
+    ready: Callable[[str, int], None],
+) -> None:
     """Receive until SIGTERM or SIGINT, then drain.
 
     Args:
         folder: the configuration's.
         overrides: `key=value` settings over those of node.yaml.
+        forked: called when threads may be started.
         ready: called with host and port once the receiver listens.
 
     Raises:
@@ -175,21 +177,32 @@ def run_receiver(folder: Path, overrides: Sequence[str], ready: Callable[[str, i
         StorageError: the store or the ledger cannot be used.
     """
     node = read_node(folder, overrides)
-    end = EndRequest()
-    store = Store(node.store_folder).open()
-    is_new = next(store.iterate_incoming(), None) is None
-    ledger = Ledger(node.ledger_url, lambda: datetime.now(UTC)).open(create=is_new)
     durability = Durability(node.receiver.durability)
     if durability is Durability.NONE:
         _logger.warning("receiver.durability_none: a power cut loses what was acknowledged")
     limits = build_structure_limits(node)
-    with ledger:
-        rebuild(store, ledger, limits)
-        with open_spool(store, ledger, limits, durability) as spool:
-            receiver = Receiver(node, spool)
-            ready(*receiver.start())
-            end.wait()
-            receiver.stop()
+    store = Store(node.store_folder).open()
+    held = store.hold(HOLD_SECONDS)
+    door = build_door(node)
+    beat_seconds = min(BEAT_SECONDS, node.assembly.stale_association.total_seconds() / 3)
+    waited_for = durability is Durability.STRICT
+
+    def build_hall(line: Line) -> Hall:
+        return Hall(door, Spool(store, line, limits, durability), line, line, beat_seconds)
+
+    with fork_crew(node.receiver.processes, build_hall, waited_for=waited_for, keep=[held]) as crew:
+        forked()
+        end = EndRequest()
+        is_new = next(store.iterate_incoming(), None) is None
+        with Ledger(node.ledger_url, lambda: datetime.now(UTC)).open(create=is_new) as ledger:
+            rebuild(store, ledger, limits)
+            with Recorder(ledger, waited_for=waited_for, tell=crew.tell) as recorder:
+                admission, complaints = build_admission(node), Complaints()
+                crew.start(admission, complaints, recorder)
+                receiver = Receiver(node, admission, complaints, crew)
+                ready(*receiver.start())
+                end.wait()
+                receiver.stop()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,17 +218,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging()
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold patient data
-    if options.child is not None:
-        threading.Thread(target=_end_with_parent, name="lifeline", daemon=True).start()
+
+    def begin() -> None:
+        if options.child is not None:
+            threading.Thread(target=_end_with_parent, name="lifeline", daemon=True).start()
+
+    def listen(host: str, port: int) -> None:
+        _tell(options.child, [host, port])
+
     try:
-        run_receiver(options.folder, options.set, lambda *at: _tell(options.child, list(at)))
+        run_receiver(options.folder, options.set, begin, listen)
     except DicomNodeError as error:
         _tell(options.child, {type(error).__name__: str(error)})
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0
 
 
-def _build_door(node: NodeSettings) -> Door:
+def build_door(node: NodeSettings) -> Door:
     """Return what the configuration says about who comes in, and how."""
     receiver, limits = node.receiver, node.receiver.limits
     callers = [

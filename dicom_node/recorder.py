@@ -9,7 +9,11 @@ the row before anything looks for it.
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Self
 
 from dicom_node import crashpoints
 from dicom_node.errors import StorageError
@@ -18,41 +22,113 @@ from dicom_node.ledger import Ledger, Receipt
 LINGER_SECONDS = 0.25
 """Rows that nobody waits for are collected for so long."""
 
+PATIENCE_SECONDS = 30.0
+"""So long an instance waits for the ledger."""
+
+OVERLOADED = 0xA702
+UNWELL = 0xA701
+
 _MOST_ROWS = 5_000
 """More do not wait in memory: then the ledger sets the pace."""
 
-_PATIENCE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.5
-_OVERLOADED = 0xA702
-_UNWELL = 0xA701
+_TEXTS = {OVERLOADED: "the ledger is behind", UNWELL: "the ledger does not answer"}
+
+Outcome = Future[int | None]
+"""None when the commit is on the disk, or the status that says why it is not."""
 
 _logger = logging.getLogger(__name__)
 
 
+class Rows(ABC):
+    """What reception asks of a recorder, in whatever process that is.
+
+    Args of the constructor: whether the row of an instance is waited for. If it is not, nothing is
+    let in while the ledger does not answer or is behind.
+    """
+
+    def __init__(self, *, waited_for: bool) -> None:
+        self._waited_for = waited_for
+        self._obstacle: int | None = None
+        self._cleared = threading.Condition()
+
+    def record(self, receipt: Receipt) -> None:
+        """Record one instance; when this returns, its row is committed or will be.
+
+        Raises:
+            StorageError: the ledger does not answer, or is too far behind.
+        """
+        if self._waited_for:
+            outcome = Outcome()
+            self.submit(receipt, outcome)
+            _wait(outcome)
+            return
+        if self._obstacle is not None:
+            with self._cleared:
+                self._cleared.wait_for(lambda: self._obstacle != OVERLOADED, PATIENCE_SECONDS)
+                if self._obstacle is not None:
+                    raise StorageError(_TEXTS[self._obstacle], self._obstacle)
+        self.submit(receipt, None)
+
+    def close_association(self, association_id: str) -> None:
+        """Say that an association is over; when this returns, all that came over it has its row.
+
+        Raises:
+            StorageError: the ledger does not answer.
+        """
+        outcome = Outcome()
+        self.submit_end(association_id, outcome)
+        _wait(outcome)
+
+    def hear_of(self, obstacle: int | None) -> None:
+        """Learn why nothing can be let in now: the status to answer with, or None."""
+        with self._cleared:
+            self._obstacle = obstacle
+            self._cleared.notify_all()
+
+    @abstractmethod
+    def submit(self, receipt: Receipt, outcome: Outcome | None) -> None:
+        """Put an instance into the next commit, and let `outcome` say how that went."""
+
+    @abstractmethod
+    def submit_end(self, association_id: str, outcome: Outcome) -> None:
+        """Put the end of an association into the next commit."""
+
+    @abstractmethod
+    def keep_alive(self, association_ids: tuple[str, ...]) -> None:
+        """Say that these associations are alive."""
+
+
 @dataclass(slots=True)
 class _Batch:
-    """What goes into one commit, and how it went."""
+    """What goes into one commit, and who waits for it."""
 
     receipts: list[Receipt] = field(default_factory=list)
     alive: set[str] = field(default_factory=set)
     closed: list[str] = field(default_factory=list)
-    done: threading.Event = field(default_factory=threading.Event)
-    error: StorageError | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
 
     def is_empty(self) -> bool:
         return not (self.receipts or self.alive or self.closed)
 
 
-class Recorder:
+class Recorder(Rows):
     """The only writer of the receiving process; a context manager that writes all at its end.
 
-    Args of the constructor: the ledger, and whether rows are waited for. If they are not, a batch
-    that the ledger refused is tried again until it is taken, and nothing new is let in meanwhile.
+    Where rows are not waited for, a batch that the ledger refused is tried again until it is taken.
     """
 
-    def __init__(self, ledger: Ledger, *, waited_for: bool) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        waited_for: bool,
+        tell: Callable[[int | None], None] | None = None,
+    ) -> None:
+        """Describe it: `tell` hears what `hear_of` does, for those who ask from afar."""
+        super().__init__(waited_for=waited_for)
         self._ledger = ledger
-        self._waited_for = waited_for
+        self._tell = tell
         self._changed = threading.Condition()
         self._batch = _Batch()
         self._is_urgent = False
@@ -61,7 +137,7 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> "Recorder":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,52 +146,43 @@ class Recorder:
             self._changed.notify_all()
         self._thread.join()
 
-    def record(self, receipt: Receipt) -> None:
-        """Record one instance; when this returns, its row is committed or will be.
-
-        Raises:
-            StorageError: the ledger does not answer, or is too far behind.
-        """
+    def submit(self, receipt: Receipt, outcome: Outcome | None) -> None:
+        """See `Rows`."""
         with self._changed:
-            if self._is_unwell and not self._waited_for:
-                raise StorageError("the ledger does not answer", _UNWELL)
-            if not self._changed.wait_for(self._has_room, _PATIENCE_SECONDS):
-                raise StorageError("the ledger is behind", _OVERLOADED)
-            batch = self._batch
-            batch.receipts.append(receipt)
-            if len(batch.receipts) == 1:
+            receipts = self._batch.receipts
+            receipts.append(receipt)
+            if outcome is not None:
+                self._batch.outcomes.append(outcome)
+            if len(receipts) == 1:
                 self._changed.notify_all()
-        if self._waited_for:
-            self._wait(batch)
+            elif len(receipts) == _MOST_ROWS:
+                self._look_around()
+
+    def submit_end(self, association_id: str, outcome: Outcome) -> None:
+        """See `Rows`."""
+        with self._changed:
+            self._batch.closed.append(association_id)
+            self._batch.outcomes.append(outcome)
+            self._is_urgent = True
+            self._changed.notify_all()
 
     def keep_alive(self, association_ids: tuple[str, ...]) -> None:
-        """Say that these associations are alive."""
+        """See `Rows`."""
         with self._changed:
             self._batch.alive.update(association_ids)
             self._changed.notify_all()
 
-    def close_association(self, association_id: str) -> None:
-        """Say that an association is over; when this returns, all that came over it has its row.
-
-        Raises:
-            StorageError: the ledger does not answer.
-        """
-        with self._changed:
-            batch = self._batch
-            batch.closed.append(association_id)
-            self._is_urgent = True
-            self._changed.notify_all()
-        self._wait(batch)
-
-    def _has_room(self) -> bool:
-        return len(self._batch.receipts) < _MOST_ROWS
-
-    @staticmethod
-    def _wait(batch: _Batch) -> None:
-        if not batch.done.wait(_PATIENCE_SECONDS):
-            raise StorageError("the ledger is behind", _OVERLOADED)
-        if batch.error is not None:
-            raise batch.error
+    def _look_around(self) -> None:
+        """Say what stands in the way now, if that has changed."""
+        obstacle = None
+        if self._is_unwell:
+            obstacle = UNWELL
+        elif len(self._batch.receipts) >= _MOST_ROWS:
+            obstacle = OVERLOADED
+        if obstacle != self._obstacle:
+            self.hear_of(obstacle)
+            if self._tell is not None:
+                self._tell(obstacle)
 
     def _run(self) -> None:
         while (batch := self._collect()) is not None:
@@ -128,22 +195,38 @@ class Recorder:
             if not self._waited_for:
                 self._changed.wait_for(lambda: self._is_ending or self._is_urgent, LINGER_SECONDS)
             batch, self._batch, self._is_urgent = self._batch, _Batch(), False
-            self._changed.notify_all()
+            self._look_around()
             return None if batch.is_empty() else batch
 
     def _commit(self, batch: _Batch) -> None:
+        status: int | None = None
         while True:
             try:
                 self._ledger.record_receipts(batch.receipts, alive=batch.alive, closed=batch.closed)
             except StorageError as error:
-                self._is_unwell = True
+                self._note_health(is_unwell=True)
                 _logger.error("recorder.failed", extra={"rows": len(batch.receipts)})
                 if self._waited_for or self._is_ending:
-                    batch.error = error
+                    status = error.status
                     break
                 time.sleep(_PAUSE_SECONDS)
             else:
-                self._is_unwell = False
+                self._note_health(is_unwell=False)
                 crashpoints.reach("receive.recorded")
                 break
-        batch.done.set()
+        for outcome in batch.outcomes:
+            outcome.set_result(status)
+
+    def _note_health(self, *, is_unwell: bool) -> None:
+        with self._changed:
+            self._is_unwell = is_unwell
+            self._look_around()
+
+
+def _wait(outcome: Outcome) -> None:
+    try:
+        status = outcome.result(PATIENCE_SECONDS)
+    except TimeoutError:
+        status = OVERLOADED
+    if status is not None:
+        raise StorageError(_TEXTS.get(status, _TEXTS[UNWELL]), status)

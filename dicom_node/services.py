@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from dicom_node import command
 from dicom_node.association import Association, Context
-from dicom_node.complaints import Complaints
+from dicom_node.complaints import Complains
 from dicom_node.errors import RefusedInstance, StorageError
 from dicom_node.network import VERIFICATION
 from dicom_node.spool import Announced, Spool
@@ -40,7 +40,7 @@ class Services:
         self,
         association: Association,
         spool: Spool,
-        complaints: Complaints,
+        complaints: Complains,
         peer: str,
         instance_bytes: int,
     ) -> None:

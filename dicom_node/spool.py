@@ -6,12 +6,11 @@ fails on the way leaves as an exception, so that no success is ever said of byte
 The data set is kept verbatim.
 """
 
-import contextlib
 import functools
 import hashlib
 import logging
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,7 +19,7 @@ from dicom_node.domain import Instance
 from dicom_node.errors import RefusedInstance
 from dicom_node.ledger import Ledger, Receipt
 from dicom_node.part10 import decode_file_meta, encode_file_meta
-from dicom_node.recorder import Recorder
+from dicom_node.recorder import Rows
 from dicom_node.store import INCOMING, PART, Durability, PartFile, Store, translated, write_once
 from dicom_node.structure import (
     MISMATCH,
@@ -160,7 +159,7 @@ class Spool:
     """
 
     def __init__(
-        self, store: Store, recorder: Recorder, limits: StructureLimits, durability: Durability
+        self, store: Store, recorder: Rows, limits: StructureLimits, durability: Durability
     ) -> None:
         self.store = store
         self.recorder = recorder
@@ -174,15 +173,6 @@ class Spool:
             StorageError: the disk is full or broken.
         """
         return Incoming(self, announced, peer=peer, association=association)
-
-
-@contextlib.contextmanager
-def open_spool(
-    store: Store, ledger: Ledger, limits: StructureLimits, durability: Durability
-) -> Iterator[Spool]:
-    """Give a spool for the length of a `with` block; at its end every row is written."""
-    with Recorder(ledger, waited_for=durability is Durability.STRICT) as recorder:
-        yield Spool(store, recorder, limits, durability)
 
 
 def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:

@@ -13,10 +13,12 @@ from a peer. Folders are 0700 and files 0600.
 
 import contextlib
 import enum
+import fcntl
 import hashlib
 import itertools
 import mmap
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -32,9 +34,8 @@ DAMAGED = ".damaged"
 _MARKER = "node-store"
 _INSTALLATION = "installation"
 _FAN_OUT = tuple(f"{number:02x}" for number in range(256))
+_PAUSE_SECONDS = 0.05
 _MOST_PIECES = 1_024  # of one writev (IOV_MAX of Linux)
-
-_PROCESS = os.getpid()
 
 Buffer = bytes | memoryview
 
@@ -79,7 +80,7 @@ class PartFile:
     def __init__(self, beside: str) -> None:
         """Create it, under a name that begins with the path `beside`."""
         self.size = 0
-        self._path = f"{beside}.{_PROCESS}-{next(self._numbers)}{PART}"
+        self._path = f"{beside}.{os.getpid()}-{next(self._numbers)}{PART}"
         self._has_name = False
         self.descriptor = os.open(
             self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
@@ -188,6 +189,30 @@ class Store:
         if not marked:
             self.write(_MARKER, b"The files of a DICOM node. Do not change them by hand.\n")
         return self
+
+    def hold(self, seconds: float) -> int:
+        """Keep all others from receiving into this store, and return what holds it: a descriptor.
+
+        The store is free again when every process that has inherited the descriptor has ended.
+
+        Raises:
+            StorageError: somebody else holds it, and still does after so many seconds.
+        """
+        with translated("open"):
+            descriptor = os.open(self._root / _MARKER, os.O_RDONLY | os.O_CLOEXEC)
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() < deadline:
+                    time.sleep(_PAUSE_SECONDS)
+                    continue
+                os.close(descriptor)
+                raise StorageError(
+                    f"another receiver writes into {self._root}: end it, or name another folder"
+                ) from None
+            return descriptor
 
     def namespace(self) -> uuid.UUID:
         """Return this installation's UUID, made once and kept as long as the store."""

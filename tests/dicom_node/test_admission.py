@@ -25,24 +25,22 @@ def test_an_association_does_not_count_as_a_connection():
     for _ in range(2):
         admission.enter("a")
 
-    with admission.associated("a", "pacs") as is_in:
-        assert is_in
-        assert admission.enter("a")
-        assert admission.total() == 3
-        with admission.associated("a", "pacs") as is_second:
-            assert not is_second
-        with admission.associated("a", "scanner") as is_other:
-            assert is_other
+    assert admission.associate("a", "pacs")
+    assert admission.enter("a")
+    assert admission.total() == 3
+    assert not admission.associate("a", "pacs")
+    assert admission.associate("a", "scanner")
     assert admission.total() == 3
 
 
-def test_room_comes_back_when_an_association_fails():
+def test_the_end_of_an_association_makes_room():
     admission = Admission(BUDGET)
     admission.enter("a")
-    try:
-        with admission.associated("a", "pacs"):
-            raise ConnectionError
-    except ConnectionError:
-        admission.leave("a")
+    admission.associate("a", "pacs")
+
+    admission.part("a", "pacs")
+    admission.leave("a")
 
     assert admission.total() == 0
+    admission.enter("a")
+    assert admission.associate("a", "pacs")

@@ -15,7 +15,6 @@ from dicom_node.ledger import Ledger
 from dicom_node.node_settings import Limits, NodeSettings, Peer, StorageClasses
 from dicom_node.node_settings import Receiver as ReceiverSettings
 from dicom_node.receiver import Receiver, build_structure_limits
-from dicom_node.spool import open_spool
 from dicom_node.store import Durability, Store
 from dicom_node.upper_layer import ProposedContext, decode_request, encode_pdu, encode_request
 from doubles.raw_peer import (
@@ -32,6 +31,7 @@ from doubles.raw_peer import (
     pdv,
     store_command,
 )
+from doubles.receiver import build_receiver, open_spool
 
 pytestmark = pytest.mark.integration
 
@@ -93,7 +93,7 @@ def start(tmp_path: Path) -> Iterator[StartNode]:
         spool = stack.enter_context(
             open_spool(store, ledger, build_structure_limits(settings), Durability.STRICT)
         )
-        receiver = Receiver(settings, spool)
+        receiver = build_receiver(settings, spool)
         nodes.append(Node(receiver, ledger, store, receiver.start()[1]))
         return nodes[-1]
 

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from dicom_node.errors import ConfigurationError, StorageError
 from dicom_node.ledger import Ledger
 from dicom_node.node_settings import read_node
 from dicom_node.part10 import decode_file_meta
+from dicom_node.receiver import run_receiver
 from dicom_node.receiver_process import ReceiverProcess
 from dicom_node.store import Store
 from doubles.dcmtk import echoscu, storescu
@@ -217,6 +219,107 @@ def test_no_acknowledged_instance_is_lost_to_a_kill(doomed):
     assert set(acknowledged) <= {instance.sop_instance_uid for instance in instances}
     assert set(doomed.stored()) == paths
     assert not list(doomed.store.path("incoming").rglob("*.part"))
+
+
+def find_workers(process: ReceiverProcess) -> list[int]:
+    """Return the processes that serve its connections."""
+    tasks = Path(f"/proc/{process.pid}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    """Say whether a process is more than a name that nobody has asked for since it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def count_sockets(pid: int) -> int:
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    return sum(str(link.readlink()).startswith("socket:") for link in links)
+
+
+def test_connections_are_shared_out_among_the_processes(tmp_path):
+    (tmp_path / "node.yaml").write_text(NODE)
+    process = ReceiverProcess(tmp_path, ["receiver.processes=3"])
+    port = process.start()[1]
+    workers = find_workers(process)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):
+            peer = stack.enter_context(RawPeer(port))
+            peer.associate()
+            assert peer.echo() == 0
+        shares = [count_sockets(pid) for pid in workers]
+
+    assert process.stop() == 0
+    assert shares == [3, 3, 3]  # its line to the receiver, and two peers
+    assert not [pid for pid in workers if is_running(pid)]
+
+
+def test_a_peer_is_counted_over_all_processes(tmp_path):
+    (tmp_path / "node.yaml").write_text(NODE)
+    overrides = ["receiver.processes=2", "receiver.limits.associations_per_peer=3"]
+    process = ReceiverProcess(tmp_path, overrides)
+    port = process.start()[1]
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(RawPeer(port)).associate()
+        fourth = stack.enter_context(RawPeer(port))
+        fourth.send(associate_request())
+        assert fourth.read_rejection() == (2, 3, 2)
+    deadline = time.monotonic() + 5
+    while (again := try_to_associate(port)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    assert again is None
+    process.stop()
+
+
+def try_to_associate(port: int) -> tuple[int, int, int] | None:
+    """Return how the association was rejected, or None."""
+    with RawPeer(port) as peer:
+        peer.send(associate_request())
+        return peer.read_rejection()
+
+
+def test_a_serving_process_that_dies_takes_the_receiver_along(doomed):
+    with RawPeer(doomed.port) as peer:
+        peer.associate()
+        acknowledged = [f"1.2.3.77.{number}" for number in range(20)]
+        for uid in acknowledged:
+            assert peer.store(uid, data_set(uid)) == 0
+        for pid in find_workers(doomed.process):
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while doomed.process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not doomed.process.is_alive()
+
+    doomed.process.start()
+    with doomed.ledger() as ledger:
+        recorded = {instance.sop_instance_uid for instance in ledger.read_instances("1.2.3")}
+    assert set(acknowledged) <= recorded
+
+
+def test_a_killed_receiver_takes_its_serving_processes_along(doomed):
+    workers = find_workers(doomed.process)
+    os.kill(doomed.process.pid, signal.SIGKILL)
+
+    doomed.process.start()
+
+    assert workers
+    assert not [pid for pid in workers if is_running(pid)]
+
+
+def test_two_receivers_cannot_have_one_store(running, tmp_path, monkeypatch):
+    monkeypatch.setattr("dicom_node.receiver.HOLD_SECONDS", 0.1)
+    (tmp_path / "node.yaml").write_text(NODE)
+
+    with pytest.raises(StorageError, match="another receiver"):
+        run_receiver(tmp_path, [f"data_folder={running.settings.data_folder}"], print, print)
 
 
 def read_raw(path: Path) -> tuple[str, str, str, bytes]:

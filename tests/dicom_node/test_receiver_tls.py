@@ -12,11 +12,10 @@ from dicom_node.errors import DeliveryError
 from dicom_node.ledger import Ledger
 from dicom_node.network import VERIFICATION, client_context, open_association
 from dicom_node.node_settings import TLS, Limits, NodeSettings, Peer, Receiver, StorageClasses
-from dicom_node.receiver import Receiver as ReceivingServer
 from dicom_node.receiver import build_structure_limits
-from dicom_node.spool import open_spool
 from dicom_node.store import Durability, Store
 from doubles.certificates import make_authority, make_certificate
+from doubles.receiver import build_receiver, open_spool
 
 pytestmark = pytest.mark.integration
 
@@ -60,7 +59,7 @@ def start(tmp_path: Path, keys: Path) -> Iterator[Callable[..., int]]:
         ledger = stack.enter_context(Ledger(settings.ledger_url, lambda: datetime.now(UTC)).open())
         limits = build_structure_limits(settings)
         spool = stack.enter_context(open_spool(store, ledger, limits, Durability.SYNCED))
-        server = ReceivingServer(settings, spool)
+        server = build_receiver(settings, spool)
         stack.callback(server.stop, 5)
         return server.start()[1]
 

@@ -9,10 +9,11 @@ from dicom_node import crashpoints
 from dicom_node.errors import RefusedInstance, StorageError
 from dicom_node.ledger import Ledger
 from dicom_node.part10 import encode_file_meta
-from dicom_node.spool import Announced, Spool, open_spool, rebuild
+from dicom_node.spool import Announced, Spool, rebuild
 from dicom_node.store import INCOMING, Durability, Store
 from dicom_node.structure import StructureLimits
 from doubles.ledger import Clock
+from doubles.receiver import open_spool
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
 EXPLICIT = "1.2.840.10008.1.2.1"
