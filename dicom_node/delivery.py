@@ -1,11 +1,15 @@
-"""Step 12 of the walk: a sweep that sends derived instances to peers, and records what each said.
+"""Step 12 of the walk: a worker for each destination sends it instances, and records what it said.
 
-    due deliveries → one association per peer → C-STORE → status → ledger, one instance at a time
+    due deliveries → one association → C-STORE → status (`outcomes`) → ledger, some at a time
 
-Nothing is called sent that the peer did not take. A crash between its answer and the row sends the
-same bytes under the same UID once more. What may succeed later is tried later, ever more rarely;
-what will not is parked for a person; nothing is deleted. Peers are served side by side, so that a
-slow one holds up nobody else. Statuses: PS3.4 table B.2-1 and PS3.7 annex C.
+Nothing is called sent that the peer did not take. A crash between its answers and their rows sends
+those few once more, the same bytes under the same UID. What may succeed later is tried later, ever
+more rarely; what will not is parked for a person; nothing is deleted.
+
+No worker waits for another, so that a destination that is dead, slow or silent delays nobody else.
+An association that comes to nothing is the destination's failure and not that of the instances:
+they stay due, and the ledger keeps one outage for all of them. After each pause one association is
+tried and one instance in it; its answer, whatever it says, lets all the others go.
 """
 
 import hashlib
@@ -13,10 +17,8 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from io import BytesIO
 
 from pydicom import Dataset, dcmread, dcmwrite
@@ -24,7 +26,7 @@ from pydicom import Dataset, dcmread, dcmwrite
 from dicom_node.crashpoints import reach
 from dicom_node.domain import Delivery, DeliveryState
 from dicom_node.errors import DeliveryError, StorageError
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import TAKEN, Attempt, Ledger
 from dicom_node.network import (
     IMPLICIT_VR_LITTLE_ENDIAN,
     AssociationRejectedError,
@@ -33,91 +35,111 @@ from dicom_node.network import (
     open_association,
 )
 from dicom_node.node_settings import NodeSettings, Peer
+from dicom_node.outcomes import find_pause, judge_status
 from dicom_node.part10 import decode_file_meta
 from dicom_node.store import Store
 
 SWEEP_SECONDS = 15.0
-"""After so long a sweep leaves the rest to the next: what is new is seen, and a stop is soon."""
+"""After so long a sweep leaves the rest to the next: a stop is soon."""
 
 LOOK_AHEAD = 1_000
 """Deliveries whose classes are proposed when the association is asked for."""
 
 BATCH = 32
-"""Deliveries read at a time: what the study has outgrown meanwhile is not sent any more."""
-
-SUCCESS = 0x0000
-DUPLICATE_INSTANCE = 0x0111
-_WARNINGS = (0xB000, 0xBFFF)
-_OUT_OF_RESOURCES = (0xA700, 0xA7FF)
-_NOT_UNDERSTOOD = ((0xA900, 0xA9FF), (0xC000, 0xCFFF))
-_WILL_NOT_CHANGE = frozenset({0x0117, 0x0118, 0x0122, 0x0124, 0x0210, 0x0211, 0x0212})
-"""Invalid instance, no such class, not supported, not authorized, and three program errors."""
+"""Deliveries read, and answers recorded, at a time: what the study has outgrown meanwhile is not
+sent any more, and a crash sends no more than these twice."""
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What follows from a peer's status; PENDING is tried again."""
+class Destination:
+    """One peer that takes results, as its worker sees it: `sweep` is called again and again."""
 
-    state: DeliveryState
-    reason: str | None = None
+    def __init__(
+        self,
+        alias: str,
+        ledger: Ledger,
+        store: Store,
+        settings: NodeSettings,
+        clock: Callable[[], datetime],
+        rng: random.Random | None = None,
+    ) -> None:
+        """Describe it.
+
+        Args:
+            alias: of one of the peers.
+            ledger: what is due, and what came of it.
+            store: where the derived files are.
+            settings: peers, and how patient to be with them.
+            clock: gives aware UTC times.
+            rng: varies the pauses, so that peers of one outage are not all called at once.
+        """
+        self.alias = alias
+        self._peer = settings.peers[alias]
+        self._ledger = ledger
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng or random.SystemRandom()
+
+    def sweep(self) -> int:
+        """Send what is due, for `SWEEP_SECONDS` at most, and return how many the peer took.
+
+        Raises:
+            StorageError: the ledger does not answer; what was sent and not recorded is sent again.
+        """
+        outage = self._ledger.outages().get(self.alias)
+        if outage is not None and self._clock() < outage.next_call:
+            return 0
+        ahead = self._ledger.due_deliveries(self.alias, self._clock(), LOOK_AHEAD)
+        if not ahead:
+            return 0
+        sending = _Sending(self._ledger, self._store, self._settings, self._clock, self._rng)
+        classes = sorted({delivery.instance.sop_class_uid for delivery in ahead})
+        try:
+            with open_peer(self._settings, self._peer, classes) as association:
+                sending.run(self.alias, association, set(classes), probe=outage is not None)
+        except DeliveryError as error:
+            if not sending.answered:
+                self._fail(error, 1 if outage is None else outage.failures + 1)
+                return 0
+            logger.warning("delivery.broken_off peer=%s: %s", self.alias, error)
+        if outage is not None:
+            self._ledger.end_outage(self.alias)
+            logger.info("destination.answers peer=%s failures=%d", self.alias, outage.failures)
+        if sending.taken:
+            logger.info("delivery.taken peer=%s instances=%d", self.alias, sending.taken)
+        return sending.taken
+
+    def _fail(self, error: DeliveryError, failures: int) -> None:
+        """Record that the association came to nothing, and park what has no time left."""
+        patience = self._settings.delivery
+        # A peer that refuses for good needs a change of its configuration: no hurry.
+        is_refusal = isinstance(error, AssociationRejectedError) and error.permanent
+        pause = patience.longest_retry
+        if not is_refusal:
+            pause = find_pause(patience.first_retry, pause, failures - 1)
+        pause *= self._rng.uniform(1 - patience.jitter, 1 + patience.jitter)
+        self._ledger.record_outage(self.alias, str(error), self._clock() + pause)
+        is_alarm = failures == (1 if is_refusal else patience.alarm_after)
+        logger.log(
+            logging.ERROR if is_alarm else logging.WARNING,
+            "destination.%s peer=%s failures=%d: %s",
+            "refuses" if is_refusal else "does_not_answer",
+            self.alias,
+            failures,
+            error,
+        )
+        park_overdue(self._ledger, self._settings, self._clock, self.alias)
 
 
-def judge_status(status: int) -> Outcome:
-    """Say what the status of a C-STORE response means for its instance."""
-    if status == SUCCESS:
-        return Outcome(state=DeliveryState.SENT)
-    if status == DUPLICATE_INSTANCE:
-        return Outcome(state=DeliveryState.WARNED, reason="the peer says that it has it already")
-    if _WARNINGS[0] <= status <= _WARNINGS[1]:
-        return Outcome(state=DeliveryState.WARNED, reason="the peer took it with a warning")
-    if status in _WILL_NOT_CHANGE or any(low <= status <= high for low, high in _NOT_UNDERSTOOD):
-        return Outcome(state=DeliveryState.PARKED, reason="the peer will not take it")
-    if _OUT_OF_RESOURCES[0] <= status <= _OUT_OF_RESOURCES[1]:
-        return Outcome(state=DeliveryState.PENDING, reason="the peer is out of resources")
-    return Outcome(state=DeliveryState.PENDING, reason="the peer failed")
+class _Sending:
+    """What goes to one peer over one association.
 
-
-def sweep(
-    ledger: Ledger,
-    store: Store,
-    settings: NodeSettings,
-    clock: Callable[[], datetime],
-    rng: random.Random | None = None,
-) -> int:
-    """Send what is due to every peer that takes results.
-
-    Args:
-        ledger: what is due, and what came of it.
-        store: where the derived files are.
-        settings: peers, and how patient to be with them.
-        clock: gives aware UTC times.
-        rng: varies the pauses, so that peers of one outage are not all called at once.
-
-    Returns:
-        How many instances the peers took.
-
-    Raises:
-        StorageError: the ledger does not answer; what was sent and not recorded is sent again.
+    Attributes:
+        answered: instances to which the peer said anything.
+        taken: of them, those that it took.
     """
-    overdue = ledger.park_overdue(clock() - settings.delivery.give_up_after)
-    if overdue:
-        logger.error("delivery.overdue instances=%d", overdue)
-    rng = rng or random.SystemRandom()
-    tasks = [
-        _PeerSweep(ledger, store, settings, clock, alias, rng)
-        for alias, peer in settings.peers.items()
-        if "send" in peer.roles and ledger.due_deliveries(alias, clock(), 1)
-    ]
-    if not tasks:
-        return 0
-    with ThreadPoolExecutor(len(tasks), thread_name_prefix="delivery") as pool:
-        return sum(pool.map(_PeerSweep.run, tasks))
-
-
-class _PeerSweep:
-    """One sweep of what is due to one peer."""
 
     def __init__(
         self,
@@ -125,154 +147,205 @@ class _PeerSweep:
         store: Store,
         settings: NodeSettings,
         clock: Callable[[], datetime],
-        alias: str,
         rng: random.Random,
     ) -> None:
+        self.answered = 0
+        self.taken = 0
         self._ledger = ledger
         self._store = store
-        self._settings = settings
+        self._patience = settings.delivery
         self._clock = clock
-        self._alias = alias
-        self._taken = 0
         jitter = settings.delivery.jitter
-        # One for all that is due: what failed together is tried again together.
+        # One for all: what failed together is tried again together.
         self._jitter = rng.uniform(1 - jitter, 1 + jitter)
 
-    def run(self) -> int:
-        """Send what is due, and return how many instances the peer took."""
-        ahead = self._ledger.due_deliveries(self._alias, self._clock(), LOOK_AHEAD)
-        if not ahead:
-            return 0
-        classes = sorted({delivery.instance.sop_class_uid for delivery in ahead})
-        try:
-            association = self._open(self._settings.peers[self._alias], classes)
-        except DeliveryError as error:
-            self._postpone_all(ahead, error)
-            return 0
-        try:
-            with association:
-                self._send_all(association, set(classes))
-        except DeliveryError as error:
-            logger.warning("delivery.broken_off peer=%s: %s", self._alias, error)
-        if self._taken:
-            logger.info("delivery.taken peer=%s instances=%d", self._alias, self._taken)
-        return self._taken
-
-    def _open(self, peer: Peer, classes: list[str]) -> Requestor:
-        if peer.host is None or peer.port is None:  # settings refuse such a peer
-            raise DeliveryError("the peer has no host and port", retry=False)
-        return open_association(
-            peer.host,
-            peer.port,
-            called_ae_title=peer.ae_title,
-            calling_ae_title=self._settings.ae_title,
-            sop_classes=classes,
-            tls=self._tls(peer),
-        )
-
-    def _tls(self, peer: Peer) -> ssl.SSLContext | None:
-        own = self._settings.receiver.tls
-        if not peer.tls or own is None:
-            return None
-        try:
-            return client_context(own.certificate, own.key, own.ca)
-        except OSError as error:
-            raise DeliveryError(
-                f"the certificate cannot be used: {type(error).__name__}", retry=True
-            ) from None
-
-    def _send_all(self, association: Requestor, classes: set[str]) -> None:
+    def run(self, alias: str, association: Requestor, classes: set[str], *, probe: bool) -> None:
         """Send until nothing is due that was not tried, or time is up.
+
+        Args:
+            alias: whose deliveries.
+            association: with it.
+            classes: those that were proposed.
+            probe: send one instance, and the others only when there was an answer.
 
         Raises:
             DeliveryError: the peer said nothing.
         """
         tried: set[int] = set()
         deadline = time.monotonic() + SWEEP_SECONDS
+        limit = 1 if probe else BATCH
         while time.monotonic() < deadline:
             due = [
                 delivery
-                for delivery in self._ledger.due_deliveries(self._alias, self._clock(), BATCH)
+                for delivery in self._ledger.due_deliveries(alias, self._clock(), limit)
                 if delivery.instance.sop_class_uid in classes and delivery.delivery_id not in tried
             ]
             if not due:
                 break
-            for delivery in due:
-                self._send(association, delivery)
+            self._send_batch(association, due)
             tried.update(delivery.delivery_id for delivery in due)
+            limit = BATCH
 
-    def _send(self, association: Requestor, delivery: Delivery) -> None:
-        """Send one instance and record what the peer said.
+    def _send_batch(self, association: Requestor, due: list[Delivery]) -> None:
+        """Send some instances and record what the peer said, also when it falls silent."""
+        attempts: list[Attempt] = []
+        try:
+            for attempt in self._send(association, due):
+                attempts.append(attempt)
+        finally:
+            taken = sum(attempt.state in TAKEN for attempt in attempts)
+            if taken:
+                reach("delivery.sent")
+            self._ledger.record_attempts(attempts)
+            self.taken += taken
+
+    def _send(self, association: Requestor, due: list[Delivery]) -> Iterator[Attempt]:
+        """Send instances and yield how each attempt went.
 
         Raises:
-            DeliveryError: it said nothing; this instance is recorded as to be tried again.
+            DeliveryError: the peer said nothing; the instance that it got was yielded before.
         """
-        instance = delivery.instance
-        context = association.find_context(instance.sop_class_uid)
-        if context is None:
-            self._park(delivery, "the peer does not accept this SOP class")
-            return
-        try:
-            file = self._store.read(instance.path)
-        except StorageError as error:
-            self._postpone(delivery, None, str(error))
-            return
-        if hashlib.sha256(file).hexdigest() != instance.sha256:
-            self._park(delivery, "the file is not the one that was written")
-            return
-        data_set = _encode(file, context.transfer_syntax)
-        try:
-            status = association.store(
-                context, instance.sop_class_uid, instance.sop_instance_uid, data_set
-            )
-        except DeliveryError as error:
-            self._postpone(delivery, error.status, str(error))
-            raise
+        for delivery in due:
+            instance = delivery.instance
+            context = association.find_context(instance.sop_class_uid)
+            if context is None:
+                yield self._park(delivery, "the peer does not accept this SOP class")
+                continue
+            try:
+                file = self._store.read(instance.path)
+            except StorageError as error:
+                yield self._postpone(delivery, None, str(error))
+                continue
+            if hashlib.sha256(file).hexdigest() != instance.sha256:
+                yield self._park(delivery, "the file is not the one that was written")
+                continue
+            data_set = _encode(file, context.transfer_syntax)
+            try:
+                status = association.store(
+                    context, instance.sop_class_uid, instance.sop_instance_uid, data_set
+                )
+            except DeliveryError as error:
+                yield self._postpone(delivery, error.status, str(error))
+                raise
+            self.answered += 1
+            yield self._judge(delivery, status)
+
+    def _judge(self, delivery: Delivery, status: int) -> Attempt:
         outcome = judge_status(status)
         if outcome.state is DeliveryState.PENDING:
-            self._postpone(delivery, status, outcome.reason)
-        elif outcome.state is DeliveryState.PARKED:
-            self._park(delivery, outcome.reason, status)
-        else:
-            reach("delivery.sent")
-            self._ledger.record_delivery(
-                delivery.delivery_id, outcome.state, status, outcome.reason
-            )
-            self._taken += 1
-
-    def _park(self, delivery: Delivery, reason: str | None, status: int | None = None) -> None:
-        """Record that a person must look."""
-        logger.error("delivery.parked peer=%s status=%s: %s", self._alias, status, reason)
-        self._ledger.record_delivery(delivery.delivery_id, DeliveryState.PARKED, status, reason)
-
-    def _postpone(
-        self, delivery: Delivery, status: int | None, reason: str | None, *, longest: bool = False
-    ) -> None:
-        """Record a failure that may pass, and when to try again."""
-        pause = self._settings.delivery.longest_retry
-        if not longest:
-            pause = find_pause(self._settings.delivery.first_retry, pause, delivery.attempts)
-        self._ledger.record_delivery(
-            delivery.delivery_id,
-            DeliveryState.PENDING,
-            status,
-            reason,
-            self._clock() + pause * self._jitter,
+            return self._postpone(delivery, status, outcome.reason)
+        if outcome.state is DeliveryState.PARKED:
+            return self._park(delivery, outcome.reason, status)
+        return Attempt(
+            delivery_id=delivery.delivery_id,
+            state=outcome.state,
+            status=status,
+            reason=outcome.reason,
         )
 
-    def _postpone_all(self, due: Sequence[Delivery], error: DeliveryError) -> None:
-        """Record for all that is due that there was no association."""
-        # A peer that refuses for good needs a change of its configuration: no hurry.
-        permanent = isinstance(error, AssociationRejectedError) and error.permanent
-        for delivery in due:
-            self._postpone(delivery, None, str(error), longest=permanent)
-        logger.warning("delivery.postponed peer=%s instances=%d: %s", self._alias, len(due), error)
+    def _park(self, delivery: Delivery, reason: str | None, status: int | None = None) -> Attempt:
+        """Say that a person must look."""
+        told = None if status is None else f"0x{status:04X}"
+        logger.error("delivery.parked peer=%s status=%s: %s", delivery.peer, told, reason)
+        return Attempt(
+            delivery_id=delivery.delivery_id,
+            state=DeliveryState.PARKED,
+            status=status,
+            reason=reason,
+        )
+
+    def _postpone(self, delivery: Delivery, status: int | None, reason: str | None) -> Attempt:
+        """Say when to try again, unless the time is up and it has failed before."""
+        patience, now = self._patience, self._clock()
+        if delivery.attempts and delivery.queued_at < now - patience.give_up_after:
+            return self._park(delivery, f"not taken in time: {reason}", status)
+        pause = find_pause(patience.first_retry, patience.longest_retry, delivery.attempts)
+        return Attempt(
+            delivery_id=delivery.delivery_id,
+            state=DeliveryState.PENDING,
+            status=status,
+            reason=reason,
+            next_attempt=now + pause * self._jitter,
+        )
 
 
-def find_pause(first: timedelta, longest: timedelta, attempts: int) -> timedelta:
-    """Return the pause after a failure: `first`, doubled by each earlier attempt, to `longest`."""
-    doublings = min(attempts, 30)  # 2**30 seconds are longer than any longest pause
-    return min(first * (1 << doublings), longest)
+def find_destinations(settings: NodeSettings) -> list[str]:
+    """Return the aliases of the peers that take results."""
+    return [alias for alias, peer in settings.peers.items() if "send" in peer.roles]
+
+
+def open_peer(settings: NodeSettings, peer: Peer, classes: Sequence[str]) -> Requestor:
+    """Ask a peer for an association under `classes`.
+
+    Raises:
+        DeliveryError: there is none.
+    """
+    if peer.host is None or peer.port is None:  # settings refuse such a peer
+        raise DeliveryError("the peer has no host and port", retry=False)
+    return open_association(
+        peer.host,
+        peer.port,
+        called_ae_title=peer.ae_title,
+        calling_ae_title=settings.ae_title,
+        sop_classes=classes,
+        tls=_tls(settings, peer),
+    )
+
+
+def park_overdue(
+    ledger: Ledger, settings: NodeSettings, clock: Callable[[], datetime], alias: str
+) -> None:
+    """Park what a peer has not taken in all its time, for a person to look."""
+    parked = ledger.park_overdue(alias, clock() - settings.delivery.give_up_after)
+    if parked:
+        logger.error("delivery.overdue peer=%s instances=%d", alias, parked)
+
+
+def park_unserved(ledger: Ledger, settings: NodeSettings, clock: Callable[[], datetime]) -> None:
+    """Park in time what waits for peers that the configuration does not name any more."""
+    for alias, backlog in ledger.backlogs().items():
+        if backlog.pending and alias not in find_destinations(settings):
+            park_overdue(ledger, settings, clock, alias)
+
+
+def find_alerts(ledger: Ledger, settings: NodeSettings, now: datetime) -> Iterator[str]:
+    """Yield one sentence for each thing that a person should look at."""
+    destinations = find_destinations(settings)
+    backlogs = ledger.backlogs()
+    for alias, outage in ledger.outages().items():
+        waiting = backlogs[alias].pending if alias in backlogs else 0
+        if alias in destinations and outage.failures >= settings.delivery.alarm_after:
+            hours = (now - outage.since).total_seconds() / 3600
+            yield (
+                f"peer {alias}: no association for {hours:.1f} h, {waiting} instances wait "
+                f"({outage.reason})"
+            )
+    for alias, backlog in backlogs.items():
+        if backlog.parked:
+            yield (
+                f"peer {alias}: {backlog.parked} instances are parked: see `dicom-node status`, "
+                "then `dicom-node requeue`"
+            )
+        if backlog.pending and alias not in destinations:
+            yield f"peer {alias}: {backlog.pending} instances wait, and no such peer is configured"
+
+
+def find_oldest_pending(ledger: Ledger, now: datetime) -> float:
+    """Return how many seconds the instance has waited that waits longest; 0 when none does."""
+    since = [each.pending_since for each in ledger.backlogs().values() if each.pending_since]
+    return (now - min(since)).total_seconds() if since else 0.0
+
+
+def _tls(settings: NodeSettings, peer: Peer) -> ssl.SSLContext | None:
+    own = settings.receiver.tls
+    if not peer.tls or own is None:
+        return None
+    try:
+        return client_context(own.certificate, own.key, own.ca)
+    except OSError as error:
+        raise DeliveryError(
+            f"the certificate cannot be used: {type(error).__name__}", retry=True
+        ) from None
 
 
 def _encode(file: bytes, transfer_syntax_uid: str) -> bytes:

@@ -28,11 +28,13 @@ class Health:
 
     Attributes:
         problems: sentences for the admin; empty when all is well.
+        alerts: sentences for a person about what waits, while the node itself is well.
         counts: `thing.state` or `thing` to how many, as `Ledger.counts` gives them.
         gauges: name, with its unit at the end, to a measured number.
     """
 
     problems: tuple[str, ...]
+    alerts: tuple[str, ...] = ()
     counts: Mapping[str, int]
     gauges: Mapping[str, float]
 
@@ -84,6 +86,8 @@ def write_metrics(health: Health) -> str:
 def _metric_lines(health: Health) -> Iterator[str]:
     yield "# TYPE dicom_node_up gauge"
     yield f'dicom_node_up{{version="{__version__}"}} {0 if health.problems else 1}'
+    yield "# TYPE dicom_node_alerts gauge"
+    yield f"dicom_node_alerts {len(health.alerts)}"
     seen: set[str] = set()
     for key, count in sorted(health.counts.items()):
         name, _, state = key.partition(".")
@@ -109,7 +113,8 @@ class _Door(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/healthz":
             health = self.ask()
-            body = {"status": "failing" if health.problems else "ok", "problems": health.problems}
+            word = "failing" if health.problems else "attention" if health.alerts else "ok"
+            body = {"status": word, "problems": health.problems + health.alerts}
             status = HTTPStatus.SERVICE_UNAVAILABLE if health.problems else HTTPStatus.OK
             self._answer(status, "application/json", json.dumps(body) + "\n")
         elif self.path == "/metrics":

@@ -13,15 +13,23 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from dicom_node import assembly, delivery, retention
+from dicom_node import assembly, retention
+from dicom_node.delivery import (
+    Destination,
+    find_alerts,
+    find_destinations,
+    find_oldest_pending,
+    park_unserved,
+)
 from dicom_node.dispatch import Dispatch
 from dicom_node.errors import ConfigurationError, StorageError
 from dicom_node.executors import ProcessPool
@@ -121,7 +129,7 @@ class Node:
         self._timers = (
             Timer("assembly", self._assemble, node.assembly.sweep_every),
             Timer("dispatch", self._dispatch.sweep, node.dispatch.sweep_every),
-            Timer("delivery", self._deliver, node.delivery.sweep_every),
+            *self._build_deliveries(),
             Timer("retention", self._forget, node.retention.sweep_every),
             Timer("receiver", self._watch_receiver, RECEIVER_WATCH),
         )
@@ -150,16 +158,20 @@ class Node:
         problems = [problem for timer in self._timers for problem in timer.problems()]
         if free < LOW_DISK_BYTES:
             problems.append(f"disk: {free} bytes are free; wanted {LOW_DISK_BYTES}")
-        counts = {}
+        counts: Mapping[str, int] = {}
+        alerts: Sequence[str] = ()
+        gauges: dict[str, float] = {"disk_free_bytes": free}
         try:
             self._ledger.check()
             counts = self._ledger.counts()
+            alerts = tuple(find_alerts(self._ledger, self._configuration.node, now()))
+            gauges["oldest_pending_delivery_seconds"] = find_oldest_pending(self._ledger, now())
         except StorageError as error:
             problems.append(f"ledger: {error}")
-        gauges = {f"{timer.name}_sweep_age_seconds": timer.age() for timer in self._timers}
-        return Health(
-            problems=tuple(problems), counts=counts, gauges={**gauges, "disk_free_bytes": free}
-        )
+        for timer in self._timers:
+            gauge = f"{timer.name.partition(' ')[0]}_sweep_age_seconds"
+            gauges[gauge] = max(timer.age(), gauges.get(gauge, 0.0))
+        return Health(problems=tuple(problems), alerts=tuple(alerts), counts=counts, gauges=gauges)
 
     def _recover(self) -> None:
         """Put right what the end of an earlier run has left, before anything else moves."""
@@ -177,6 +189,8 @@ class Node:
         """
         scheduler = BackgroundScheduler(
             timezone=UTC,
+            # A thread for each: a destination that is silent for long must not take another's.
+            executors={"default": ThreadPoolExecutor(len(self._timers))},
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
         )
         for timer in self._timers:
@@ -212,8 +226,16 @@ class Node:
             self._cards = load_cards(self._configuration.node.models_folder)
         assembly.sweep(self._ledger, self._store, self._configuration, self._cards, now)
 
-    def _deliver(self) -> None:
-        delivery.sweep(self._ledger, self._store, self._configuration.node, now)
+    def _build_deliveries(self) -> Iterator[Timer]:
+        """Yield a timer for each destination: none waits for another."""
+        node = self._configuration.node
+        for alias in find_destinations(node):
+            destination = Destination(alias, self._ledger, self._store, node, now)
+            yield Timer(f"delivery {alias}", destination.sweep, node.delivery.sweep_every)
+        yield Timer("delivery", self._park_unserved, node.delivery.sweep_every)
+
+    def _park_unserved(self) -> None:
+        park_unserved(self._ledger, self._configuration.node, now)
 
     def _forget(self) -> None:
         retention.sweep(self._ledger, self._store, self._configuration.node.retention, now())

@@ -223,13 +223,15 @@ class Delivery(_Settings):
         first_retry: after the first failure; each further pause is twice the one before.
         longest_retry: no pause is longer.
         jitter: part of a pause by which it is varied at random, 0 to 1.
-        give_up_after: then it is parked for a person; nothing is deleted.
+        alarm_after: so many associations in a row that came to nothing are told as an error.
+        give_up_after: what fails then is parked for a person; nothing is deleted.
         sweep_every: how often it is tried.
     """
 
     first_retry: Duration = timedelta(seconds=30)
     longest_retry: Duration = timedelta(minutes=15)
     jitter: float = Field(default=0.2, ge=0, le=1)
+    alarm_after: Count = 3
     give_up_after: Duration = timedelta(hours=72)
     sweep_every: Duration = timedelta(seconds=5)
 

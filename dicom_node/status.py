@@ -26,6 +26,7 @@ def read_status(ledger: Ledger, study: str | None, now: datetime) -> dict[str, A
         "studies": [_study(row, now) for row in rows],
         "jobs": [_job(job, now) for job in ledger.jobs(study)],
         "deliveries": _deliveries(ledger.deliveries(study)),
+        "destinations": _destinations(ledger, now),
     }
 
 
@@ -75,6 +76,26 @@ def _deliveries(deliveries: Iterable[Delivery]) -> list[dict[str, Any]]:
         }
         for (plan_id, peer, state, status, reason), group in alike.items()
     ]
+
+
+def _destinations(ledger: Ledger, now: datetime) -> list[dict[str, Any]]:
+    outages = ledger.outages()
+    found = []
+    for peer, backlog in ledger.backlogs().items():
+        outage = outages.get(peer)
+        found.append(
+            {
+                "peer": peer,
+                "state": "answers" if outage is None else "silent",
+                "pending": backlog.pending,
+                "oldest_seconds": _age(backlog.pending_since or now, now),
+                "parked": backlog.parked,
+                "failures": 0 if outage is None else outage.failures,
+                "next_call": None if outage is None else outage.next_call.isoformat(),
+                "reason": None if outage is None else outage.reason,
+            }
+        )
+    return found
 
 
 def _age(since: datetime, now: datetime) -> float:

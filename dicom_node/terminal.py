@@ -12,9 +12,9 @@ WIDE = 240
 """Columns where no terminal says how many there are, so that no UID is broken in a pipe."""
 
 _COLORS = {
-    **dict.fromkeys(("done", "sent", "pass", "ok", "present"), "green"),
+    **dict.fromkeys(("done", "sent", "pass", "ok", "present", "committed"), "green"),
     **dict.fromkeys(("held", "warned", "warn", "warning", "incomplete", "ambiguous"), "yellow"),
-    **dict.fromkeys(("failed", "parked", "refuse", "rejected", "missing"), "red"),
+    **dict.fromkeys(("failed", "parked", "silent", "refuse", "rejected", "missing"), "red"),
 }
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -88,6 +88,23 @@ def print_status(status: Mapping[str, Any]) -> None:
                     each["reason"],
                 )
                 for each in status["deliveries"]
+            ),
+        )
+    )
+    console.print(
+        _table(
+            "destinations",
+            ("peer", "state", "pending", "parked", "failures", "reason"),
+            (
+                (
+                    each["peer"],
+                    each["state"],
+                    each["pending"],
+                    each["parked"],
+                    each["failures"],
+                    each["reason"],
+                )
+                for each in status["destinations"]
             ),
         )
     )

@@ -16,19 +16,33 @@ with its event row. Read the files in the order of the walk:
 
 from dicom_node.ledger.chronicle import Chronicle
 from dicom_node.ledger.judgements import SUPERSEDED, Judgements
-from dicom_node.ledger.outbox import Outbox
+from dicom_node.ledger.outbox import TAKEN, Outbox
 from dicom_node.ledger.queue import HOLD_REASON, Queue
 from dicom_node.ledger.reception import Reception
-from dicom_node.ledger.records import Event, Job, JudgedSeries, Judgement, Receipt, StudyRow
+from dicom_node.ledger.records import (
+    Attempt,
+    Backlog,
+    Event,
+    Job,
+    JudgedSeries,
+    Judgement,
+    Outage,
+    Receipt,
+    StudyRow,
+)
 
 __all__ = [
     "HOLD_REASON",
     "SUPERSEDED",
+    "TAKEN",
+    "Attempt",
+    "Backlog",
     "Event",
     "Job",
     "JudgedSeries",
     "Judgement",
     "Ledger",
+    "Outage",
     "Receipt",
     "StudyRow",
 ]

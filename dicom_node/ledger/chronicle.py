@@ -14,7 +14,7 @@ from dicom_node.jobs import JobState
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.outbox import TAKEN
 from dicom_node.ledger.records import Event
-from dicom_node.schema import delivery, derived, event, instance, job, study
+from dicom_node.schema import delivery, derived, event, instance, job, outage, study
 
 _NEEDS_SOURCES = (JobState.QUEUED, JobState.RUNNING, JobState.HELD)
 _IS_OVER = (JobState.DONE, JobState.REJECTED, JobState.SUPERSEDED)
@@ -35,7 +35,7 @@ class Chronicle(Database):
             return [Event(**row._mapping) for row in connection.execute(query)]
 
     def counts(self) -> dict[str, int]:
-        """Return how many studies, jobs and deliveries are in each state, and all instances."""
+        """Return how many rows there are of each thing, by state where it has one."""
         counts = {
             **{f"studies.{state}": 0 for state in StudyState},
             **{f"jobs.{state}": 0 for state in JobState},
@@ -47,7 +47,11 @@ class Chronicle(Database):
                     select(table.c.state, func.count()).group_by(table.c.state)
                 ):
                     counts[f"{name}.{state}"] = count
-            for name, table in {"instances": instance, "derived": derived}.items():
+            for name, table in {
+                "instances": instance,
+                "derived": derived,
+                "outages": outage,
+            }.items():
                 counts[name] = connection.scalar(select(func.count()).select_from(table)) or 0
         return counts
 

@@ -1,29 +1,51 @@
 """The ledger while results go out: one row for each instance and peer, and how it went.
 
 Step 12 of the walk. A row says SENT only when the peer answered so; what the study has outgrown is
-parked before it is sent, and nothing goes out while its study receives again or is held.
+parked before it is sent, and nothing goes out while its study receives again or is held. A peer
+that does not answer has an outage, which costs the instances that wait for it nothing.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from dicom_node.domain import Delivery, DeliveryState, StudyState
 from dicom_node.jobs import JobState
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.documents import read_derived
-from dicom_node.schema import delivery, derived, job, study
+from dicom_node.ledger.records import Attempt, Backlog, Outage
+from dicom_node.schema import Utc, delivery, derived, job, outage, study
 
-TAKEN = (DeliveryState.SENT, DeliveryState.WARNED)
+TAKEN = (DeliveryState.SENT, DeliveryState.WARNED, DeliveryState.COMMITTED)
 """The peer has the instance."""
+
+UNCONFIRMED = (DeliveryState.SENT, DeliveryState.WARNED)
+"""The peer took the instance and has not said that it keeps it."""
 
 
 class Outbox(Database):
     """What delivery reads and writes."""
 
     def due_deliveries(self, peer: str, now: datetime, limit: int) -> list[Delivery]:
-        """Return what may go to `peer` now, highest priority first, series kept together."""
+        """Return what may go to `peer` now, highest priority first, series kept together.
+
+        What has failed before comes last, so that an instance on which the peer chokes holds up no
+        other.
+        """
         query = (
             _select_deliveries()
             .join(job, delivery.c.plan_id == job.c.plan_id)
@@ -35,68 +57,70 @@ class Outbox(Database):
                 job.c.state == JobState.DONE,
                 study.c.state == StudyState.JUDGED,
             )
-            .order_by(job.c.priority.desc(), job.c.created_at, delivery.c.delivery_id)
+            .order_by(
+                delivery.c.attempts,
+                job.c.priority.desc(),
+                job.c.created_at,
+                delivery.c.delivery_id,
+            )
             .limit(limit)
         )
         with self._reading() as connection:
             return [_read_delivery(row) for row in connection.execute(query)]
 
-    def record_delivery(
-        self,
-        delivery_id: int,
-        state: DeliveryState,
-        status: int | None,
-        reason: str | None,
-        next_attempt: datetime | None = None,
-    ) -> None:
-        """Record how one attempt to send one instance went.
+    def record_attempts(self, attempts: Sequence[Attempt]) -> None:
+        """Record in one commit how attempts to send instances went.
 
         What the peer took stays taken, whatever comes later. A delivery that was parked while it
         was under way goes on only if the peer took it.
-        `status` is None when there was no C-STORE response; `next_attempt` None keeps the time.
         """
+        with self._writing() as connection:
+            for each in attempts:
+                self._record_attempt(connection, each)
+
+    def _record_attempt(self, connection: Connection, attempt: Attempt) -> None:
         open_rows = delivery.c.state == DeliveryState.PENDING
-        if state in TAKEN:
+        if attempt.state in TAKEN:
             open_rows = or_(open_rows, delivery.c.state == DeliveryState.PARKED)
         values: dict[str, Any] = {
-            "state": state,
-            "status": status,
-            "reason": reason,
+            "state": attempt.state,
+            "status": attempt.status,
+            "reason": attempt.reason,
             "attempts": delivery.c.attempts + 1,
         }
-        if next_attempt is not None:
-            values["next_attempt"] = next_attempt
-        with self._writing() as connection:
-            row = connection.execute(
-                update(delivery)
-                .where(delivery.c.delivery_id == delivery_id, open_rows)
-                .values(**values)
-                .returning(delivery.c.plan_id, delivery.c.sop_instance_uid, delivery.c.peer)
-            ).one_or_none()
-            if row is not None:
-                self._note(
-                    connection,
-                    f"delivery.{state}",
-                    plan=row.plan_id,
-                    sop_instance_uid=row.sop_instance_uid,
-                    peer=row.peer,
-                    status=status,
-                    reason=reason,
-                )
+        if attempt.next_attempt is not None:
+            values["next_attempt"] = attempt.next_attempt
+        row = connection.execute(
+            update(delivery)
+            .where(delivery.c.delivery_id == attempt.delivery_id, open_rows)
+            .values(**values)
+            .returning(delivery.c.plan_id, delivery.c.sop_instance_uid, delivery.c.peer)
+        ).one_or_none()
+        if row is not None:
+            self._note(
+                connection,
+                f"delivery.{attempt.state}",
+                plan=row.plan_id,
+                sop_instance_uid=row.sop_instance_uid,
+                peer=row.peer,
+                status=attempt.status,
+                reason=attempt.reason,
+            )
 
-    def park_overdue(self, queued_before: datetime) -> int:
-        """Park what was not taken since `queued_before`, for a person to look; return how many."""
+    def park_overdue(self, peer: str, queued_before: datetime) -> int:
+        """Park what `peer` has not taken since `queued_before`, for a person; return how many."""
         with self._writing() as connection:
             parked = connection.execute(
                 update(delivery)
                 .where(
+                    delivery.c.peer == peer,
                     delivery.c.state == DeliveryState.PENDING,
                     delivery.c.queued_at < queued_before,
                 )
                 .values(state=DeliveryState.PARKED, reason="not taken in time")
             ).rowcount
             if parked:
-                self._note(connection, "delivery.overdue", count=parked)
+                self._note(connection, "delivery.overdue", peer=peer, count=parked)
         return parked
 
     def deliveries(self, study: str | None = None) -> list[Delivery]:
@@ -108,6 +132,61 @@ class Outbox(Database):
             )
         with self._reading() as connection:
             return [_read_delivery(row) for row in connection.execute(query)]
+
+    def record_outage(self, peer: str, reason: str, next_call: datetime) -> None:
+        """Record that an association with `peer` came to nothing; no delivery of it has failed."""
+        with self._writing() as connection:
+            values = {"reason": reason, "next_call": next_call}
+            known = connection.execute(
+                update(outage)
+                .where(outage.c.peer == peer)
+                .values(failures=outage.c.failures + 1, **values)
+            ).rowcount
+            if not known:
+                connection.execute(
+                    insert(outage).values(peer=peer, failures=1, since=self._clock(), **values)
+                )
+            self._note(connection, "outage.failure", peer=peer, reason=reason)
+
+    def end_outage(self, peer: str) -> None:
+        """Record that `peer` answers again."""
+        with self._writing() as connection:
+            if connection.execute(delete(outage).where(outage.c.peer == peer)).rowcount:
+                self._note(connection, "outage.over", peer=peer)
+
+    def outages(self) -> dict[str, Outage]:
+        """Return the peers that do not answer now."""
+        with self._reading() as connection:
+            return {row.peer: Outage(**row._mapping) for row in connection.execute(select(outage))}
+
+    def backlogs(self) -> dict[str, Backlog]:
+        """Return what is still to be done for each peer that was ever to get something."""
+        pending = delivery.c.state == DeliveryState.PENDING
+        parked = (delivery.c.state == DeliveryState.PARKED) & (job.c.state == JobState.DONE)
+        unconfirmed = delivery.c.state.in_(UNCONFIRMED)
+        query = (
+            select(
+                delivery.c.peer,
+                _count_if(pending).label("pending"),
+                _oldest_if(pending).label("pending_since"),
+                _count_if(parked).label("parked"),
+                _count_if(unconfirmed).label("unconfirmed"),
+                _oldest_if(unconfirmed).label("unconfirmed_since"),
+            )
+            .join(job, delivery.c.plan_id == job.c.plan_id)
+            .group_by(delivery.c.peer)
+            .order_by(delivery.c.peer)
+        )
+        with self._reading() as connection:
+            return {row.peer: Backlog(**row._mapping) for row in connection.execute(query)}
+
+
+def _count_if(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return func.count(case((condition, 1)))
+
+
+def _oldest_if(condition: ColumnElement[bool]) -> ColumnElement[datetime]:
+    return func.min(case((condition, delivery.c.queued_at)), type_=Utc)
 
 
 def _select_deliveries() -> Select[Any]:

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dicom_node.domain import Gap, Instance, Label, Origin, Refusal, StudyState, SynthesisPlan
+from dicom_node.domain import (
+    DeliveryState,
+    Gap,
+    Instance,
+    Label,
+    Origin,
+    Refusal,
+    StudyState,
+    SynthesisPlan,
+)
 from dicom_node.jobs import JobState
 
 
@@ -117,3 +126,54 @@ class Receipt:
     instance: Instance
     peer: str
     association_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """How one attempt to send one instance to one peer went.
+
+    Attributes:
+        status: None when there was no C-STORE response.
+        next_attempt: None keeps the time.
+    """
+
+    delivery_id: int
+    state: DeliveryState
+    status: int | None
+    reason: str | None
+    next_attempt: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outage:
+    """A peer that does not answer now.
+
+    Attributes:
+        failures: associations in a row that came to nothing.
+        next_call: nothing is sent to it before.
+    """
+
+    peer: str
+    failures: int
+    since: datetime
+    next_call: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """What is still to be done for one peer.
+
+    Attributes:
+        pending: instances that it still has to get, the oldest waiting since `pending_since`.
+        parked: instances of results that still stand, which wait for a person.
+        unconfirmed: instances that it took and of which it has not said that it keeps them, the
+            oldest queued at `unconfirmed_since`.
+    """
+
+    peer: str
+    pending: int
+    pending_since: datetime | None
+    parked: int
+    unconfirmed: int
+    unconfirmed_since: datetime | None

@@ -1,4 +1,7 @@
-from collections.abc import Iterator
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from hashlib import sha256
 from io import BytesIO
@@ -7,11 +10,12 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset, dcmwrite
 
-from dicom_node.delivery import find_pause, judge_status, sweep
+from dicom_node.delivery import Destination, find_alerts, park_unserved
 from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.domain import Delivery, DeliveryState, DerivedInstance
 from dicom_node.ledger import Ledger
 from dicom_node.node_settings import NodeSettings, Peer, Receiver, StorageClasses
+from dicom_node.outcomes import find_pause, judge_status
 from dicom_node.part10 import encode_file_meta
 from dicom_node.store import Store
 from doubles.ledger import (
@@ -45,13 +49,16 @@ class Outbox:
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}", self.clock).open()
         self.uids: list[str] = []
 
-    def fill(self, peers: tuple[str, ...] = ("pacs",), sop_class: str = MR) -> None:
+    def fill(
+        self, peers: tuple[str, ...] = ("pacs",), sop_class: str = MR, instances: int = 3
+    ) -> None:
         receive_and_judge(self.ledger, [make_plan(deliver_to=peers)])
-        derived = [self.write(number, sop_class) for number in (1, 2, 3)]
+        derived = [self.write(number, sop_class) for number in range(1, instances + 1)]
         self.uids = [each.sop_instance_uid for each in derived]
         finish(self.ledger, *derived)
 
     def write(self, number: int, sop_class: str) -> DerivedInstance:
+        """Write one instance of a series of its own."""
         instance = make_derived(number, sop_class_uid=sop_class)
         dataset = Dataset()
         dataset.SOPClassUID = sop_class
@@ -59,27 +66,40 @@ class Outbox:
         dataset.Rows = 512
         dataset.PatientID = "P1"
         dataset.StudyInstanceUID = DERIVED_STUDY
-        dataset.SeriesInstanceUID = f"{DERIVED_STUDY}.1"
+        dataset.SeriesInstanceUID = f"{DERIVED_STUDY}.{number}"
         out = BytesIO()
         dcmwrite(out, dataset, implicit_vr=False, little_endian=True)
         meta = encode_file_meta(sop_class, instance.sop_instance_uid, EXPLICIT)
         content = meta + out.getvalue()
         self.store.write(instance.path, content)
-        return make_derived(number, sop_class_uid=sop_class, sha256=sha256(content).hexdigest())
+        return make_derived(
+            number,
+            sop_class_uid=sop_class,
+            series_instance_uid=dataset.SeriesInstanceUID,
+            sha256=sha256(content).hexdigest(),
+        )
 
-    def sweep(self, pacs: ScriptedPacs | Orthanc, **more: ScriptedPacs) -> int:
+    def settings(self, **pacs: ScriptedPacs | Orthanc) -> NodeSettings:
         peers = {
             alias: Peer(ae_title=each.ae_title, host="127.0.0.1", port=each.port, roles={"send"})
-            for alias, each in {"pacs": pacs, **more}.items()
+            for alias, each in pacs.items()
         }
-        settings = NodeSettings(
+        return NodeSettings(
             ae_title="DICOM_NODE",
             data_folder=self.folder,
             models_folder=self.folder,
             receiver=Receiver(storage_classes=StorageClasses(image=("MRImageStorage",))),
             peers=peers,
         )
-        return sweep(self.ledger, self.store, settings, self.clock)
+
+    def destination(self, alias: str, **pacs: ScriptedPacs | Orthanc) -> Destination:
+        return Destination(alias, self.ledger, self.store, self.settings(**pacs), self.clock)
+
+    def sweep(self, pacs: ScriptedPacs | Orthanc) -> int:
+        return self.destination("pacs", pacs=pacs).sweep()
+
+    def alerts(self, pacs: ScriptedPacs) -> list[str]:
+        return list(find_alerts(self.ledger, self.settings(pacs=pacs), self.clock()))
 
     def deliveries(self) -> list[Delivery]:
         return self.ledger.deliveries()
@@ -109,14 +129,19 @@ def outbox(empty: Outbox) -> Outbox:
         (0xB006, WARNED),
         (0xB007, WARNED),
         (0x0111, WARNED),
+        (0x0107, WARNED),
         (0xA700, PENDING),
         (0xA7FF, PENDING),
         (0x0213, PENDING),
         (0x0110, PENDING),
+        (0x0210, PENDING),
         (0xFE00, PENDING),
         (0xA900, PARKED),
         (0xC000, PARKED),
         (0xCFFF, PARKED),
+        (0x0118, PARKED),
+        (0x0211, PARKED),
+        (0x0212, PARKED),
         (0x0122, PARKED),
         (0x0117, PARKED),
         (0x0124, PARKED),
@@ -207,39 +232,129 @@ def test_an_association_that_breaks_leaves_the_rest_due(outbox):
     assert pacs.received.count(outbox.uids[0]) == 1
 
 
-@pytest.mark.integration
-def test_an_absent_peer_is_tried_ever_more_rarely(outbox):
-    with ScriptedPacs() as gone:
+@pytest.fixture
+def gone() -> ScriptedPacs:
+    """A PACS that was there a moment ago."""
+    with ScriptedPacs() as pacs:
         pass
-    outbox.sweep(gone)
-    first = outbox.deliveries()[0].next_attempt - outbox.clock.now
-    outbox.clock.advance(minutes=1)
-    outbox.sweep(gone)
-    second = outbox.deliveries()[0].next_attempt - outbox.clock.now
-
-    assert timedelta(seconds=24) <= first <= timedelta(seconds=36)
-    assert timedelta(seconds=48) <= second <= timedelta(seconds=72)
-    assert outbox.states() == [PENDING] * 3
-    assert {each.attempts for each in outbox.deliveries()} == {2}
+    return pacs
 
 
 @pytest.mark.integration
-def test_a_peer_that_refuses_for_good_is_asked_slowly(outbox):
+def test_an_absent_peer_is_called_ever_more_rarely(outbox, gone):
+    pauses = []
+    for _ in range(7):
+        outbox.sweep(gone)
+        pause = outbox.ledger.outages()["pacs"].next_call - outbox.clock.now
+        pauses.append(pause.total_seconds())
+        outbox.clock.advance(seconds=pause.total_seconds())
+
+    for pause, middle in zip(pauses, (30, 60, 120, 240, 480, 900, 900), strict=True):
+        assert 0.8 * middle <= pause <= 1.2 * middle
+
+
+@pytest.mark.integration
+def test_what_waits_for_an_absent_peer_loses_no_attempt(outbox, gone):
+    for _ in range(3):
+        outbox.sweep(gone)
+        outbox.clock.advance(hours=1)
+
+    assert outbox.states() == [PENDING] * 3
+    assert {each.attempts for each in outbox.deliveries()} == {0}
+
+
+@pytest.mark.integration
+def test_a_silent_peer_is_tried_with_one_instance_in_each_pause(outbox):
+    with ScriptedPacs(lambda uid: ABORT) as pacs:
+        for _ in range(2):
+            outbox.sweep(pacs)
+            outbox.sweep(pacs)
+            outbox.clock.advance(minutes=20)
+
+    assert pacs.associations == 2
+    assert len(pacs.received) == 2
+
+
+@pytest.mark.integration
+def test_an_instance_on_which_a_peer_chokes_holds_up_no_other(outbox):
+    first = outbox.uids[0]
+    with ScriptedPacs(lambda uid: ABORT if uid == first else 0) as pacs:
+        outbox.sweep(pacs)
+        outbox.clock.advance(minutes=1)
+        outbox.sweep(pacs)
+
+    assert sorted(outbox.states()) == [PENDING, SENT, SENT]
+
+
+@pytest.mark.integration
+def test_answer_to_one_instance_lets_the_others_go_at_once(outbox, gone):
+    outbox.sweep(gone)
+    outbox.clock.advance(minutes=1)
+    with ScriptedPacs() as pacs:
+        assert outbox.sweep(pacs) == 3
+
+    assert outbox.ledger.outages() == {}
+    assert pacs.associations == 1
+
+
+@pytest.mark.integration
+def test_third_failure_in_a_row_is_told_once(outbox, gone, caplog):
+    for _ in range(4):
+        outbox.sweep(gone)
+        outbox.clock.advance(hours=1)
+
+    errors = [each.message for each in caplog.records if each.levelno == logging.ERROR]
+    assert errors == [
+        "destination.does_not_answer peer=pacs failures=3: no connection: ConnectionRefusedError"
+    ]
+    [alert] = outbox.alerts(gone)
+    assert alert.startswith("peer pacs: no association for 4.0 h, 3 instances wait")
+
+
+@pytest.mark.integration
+def test_a_peer_that_refuses_for_good_is_asked_slowly_and_told_at_once(outbox, caplog):
     with ScriptedPacs(known="OTHER") as pacs:
         outbox.sweep(pacs)
 
-    pause = outbox.deliveries()[0].next_attempt - outbox.clock.now
-    assert pause >= timedelta(minutes=12)
-    assert "RJ(1,1,3)" in str(outbox.deliveries()[0].reason)
+    outage = outbox.ledger.outages()["pacs"]
+    assert outage.next_call - outbox.clock.now >= timedelta(minutes=12)
+    assert "RJ(1,1,3)" in outage.reason
+    assert "destination.refuses peer=pacs" in caplog.text
 
 
 @pytest.mark.integration
-def test_what_nobody_takes_in_time_waits_for_a_person(outbox):
-    with ScriptedPacs() as gone:
-        pass
+def test_what_nobody_takes_in_time_waits_for_a_person(outbox, gone, caplog):
     outbox.clock.advance(hours=73)
     outbox.sweep(gone)
 
+    assert outbox.states() == [PARKED] * 3
+    assert "delivery.overdue peer=pacs instances=3" in caplog.text
+    assert "3 instances are parked" in outbox.alerts(gone)[-1]
+
+
+@pytest.mark.integration
+def test_what_is_late_is_tried_twice_before_it_is_parked(outbox):
+    outbox.clock.advance(hours=73)
+    with ScriptedPacs(dict(zip(outbox.uids, (0, 0xA700, 0), strict=True)).__getitem__) as pacs:
+        outbox.sweep(pacs)
+        first = outbox.states()
+        outbox.clock.advance(minutes=1)
+        outbox.sweep(pacs)
+
+    assert first == [SENT, PENDING, SENT]
+    assert outbox.states() == [SENT, PARKED, SENT]
+
+
+def test_what_waits_for_a_peer_that_is_not_configured_is_parked_in_time(outbox):
+    nobody = outbox.settings()
+    park_unserved(outbox.ledger, nobody, outbox.clock)
+    early = outbox.states()
+    [alert] = find_alerts(outbox.ledger, nobody, outbox.clock())
+    outbox.clock.advance(hours=73)
+    park_unserved(outbox.ledger, nobody, outbox.clock)
+
+    assert early == [PENDING] * 3
+    assert alert == "peer pacs: 3 instances wait, and no such peer is configured"
     assert outbox.states() == [PARKED] * 3
 
 
@@ -272,12 +387,61 @@ def test_a_study_that_receives_again_sends_nothing(outbox):
     assert judge(outbox.ledger)
 
 
-@pytest.mark.integration
-def test_an_absent_peer_holds_up_nobody_else(empty):
-    empty.fill(peers=("pacs", "other"))
-    with ScriptedPacs() as gone:
-        pass
-    with ScriptedPacs() as pacs:
-        assert empty.sweep(gone, other=pacs) == 3
+def measure(task: Callable[[], object]) -> float:
+    began = time.monotonic()
+    task()
+    return time.monotonic() - began
 
-    assert sorted(empty.states()) == [PENDING] * 3 + [SENT] * 3
+
+@pytest.mark.integration
+def test_a_peer_that_falls_silent_delays_nobody_else(empty):
+    empty.fill(peers=("alone", "beside", "silent"), instances=20)
+    release, reached = threading.Event(), threading.Event()
+
+    def fall_silent(_: str) -> int:
+        reached.set()
+        release.wait(30)
+        return 0
+
+    with ScriptedPacs(fall_silent) as silent, ScriptedPacs() as live:
+        pacs = {"alone": live, "beside": live, "silent": silent}
+        alone = measure(empty.destination("alone", **pacs).sweep)
+        other = threading.Thread(target=empty.destination("silent", **pacs).sweep)
+        other.start()
+        assert reached.wait(10)
+        beside = measure(empty.destination("beside", **pacs).sweep)
+        is_waiting = other.is_alive()
+        release.set()
+        other.join()
+
+    assert is_waiting
+    assert len(live.received) == 40
+    assert beside < 2 * alone + 0.5
+
+
+@pytest.mark.integration
+def test_500_series_outlive_an_outage_of_72_hours(empty, gone):
+    """Goal G10: nothing lost, drained at the next call, nothing sent more than once too often."""
+    empty.fill(instances=500)
+    end = empty.clock() + timedelta(hours=72)
+    calls = 0
+    while empty.clock() < end:
+        empty.sweep(gone)
+        calls += 1
+        empty.clock.now = empty.ledger.outages()["pacs"].next_call
+    late = empty.clock() - end
+    broken = empty.uids[250]
+
+    def answer(uid: str) -> int:
+        return ABORT if uid == broken and pacs.received.count(broken) == 1 else 0
+
+    with ScriptedPacs(answer) as pacs:
+        while empty.sweep(pacs):
+            empty.clock.advance(seconds=36)
+
+    assert empty.states() == [SENT] * 500
+    assert late <= timedelta(minutes=15 * 1.2)
+    assert {uid: pacs.received.count(uid) for uid in pacs.datasets} == {
+        uid: 2 if uid == broken else 1 for uid in empty.uids
+    }
+    assert 72 * 60 / (15 * 1.2) < calls < 400

@@ -14,6 +14,8 @@ WELL = Health(
 )
 ILL = Health(problems=("the receiver does not run",), counts={}, gauges={})
 
+WAITED_FOR = Health(problems=(), alerts=("7 instances are parked",), counts={}, gauges={})
+
 
 @pytest.fixture
 def ask() -> Iterator:
@@ -53,6 +55,15 @@ def test_well_node_answers_200(ask) -> None:
 
     assert status == 200
     assert json.loads(text) == {"status": "ok", "problems": []}
+
+
+@pytest.mark.integration
+def test_node_that_waits_for_a_person_is_well_and_says_so(ask) -> None:
+    status, text = ask(WAITED_FOR, "/healthz")
+
+    assert status == 200
+    assert json.loads(text) == {"status": "attention", "problems": ["7 instances are parked"]}
+    assert "dicom_node_alerts 1" in write_metrics(WAITED_FOR)
 
 
 @pytest.mark.integration

@@ -16,6 +16,7 @@ from doubles.ledger import (
     make_instance,
     make_plan,
     receive_and_judge,
+    record,
 )
 
 AGES = Retention()
@@ -46,7 +47,7 @@ def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
 
 def deliver(ledger: Ledger) -> None:
     for delivery in ledger.deliveries():
-        ledger.record_delivery(delivery.delivery_id, DeliveryState.SENT, 0, None)
+        record(ledger, delivery.delivery_id, DeliveryState.SENT, 0, None)
 
 
 def test_delivered_study_loses_its_bytes_past_their_age(

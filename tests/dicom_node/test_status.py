@@ -7,7 +7,7 @@ import pytest
 from dicom_node.domain import DeliveryState
 from dicom_node.ledger import Ledger
 from dicom_node.status import read_status
-from doubles.ledger import STUDY, Clock, finish, make_derived, make_plan, receive_and_judge
+from doubles.ledger import STUDY, Clock, finish, make_derived, make_plan, receive_and_judge, record
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_study_and_job_tell_state_age_and_attempts(ledger: Ledger, clock: Clock)
 
 def test_deliveries_that_stand_alike_are_one_entry(ledger: Ledger, clock: Clock) -> None:
     first, *_ = ledger.deliveries()
-    ledger.record_delivery(first.delivery_id, DeliveryState.PARKED, 0xA900, "does not match")
+    record(ledger, first.delivery_id, DeliveryState.PARKED, 0xA900, "does not match")
 
     deliveries = read_status(ledger, STUDY, clock())["deliveries"]
 
@@ -51,3 +51,13 @@ def test_status_is_json(ledger: Ledger, clock: Clock) -> None:
 def test_unknown_study_is_told(ledger: Ledger, clock: Clock) -> None:
     with pytest.raises(LookupError, match=r"2\.25\.404"):
         read_status(ledger, "2.25.404", clock())
+
+
+def test_destination_that_is_silent_is_told_with_what_waits(ledger: Ledger, clock: Clock) -> None:
+    ledger.record_outage("pacs", "no connection", clock())
+    clock.advance(hours=1)
+
+    [told] = read_status(ledger, None, clock())["destinations"]
+
+    assert (told["peer"], told["state"], told["failures"]) == ("pacs", "silent", 1)
+    assert (told["pending"], told["oldest_seconds"], told["reason"]) == (3, 3600, "no connection")

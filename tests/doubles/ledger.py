@@ -7,13 +7,14 @@ from typing import Any
 
 from dicom_node.domain import (
     ContrastLabel,
+    DeliveryState,
     DerivedInstance,
     Instance,
     Mode,
     Role,
     SynthesisPlan,
 )
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Attempt, Ledger
 from dicom_node.store import Store
 
 STUDY = "1.2.3"
@@ -119,4 +120,26 @@ def finish(ledger: Ledger, *instances: DerivedInstance) -> None:
         quality={"verdict": "pass"},
         seconds={"predict": 1.5},
         record=["resampled"],
+    )
+
+
+def record(
+    ledger: Ledger,
+    delivery_id: int,
+    state: DeliveryState,
+    status: int | None,
+    reason: str | None,
+    next_attempt: datetime | None = None,
+) -> None:
+    """Record one attempt to send one instance."""
+    ledger.record_attempts(
+        [
+            Attempt(
+                delivery_id=delivery_id,
+                state=state,
+                status=status,
+                reason=reason,
+                next_attempt=next_attempt,
+            )
+        ]
     )

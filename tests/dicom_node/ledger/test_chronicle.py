@@ -12,6 +12,7 @@ from doubles.ledger import (
     make_instance,
     make_plan,
     receive_and_judge,
+    record,
 )
 
 PLAN = "a" * 32
@@ -20,7 +21,7 @@ PLAN = "a" * 32
 def test_life_of_a_study_is_told_in_order(ledger):
     receive_and_judge(ledger, [make_plan()])
     finish(ledger)
-    ledger.record_delivery(1, DeliveryState.SENT, 0, None)
+    record(ledger, 1, DeliveryState.SENT, 0, None)
     ledger.record_instances([make_instance(9, study_instance_uid="1.9")], PEER, None)
 
     events = ledger.events(STUDY)
@@ -84,11 +85,11 @@ def test_derived_bytes_stay_until_every_peer_has_them(ledger, clock):
     receive_and_judge(ledger, [make_plan(deliver_to=("pacs", "archive"))])
     finish(ledger)
     clock.advance(days=30)
-    ledger.record_delivery(1, DeliveryState.SENT, 0, None)
-    ledger.record_delivery(2, DeliveryState.PARKED, 0xC000, "cannot understand")
+    record(ledger, 1, DeliveryState.SENT, 0, None)
+    record(ledger, 2, DeliveryState.PARKED, 0xC000, "cannot understand")
     owed = ledger.find_expired_derived(clock.now)
 
-    ledger.record_delivery(2, DeliveryState.SENT, 0, None)
+    record(ledger, 2, DeliveryState.SENT, 0, None)
 
     assert owed == []
     assert ledger.find_expired_derived(clock.now) == [make_derived().path]

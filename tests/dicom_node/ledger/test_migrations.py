@@ -11,7 +11,7 @@ from dicom_node.domain import DeliveryState
 from dicom_node.errors import StorageError
 from dicom_node.ledger import Ledger
 from doubles import ledger as doubles
-from doubles.ledger import STUDY, Clock
+from doubles.ledger import STUDY, Clock, record
 
 VERSION_1 = Path(doubles.__file__).with_name("ledger_version_1.sql").read_text()
 
@@ -55,7 +55,7 @@ def test_migration_keeps_what_was_known(old, clock):
 def test_migrated_ledger_goes_on(old, clock):
     with Ledger(f"sqlite:///{old}", clock).open(migrate=True) as ledger:
         [due] = ledger.due_deliveries("pacs", clock.now, 10)
-        ledger.record_delivery(due.delivery_id, DeliveryState.SENT, 0, None)
+        record(ledger, due.delivery_id, DeliveryState.SENT, 0, None)
 
     with Ledger(f"sqlite:///{old}", clock).open(migrate=True) as ledger:
         assert ledger.due_deliveries("pacs", clock.now, 10) == []
