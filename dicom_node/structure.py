@@ -8,6 +8,7 @@ Source: PS3.5 chapter 7 and annex A.4. The statuses are those of PS3.4 table B.2
 annex C, with sub-codes of our own.
 """
 
+import functools
 import mmap
 import re
 import struct
@@ -35,6 +36,8 @@ _PIXEL_DATA = 0x7FE0_0010
 _PIXEL_ATTRIBUTES = frozenset({0x7FE0_0008, 0x7FE0_0009, _PIXEL_DATA})
 _NEVER_PLAIN = _PIXEL_ATTRIBUTES.union(_IDENTITY)
 _MOST_REMEMBERED = 8_192
+_MOST_LAYOUTS = 256
+_LONGEST_LAYOUT = 16_384
 _LONGEST_SEQUENCE = 1_024
 _ITEM = 0xFFFE_E000
 _ITEM_END = 0xFFFE_E00D
@@ -76,6 +79,7 @@ class Identity:
     study_instance_uid: str
 
 
+@functools.lru_cache(maxsize=1_024)
 def check_uid(raw: bytes) -> str:
     """Return the UID that `raw` holds, without padding.
 
@@ -86,6 +90,23 @@ def check_uid(raw: bytes) -> str:
     if len(text) > _UID_BYTES or not _UID.fullmatch(text):
         raise RefusedInstance("a UID is not valid", INVALID_INSTANCE)
     return text.decode("ascii")
+
+
+class Layout(NamedTuple):
+    """The structure of one whole data set, apart from the values of elements without any.
+
+    Two data sets of one length with one layout differ in such values only, so that a walk through
+    the second would come to the same end.
+
+    Attributes:
+        spans: where the bytes are that a walk looks at: headers, and elements with structure.
+        content: those bytes.
+        identity: where the values lie that `Identity` holds, in its order.
+    """
+
+    spans: struct.Struct
+    content: tuple[bytes, ...]
+    identity: tuple[slice, ...]
 
 
 class Memory:
@@ -99,18 +120,21 @@ class Memory:
     Attributes:
         steps: by Explicit VR or not, the eight bytes of a header to the length of the element.
         sequences: the bytes of an element to how many elements and value bytes are in it.
+        layouts: by the length of a data set in Explicit VR; None when it was met only once.
     """
 
     def __init__(self) -> None:
         self.steps: dict[bool, dict[bytes, int]] = {True: {}, False: {}}
         self.sequences: dict[bytes, tuple[int, int]] = {}
+        self.layouts: dict[int, Layout | None] = {}
 
 
-T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
-def _remember(table: dict[bytes, T], key: bytes, value: T) -> None:
-    if len(table) >= _MOST_REMEMBERED:  # somebody makes them up
+def _remember(table: dict[K, V], key: K, value: V, most: int = _MOST_REMEMBERED) -> None:
+    if len(table) >= most:  # somebody makes them up
         table.clear()
     table[key] = value
 
@@ -145,17 +169,33 @@ def read_identity(
         BeyondHeadError: more than the first bytes are needed to say so.
     """
     end = len(data) if length is None else start + length
-    walk = _Walk(data, start, end, explicit=explicit, limits=limits, memory=memory or Memory())
-    walk.run()
-    if any(not walk.found.get(tag, b"").rstrip(b"\0 ") for tag in _IDENTITY):
+    memory = memory or Memory()
+    values = _recall(data, start, end, memory) if explicit else None
+    if values is None:
+        walk = _Walk(data, start, end, explicit=explicit, limits=limits, memory=memory)
+        walk.run()
+        values = [walk.found.get(tag, b"") for tag in _IDENTITY]
+    if not all(value.rstrip(b"\0 ") for value in values):
         raise RefusedInstance("a UID is missing in the data set", MISMATCH)
-    sop_class, sop_instance, study, series = (check_uid(walk.found[tag]) for tag in _IDENTITY)
+    sop_class, sop_instance, study, series = map(check_uid, values)
     return Identity(
         sop_class_uid=sop_class,
         sop_instance_uid=sop_instance,
         series_instance_uid=series,
         study_instance_uid=study,
     )
+
+
+def _recall(data: bytes | mmap.mmap, start: int, end: int, memory: Memory) -> list[bytes] | None:
+    """Return the values of the identity where an earlier walk has met this layout."""
+    layout = memory.layouts.get(end - start)
+    if (
+        layout is None
+        or layout.spans.size > len(data) - start
+        or layout.spans.unpack_from(data, start) != layout.content
+    ):
+        return None
+    return [data[start + place.start : start + place.stop] for place in layout.identity]
 
 
 class _MalformedError(Exception):
@@ -207,12 +247,40 @@ class _Walk:
         self._position = start
         self._elements = 0
         self._bytes = 0
+        self._start = start
+        self._places: dict[int, slice] = {}
+        self._spans: list[tuple[int, int]] = []  # of structure, so far, between these positions
+        self._begin: int | None = None  # of the top-level element with structure we are in
         self._levels = [_Level(is_sequence=False, limit=end, delimited=False, explicit=explicit)]
 
     def run(self) -> None:
         """Walk to the end."""
+        explicit, end = self._levels[0].explicit, self._levels[0].limit
+        self._walk()
+        last = self._spans[-1][1] if self._spans else self._start
+        fits = last <= min(self._readable, self._start + _LONGEST_LAYOUT)
+        if explicit and fits and len(self._places) == len(_IDENTITY):
+            layouts, length = self._memory.layouts, end - self._start
+            _remember(layouts, length, self._layout() if length in layouts else None, _MOST_LAYOUTS)
+
+    def _layout(self) -> Layout:
+        position, parts = self._start, []
+        for begin, end in self._spans:
+            parts.append(f"{begin - position}x{end - begin}s")
+            position = end
+        spans = struct.Struct("".join(parts))
+        return Layout(
+            spans=spans,
+            content=spans.unpack_from(self._data, self._start),
+            identity=tuple(self._places[tag] for tag in _IDENTITY),
+        )
+
+    def _walk(self) -> None:
         while self._levels:
             level = self._levels[-1]
+            if self._begin is not None and len(self._levels) == 1:
+                self._spans.append((self._begin, self._position))
+                self._begin = None
             if self._position == level.limit and not level.delimited:
                 self._levels.pop()
                 if level.begin is not None:
@@ -243,13 +311,17 @@ class _Walk:
         data, steps, limit = self._data, self._memory.steps[level.explicit], level.limit
         position = start = self._position
         count = 0
+        met: list[tuple[int, int]] = []
         while position < limit and (step := steps.get(data[position : position + 8])) is not None:
             if not level.explicit:
                 value = data[position + 8 : position + 12]
                 if value == _ITEM_BYTES or len(value) < len(_ITEM_BYTES):
                     break  # perhaps a sequence, which Implicit VR does not tell from a value
+            met.append((position, position + 8))
             position += step
             count += 1
+        if len(self._levels) == 1:
+            self._spans += met
         if position > level.limit:
             raise _MalformedError(TRUNCATED)
         self._position = position
@@ -279,7 +351,10 @@ class _Walk:
             # A stray delimiter hides what follows it; group 0002 here would replace our own.
             raise _MalformedError(UNDECODABLE)
         self._count()
+        is_top = len(self._levels) == 1
         vr, length = self._vr_and_length(level)
+        if is_top:
+            self._begin = begin
         if length == _UNDEFINED:
             self._read_undefined(level, tag, vr)
         elif length > level.limit - self._position:
@@ -293,6 +368,9 @@ class _Walk:
             if header == _TAG_LENGTH.size and tag not in _NEVER_PLAIN:
                 steps = self._memory.steps[level.explicit]
                 _remember(steps, self._data[begin : self._position], header + length)
+            if is_top:
+                self._begin = None
+                self._spans.append((begin, self._position))
             self._read_value(tag, length)
 
     def _read_sequence(self, level: _Level, begin: int, length: int) -> None:
@@ -348,7 +426,9 @@ class _Walk:
             if tag in self.found:
                 raise _MalformedError(UNDECODABLE)  # readers differ in which of two they take
             self._need(self._levels[0], length)
-            self.found[tag] = self._data[self._position : self._position + length]
+            place = slice(self._position, self._position + length)
+            self.found[tag] = self._data[place]
+            self._places[tag] = slice(place.start - self._start, place.stop - self._start)
         self._position += length
 
     def _count_bytes(self, length: int) -> None:

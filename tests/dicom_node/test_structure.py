@@ -16,6 +16,8 @@ from dicom_node.structure import (
     OVER_A_LIMIT,
     TRUNCATED,
     UNDECODABLE,
+    Identity,
+    Memory,
     StructureLimits,
     check_uid,
     read_identity,
@@ -262,3 +264,58 @@ def test_one_wrong_byte_is_kept_or_refused(position, value, explicit):
 
     with contextlib.suppress(RefusedInstance):
         walk(bytes(data), explicit=explicit)
+
+
+def verdict(data: bytes, *, explicit: bool, memory: Memory) -> Identity | int:
+    try:
+        return read_identity(data, explicit=explicit, limits=LIMITS, memory=memory)
+    except RefusedInstance as error:
+        return error.status
+
+
+def build_rich_dataset() -> Dataset:
+    dataset = build_dataset()
+    inner = Dataset()
+    inner.CodeValue = "113076"
+    outer = Dataset()
+    outer.PurposeOfReferenceCodeSequence = Sequence([inner])
+    dataset.SourceImageSequence = Sequence([outer])
+    dataset.PatientComments = "x" * 40
+    dataset.add_new(0x00091001, "UN", b"\xfe\xff\x00\xe0\x04\0\0\0abcd")
+    dataset.add_new("WindowCenter", "DS", "40")
+    return dataset
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2_000), st.integers(0, 255)), min_size=1, max_size=4),
+    explicit=st.booleans(),
+    undefined=st.booleans(),
+)
+def test_a_memory_of_earlier_walks_changes_no_verdict(changes, explicit, undefined):
+    whole = encode(build_rich_dataset(), explicit=explicit, undefined=undefined)
+    memory = Memory()
+    for _ in range(3):
+        assert verdict(whole, explicit=explicit, memory=memory) == walk(whole, explicit=explicit)
+    changed = bytearray(whole)
+    for position, value in changes:
+        changed[position % len(whole)] = value
+
+    remembering = verdict(bytes(changed), explicit=explicit, memory=memory)
+
+    assert remembering == verdict(bytes(changed), explicit=explicit, memory=Memory())
+
+
+def test_other_values_in_a_known_layout_are_read():
+    memory = Memory()
+    one, other = build_rich_dataset(), build_rich_dataset()
+    other.SOPInstanceUID = "1.2.3.8"
+    for _ in range(3):
+        verdict(encode(one), explicit=True, memory=memory)
+
+    identity = verdict(encode(other), explicit=True, memory=memory)
+
+    assert isinstance(identity, Identity)
+    assert identity.sop_instance_uid == "1.2.3.8"
+    assert list(memory.layouts) == [len(encode(one))]
+    assert list(memory.layouts.values()) != [None]
