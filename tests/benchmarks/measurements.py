@@ -59,7 +59,7 @@ def measure_reception(
                 "p99": load.p99,
                 "bad": load.bad,
                 "cpu_ms": 1e3 * cpu_seconds / load.instances,
-                "peak_mib": load.after[1],
+                "memory_mib": load.after[1],
                 "lost": _count_lost(receiver, samples) if name in _CHECKED else 0,
             }
 
@@ -108,7 +108,7 @@ def measure_set_up(name: str, folder: Path, tools: Path) -> Iterator[Record]:
 def measure_idleness(name: str, folder: Path, tools: Path) -> Iterator[Record]:
     """Measure what associations cost over which nothing comes."""
     with running(name, folder, tools) as receiver:
-        before = receiver.peak_mib()
+        before = receiver.memory_mib()
         links = [
             Link(receiver.port, receiver.ae_title, [VERIFICATION])
             for _ in range(_IDLE_ASSOCIATIONS)
@@ -121,7 +121,7 @@ def measure_idleness(name: str, folder: Path, tools: Path) -> Iterator[Record]:
             "kind": "idle",
             "receiver": name,
             "core_percent": 100 * used / _IDLE_SECONDS,
-            "mib_each": (receiver.peak_mib() - before) / _IDLE_ASSOCIATIONS,
+            "mib_each": (receiver.memory_mib() - before) / _IDLE_ASSOCIATIONS,
             "bad": 0,
         }
         for link in links:

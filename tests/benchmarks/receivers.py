@@ -134,18 +134,18 @@ class Running:
                 ticks += sum(map(int, words[11:15]))
         return ticks / os.sysconf("SC_CLK_TCK")
 
-    def peak_mib(self) -> float:
-        """Return the sum of the peak resident memory of all its processes."""
+    def memory_mib(self) -> float:
+        """Return the memory of all its processes; what they share counts once (PSS)."""
         kib = 0
         for pid in self._family():
             with contextlib.suppress(OSError):
-                text = Path(f"/proc/{pid}/status").read_text()
-                kib += sum(map(int, re.findall(r"VmHWM:\s+(\d+)", text)))  # none: it has ended
+                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                kib += sum(map(int, re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)))
         return kib / 1024
 
     def meter(self) -> tuple[float, float]:
-        """Return CPU seconds and peak memory."""
-        return self.cpu_seconds(), self.peak_mib()
+        """Return CPU seconds and memory."""
+        return self.cpu_seconds(), self.memory_mib()
 
     def stop(self) -> None:
         """End it and its children."""

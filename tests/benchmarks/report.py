@@ -56,7 +56,7 @@ def _list_tables(
         ("Instances received a second", "rate"),
         ("Server CPU, ms an instance", "cpu_ms"),
         ("p99 of a C-STORE, ms", "p99"),
-        ("Peak memory, MiB", "peak_mib"),
+        ("Memory, MiB", "memory_mib"),
     ):
         rows = []
         for name in RECEIVERS:
