@@ -23,7 +23,7 @@ from dicom_node.crashpoints import reach
 from dicom_node.domain import Instance, Origin, Series, Study
 from dicom_node.headers import IDENTITY, IMAGE_MODALITIES, read_header
 from dicom_node.identifiers import installation_uid
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import UID_CONFLICT, Ledger
 from dicom_node.pixels import READ_ERRORS
 from dicom_node.routing import Decision, Judge
 from dicom_node.rules import Contrasts
@@ -87,6 +87,7 @@ def build_judge(
 
 
 def build_study(
+    study_instance_uid: str,
     instances: Iterable[Instance],
     contrasts: Contrasts,
     *,
@@ -94,16 +95,17 @@ def build_study(
     creator_uid: str = "",
     generation: int = 1,
 ) -> Study:
-    """Return the study that `instances`, all of one study, make: its volumes, labelled.
+    """Return a study with the volumes that `instances` make, labelled.
 
     Args:
-        instances: their headers read.
+        study_instance_uid: of all of them.
+        instances: their headers read; of each UID one. Of a study whose every UID belongs to
+            another study there is none.
         contrasts: the vocabulary.
         own_uids: SOP Instance UIDs that this node made.
         creator_uid: Instance Creator UID of this installation.
         generation: of the study.
     """
-    found = list(instances)
     series = tuple(
         describe(
             each,
@@ -111,15 +113,25 @@ def build_study(
             is_own=any(i.sop_instance_uid in own_uids for i in each.instances),
             creator_uid=creator_uid,
         )
-        for each in split_series(found)
+        for each in split_series(list(instances))
     )
-    return Study(
-        study_instance_uid=found[0].study_instance_uid, generation=generation, series=series
-    )
+    return Study(study_instance_uid=study_instance_uid, generation=generation, series=series)
 
 
-def find_hold(study: Study, decision: Decision) -> tuple[str, str] | None:
-    """Return why a person must look at the study before anything is made, as code and sentence."""
+def find_hold(study: Study, decision: Decision, conflicts: int = 0) -> tuple[str, str] | None:
+    """Return why a person must look at the study before anything is made, as code and sentence.
+
+    Args:
+        study: of each UID with its first content only.
+        decision: what rules say of it.
+        conflicts: how many other contents came under its UIDs, and nobody has accepted that.
+    """
+    if conflicts:
+        return (
+            UID_CONFLICT,
+            f"{conflicts} contents came under UIDs of others and lie in quarantine; compare them, "
+            "then release the study to go on with the first ones",
+        )
     identities = {
         header[IDENTITY]
         for each in study.series
@@ -187,7 +199,9 @@ def _assemble(
     """Judge one study; return whether the judgement was recorded."""
     row = ledger.study_row(study_instance_uid)
     instances = _read_headers(ledger.read_instances(study_instance_uid), ledger, store)
+    conflicts = len(ledger.conflicts(study_instance_uid))
     study = build_study(
+        study_instance_uid,
         instances,
         judge.contrasts,
         own_uids=ledger.own_uids(instance.sop_instance_uid for instance in instances),
@@ -199,7 +213,7 @@ def _assemble(
     if only_complete and not _is_complete(decision):
         return False
     reach("routing.judged")
-    hold = find_hold(study, decision)
+    hold = find_hold(study, decision, conflicts)
     if hold is not None:
         return _hold(study, hold, ledger, row.seen)
     decision = judge.plan(study, decision, now)
@@ -262,7 +276,8 @@ def _hold(study: Study, hold: tuple[str, str], ledger: Ledger, seen: int) -> boo
     )
     if held:
         reach("assembly.recorded")
-        logger.warning("study %s held: %s", study.study_instance_uid, code)
+        level = logging.ERROR if code == UID_CONFLICT else logging.WARNING
+        logger.log(level, "study %s held: %s", study.study_instance_uid, code)
     return held
 
 

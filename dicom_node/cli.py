@@ -56,6 +56,9 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Dotted key over node.yaml; repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+JobOrStudy = Annotated[
+    str, typer.Argument(metavar="JOB|STUDY_UID", help="As `dicom-node status` shows it.")
+]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="As `dicom-node status` shows it.")]
 By = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides; kept for good.")]
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why; kept for good.")]
@@ -203,17 +206,22 @@ def requeue(
 
 @app.command()
 def release(
-    job: JobId,
+    held: JobOrStudy,
     by: By,
     why: Why,
     config: ConfigFolder = DEFAULT_CONFIG,
     overrides: Overrides = None,
 ) -> None:
-    """Let the result of a held job go out.
+    """Let the result of a held job go out; or go on with a study that is held, uid_conflict.
+
+    The study is judged again, with the content of each instance that came first.
 
     Example: dicom-node release 6f1d… --by "M. Meier" --why "looked at; the warning is the implant"
     """
-    _decide(config, overrides, lambda ledger: ledger.release(job, by, why))
+    if _UID.fullmatch(held):
+        _decide(config, overrides, lambda ledger: ledger.release_study(held, by, why))
+    else:
+        _decide(config, overrides, lambda ledger: ledger.release(held, by, why))
 
 
 @app.command()

@@ -30,12 +30,15 @@ class Complaints:
         self._lock = threading.Lock()
         self._said: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
 
-    def note(self, event: str, *, who: str, **numbers: int | str) -> None:
-        """Write one warning, or count it when the same was said a moment ago.
+    def note(
+        self, event: str, *, who: str, level: int = logging.WARNING, **numbers: int | str
+    ) -> None:
+        """Write one line, or count it when the same was said a moment ago.
 
         Args:
             event: short stable word.
             who: the peer's alias in the configuration, or its address when it has none.
+            level: ERROR for what a person must see.
             numbers: counts and codes of our own.
         """
         now = time.monotonic()
@@ -49,4 +52,4 @@ class Complaints:
             if len(self._said) > _REMEMBERED:
                 self._said.popitem(last=False)
         counts = {**numbers, "left_out": left_out} if left_out else numbers
-        _logger.warning("receive.%s", event, extra={"peer": who, **counts})
+        _logger.log(level, "receive.%s", event, extra={"peer": who, **counts})

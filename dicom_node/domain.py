@@ -16,6 +16,9 @@ Header = Mapping[str, Any]
 """Chosen attributes of an instance, by DICOM keyword, as JSON types (str, int, float, list, None).
 Sequences that matter are flattened by `contrast.read_header`."""
 
+QUARANTINE = "quarantine"
+"""Folder of the store for a content that came under the UID of another: it is never a source."""
+
 
 class Origin(StrEnum):
     """Who made a series."""

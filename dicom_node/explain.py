@@ -4,7 +4,7 @@ Judged anew by the same functions as `assembly` uses, from what the ledger knows
 a folder of files. Nothing is sent and nothing is written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -31,13 +31,14 @@ def explain_study(
     row = ledger.study_row(study_instance_uid)
     instances = [_with_header(each, store) for each in ledger.read_instances(study_instance_uid)]
     study = build_study(
+        study_instance_uid,
         instances,
         judge.contrasts,
         own_uids=ledger.own_uids(each.sop_instance_uid for each in instances),
         creator_uid=installation_uid(judge.namespace),
         generation=row.generation,
     )
-    return _explain(study, judge, now)
+    return _explain(study, judge, now, conflicts=len(ledger.conflicts(study_instance_uid)))
 
 
 def explain_folder(folder: Path, judge: Judge, now: datetime) -> list[dict[str, Any]]:
@@ -49,14 +50,24 @@ def explain_folder(folder: Path, judge: Judge, now: datetime) -> list[dict[str, 
     studies = read_folder(folder)
     if not studies:
         raise LookupError(f"{folder} holds no DICOM file that can be read")
-    return [
-        _explain(
-            build_study(instances, judge.contrasts, creator_uid=installation_uid(judge.namespace)),
-            judge,
-            now,
-        )
-        for instances in studies.values()
-    ]
+    return [_explain_files(uid, instances, judge, now) for uid, instances in studies.items()]
+
+
+def _explain_files(
+    study_instance_uid: str, instances: Iterable[Instance], judge: Judge, now: datetime
+) -> dict[str, Any]:
+    """Explain files as if they had been received one after another."""
+    contents = {(each.sop_instance_uid, each.sha256): each for each in instances}
+    firsts: dict[str, Instance] = {}
+    for (uid, _), each in contents.items():
+        firsts.setdefault(uid, each)
+    study = build_study(
+        study_instance_uid,
+        firsts.values(),
+        judge.contrasts,
+        creator_uid=installation_uid(judge.namespace),
+    )
+    return _explain(study, judge, now, conflicts=len(contents) - len(firsts))
 
 
 def _with_header(instance: Instance, store: Store) -> Instance:
@@ -66,9 +77,9 @@ def _with_header(instance: Instance, store: Store) -> Instance:
     return replace(instance, header=read_header(store.path(instance.path)))
 
 
-def _explain(study: Study, judge: Judge, now: datetime) -> dict[str, Any]:
+def _explain(study: Study, judge: Judge, now: datetime, conflicts: int) -> dict[str, Any]:
     decision = judge.find_gaps(study)
-    hold = find_hold(study, decision)
+    hold = find_hold(study, decision, conflicts)
     if hold is None:
         decision = judge.plan(study, decision, now)
     return {

@@ -196,7 +196,7 @@ def run_receiver(
         is_new = next(store.iterate_incoming(), None) is None
         with Ledger(node.ledger_url, lambda: datetime.now(UTC)).open(create=is_new) as ledger:
             rebuild(store, ledger, limits)
-            with Recorder(ledger, waited_for=waited_for, tell=crew.tell) as recorder:
+            with Recorder(ledger, store, waited_for=waited_for, tell=crew.tell) as recorder:
                 admission, complaints = build_admission(node), Complaints()
                 crew.start(admission, complaints, recorder)
                 receiver = Receiver(node, admission, complaints, crew)

@@ -4,20 +4,26 @@ Step 2 of the walk. A commit costs much and a row little, so that rows of all as
 together. Whoever waits is told when the commit is on the disk. Whoever does not wait has a file
 that says of itself all that the row would say: should the process die first, `spool.rebuild` makes
 the row before anything looks for it.
+
+A content whose UID another content has already goes into the quarantine of the store before its row
+is committed: the order in which they came decides, and no crash turns it round.
 """
 
 import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Self
 
 from dicom_node import crashpoints
+from dicom_node.complaints import Complaints
 from dicom_node.errors import StorageError
-from dicom_node.ledger import Ledger, Receipt
+from dicom_node.ledger import UID_CONFLICT, Ledger, Receipt
+from dicom_node.store import Store
 
 LINGER_SECONDS = 0.25
 """Rows that nobody waits for are collected for so long."""
@@ -121,6 +127,7 @@ class Recorder(Rows):
     def __init__(
         self,
         ledger: Ledger,
+        store: Store,
         *,
         waited_for: bool,
         tell: Callable[[int | None], None] | None = None,
@@ -128,6 +135,8 @@ class Recorder(Rows):
         """Describe it: `tell` hears what `hear_of` does, for those who ask from afar."""
         super().__init__(waited_for=waited_for)
         self._ledger = ledger
+        self._store = store
+        self._complaints = Complaints()
         self._tell = tell
         self._changed = threading.Condition()
         self._batch = _Batch()
@@ -202,7 +211,12 @@ class Recorder(Rows):
         status: int | None = None
         while True:
             try:
-                self._ledger.record_receipts(batch.receipts, alive=batch.alive, closed=batch.closed)
+                contested = self._ledger.record_receipts(
+                    batch.receipts,
+                    alive=batch.alive,
+                    closed=batch.closed,
+                    quarantine=self._quarantine,
+                )
             except StorageError as error:
                 self._note_health(is_unwell=True)
                 _logger.error("recorder.failed", extra={"rows": len(batch.receipts)})
@@ -213,6 +227,7 @@ class Recorder(Rows):
             else:
                 self._note_health(is_unwell=False)
                 crashpoints.reach("receive.recorded")
+                self._alert(contested)
                 break
         for outcome in batch.outcomes:
             outcome.set_result(status)
@@ -221,6 +236,19 @@ class Recorder(Rows):
         with self._changed:
             self._is_unwell = is_unwell
             self._look_around()
+
+    def _quarantine(self, path: str) -> str:
+        moved = self._store.quarantine(path)
+        crashpoints.reach("receive.quarantined")
+        return moved
+
+    def _alert(self, contested: Iterable[Receipt]) -> None:
+        """Alert somebody: the studies of these receipts will be held."""
+        studies = Counter((each.peer, each.instance.study_instance_uid) for each in contested)
+        for (peer, study), instances in studies.items():
+            self._complaints.note(
+                UID_CONFLICT, who=peer, level=logging.ERROR, study=study, instances=instances
+            )
 
 
 def _wait(outcome: Outcome) -> None:

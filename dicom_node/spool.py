@@ -12,6 +12,7 @@ import logging
 import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Self
 
 from dicom_node import crashpoints
@@ -183,6 +184,9 @@ def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
     its name says was never acknowledged, or the disk has changed it: it is set aside under
     another name and told in the log.
 
+    Of two contents under one UID the older file is the first, and what was in quarantine stays
+    there: who had the UID before the crash has it after.
+
     Raises:
         StorageError: the disk or the ledger does not answer.
     """
@@ -192,9 +196,10 @@ def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
     walk = functools.partial(read_identity, limits=limits, memory=Memory())
     recorded = unreadable = 0
     batch: list[Instance] = []
-    for relative in store.iterate_incoming():
-        if relative in known:
-            continue
+    for relative in (
+        *store.by_age(each for each in store.iterate_incoming() if each not in known),
+        *store.by_age(each for each in store.iterate_quarantine() if each not in known),
+    ):
         instance = _read_instance(store, relative, walk)
         if instance is None:
             store.set_aside(relative)
@@ -202,10 +207,10 @@ def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
             continue
         batch.append(instance)
         if len(batch) == _REBUILD_BATCH:
-            ledger.record_instances(batch, REBUILT, None)
+            ledger.record_instances(batch, REBUILT, None, store.quarantine)
             recorded += len(batch)
             batch = []
-    ledger.record_instances(batch, REBUILT, None)
+    ledger.record_instances(batch, REBUILT, None, store.quarantine)
     recorded += len(batch)
     if recorded or unreadable:
         _logger.warning(
@@ -228,7 +233,8 @@ def _read_instance(store: Store, relative: str, walk: Walk) -> Instance | None:
     except (ValueError, RefusedInstance):
         return None
     sha256 = hashlib.sha256(data).hexdigest()
-    if store.incoming_name(identity.sop_instance_uid, sha256) != relative:
+    name = store.incoming_name(identity.sop_instance_uid, sha256)
+    if PurePosixPath(name).name != PurePosixPath(relative).name:
         return None
     return _instance(identity, meta.transfer_syntax_uid, sha256, relative)
 

@@ -1,6 +1,7 @@
 """Where everything stands, read from the ledger: what `dicom-node status` tells.
 
-Studies, jobs and deliveries with state, age, attempts and the last reason. Ids only, no patient
+Studies, jobs and deliveries with state, age, attempts and the last reason, and the files that a
+person must compare where a study is held because a UID has several contents. Ids only, no patient
 attribute, so that it may be pasted into a message.
 """
 
@@ -10,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from dicom_node.domain import Delivery
-from dicom_node.ledger import Job, Ledger, StudyRow
+from dicom_node.ledger import UID_CONFLICT, Conflict, Job, Ledger, StudyRow
 
 
 def read_status(ledger: Ledger, study: str | None, now: datetime) -> dict[str, Any]:
@@ -27,6 +28,12 @@ def read_status(ledger: Ledger, study: str | None, now: datetime) -> dict[str, A
         "jobs": [_job(job, now) for job in ledger.jobs(study)],
         "deliveries": _deliveries(ledger.deliveries(study)),
         "destinations": _destinations(ledger, now),
+        "conflicts": [
+            _conflict(row, each, now)
+            for row in rows
+            if row.hold_code == UID_CONFLICT
+            for each in ledger.conflicts(row.study_instance_uid)
+        ],
     }
 
 
@@ -96,6 +103,17 @@ def _destinations(ledger: Ledger, now: datetime) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _conflict(row: StudyRow, conflict: Conflict, now: datetime) -> dict[str, Any]:
+    return {
+        "study_instance_uid": row.study_instance_uid,
+        "sop_instance_uid": conflict.sop_instance_uid,
+        "kept": conflict.kept,
+        "quarantined": conflict.quarantined,
+        "peer": conflict.peer,
+        "age_seconds": _age(conflict.received_at, now),
+    }
 
 
 def _age(since: datetime, now: datetime) -> float:

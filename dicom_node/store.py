@@ -3,6 +3,7 @@
     <root>/node-store                     marks the folder as ours
     <root>/installation                   the UUID under which every derived UID is made
     <root>/incoming/ab/<digests>.dcm      as received, verbatim
+    <root>/quarantine/<digests>.dcm       likewise, under a UID that another content had already
     <root>/derived/<plan_id>/<attempt>/   as written by the node
 
 A write goes to `.part` in the final folder, is checked for shortness, synced, renamed, and the
@@ -24,6 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Self
 
+from dicom_node.domain import QUARANTINE
 from dicom_node.errors import StorageError
 
 INCOMING = "incoming"
@@ -183,7 +185,7 @@ class Store:
                     f"{self._root} holds files but no '{_MARKER}': mount the disk that belongs "
                     "there, or name an empty folder"
                 )
-            for folder in (INCOMING, DERIVED):
+            for folder in (INCOMING, QUARANTINE, DERIVED):
                 self._make_folder(self._root / folder)
             self._fan_out(self._root / INCOMING)
         if not marked:
@@ -269,7 +271,7 @@ class Store:
             StorageError: the file could not be deleted.
         """
         path = self.path(relative)
-        keep = {self._root, self._root / INCOMING, self._root / DERIVED}
+        keep = {self._root / name for name in ("", INCOMING, QUARANTINE, DERIVED)}
         with translated("delete"):
             path.unlink(missing_ok=True)
             for folder in path.parents:
@@ -282,6 +284,25 @@ class Store:
             while not path.parent.is_dir():
                 path = path.parent
             _sync_folder(path.parent)
+
+    def quarantine(self, relative: str) -> str:
+        """Move a received content to where nothing is a source, durably; return its new name.
+
+        What has been moved before, or is gone, is not missed: a retry comes to the same end.
+
+        Raises:
+            StorageError: the file could not be moved.
+        """
+        source = self.path(relative)
+        moved = f"{QUARANTINE}/{source.name}"
+        final = self.path(moved)
+        if final != source:
+            with translated("move"):
+                if source.exists():
+                    source.replace(final)
+                for folder in (final.parent, source.parent):
+                    _sync_folder(folder)
+        return moved
 
     def set_aside(self, relative: str) -> None:
         """Give a file that is not what its name says a name under which nobody looks for it.
@@ -322,8 +343,19 @@ class Store:
         return f"{DERIVED}/{plan_id}/{attempt}"
 
     def iterate_incoming(self) -> Iterator[str]:
-        """Yield the relative name of every received file."""
-        for path in sorted((self._root / INCOMING).glob("??/*.dcm")):
+        """Yield the relative name of every received file outside the quarantine."""
+        return self._iterate(f"{INCOMING}/??")
+
+    def iterate_quarantine(self) -> Iterator[str]:
+        """Yield the relative name of every received file in the quarantine."""
+        return self._iterate(QUARANTINE)
+
+    def by_age(self, names: Iterable[str]) -> list[str]:
+        """Return the names of files, the one that was written first in front."""
+        return sorted(names, key=lambda name: (self.path(name).stat().st_mtime_ns, name))
+
+    def _iterate(self, folders: str) -> Iterator[str]:
+        for path in sorted(self._root.glob(f"{folders}/*.dcm")):
             yield path.relative_to(self._root).as_posix()
 
     def _fan_out(self, folder: Path) -> None:

@@ -109,6 +109,24 @@ def print_status(status: Mapping[str, Any]) -> None:
         )
     )
 
+    if status["conflicts"]:
+        console.print(
+            _table(
+                "conflicts: files below the store to compare before a study is released",
+                ("study", "kept", "quarantined", "peer", "since"),
+                (
+                    (
+                        each["study_instance_uid"],
+                        each["kept"],
+                        each["quarantined"],
+                        each["peer"],
+                        _ago(each["age_seconds"]),
+                    )
+                    for each in status["conflicts"]
+                ),
+            )
+        )
+
 
 def print_explanation(explanation: Mapping[str, Any]) -> None:
     """Print what a study holds, what it lacks, and what follows."""

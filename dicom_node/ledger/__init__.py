@@ -5,6 +5,7 @@ next one starts, so that a crash anywhere resumes. A method is one transaction: 
 with its event row. Read the files in the order of the walk:
 
     reception    instances, associations, studies that open and reopen
+    conflicts    several contents under one UID, and what a person decides
     judgements   headers, labels, slots, gaps, plans
     queue        jobs: claim, lease, fence, outcome, and what an operator does
     outbox       deliveries
@@ -15,6 +16,7 @@ with its event row. Read the files in the order of the walk:
 """
 
 from dicom_node.ledger.chronicle import Chronicle
+from dicom_node.ledger.conflicts import UID_CONFLICT, Conflicts
 from dicom_node.ledger.judgements import SUPERSEDED, Judgements
 from dicom_node.ledger.outbox import TAKEN, Outbox
 from dicom_node.ledger.queue import HOLD_REASON, Queue
@@ -22,6 +24,7 @@ from dicom_node.ledger.reception import Reception
 from dicom_node.ledger.records import (
     Attempt,
     Backlog,
+    Conflict,
     Event,
     Job,
     JudgedSeries,
@@ -35,8 +38,10 @@ __all__ = [
     "HOLD_REASON",
     "SUPERSEDED",
     "TAKEN",
+    "UID_CONFLICT",
     "Attempt",
     "Backlog",
+    "Conflict",
     "Event",
     "Job",
     "JudgedSeries",
@@ -48,7 +53,7 @@ __all__ = [
 ]
 
 
-class Ledger(Reception, Judgements, Queue, Outbox, Chronicle):
+class Ledger(Reception, Conflicts, Judgements, Queue, Outbox, Chronicle):
     """The ledger, open between `open` and `close`; safe to share between threads.
 
     Args of the constructor: a SQLAlchemy URL (`sqlite:////var/lib/…/ledger.sqlite`) and a clock

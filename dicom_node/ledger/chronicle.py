@@ -11,6 +11,7 @@ from sqlalchemy import exists, func, or_, select, update
 
 from dicom_node.domain import DeliveryState, StudyState
 from dicom_node.jobs import JobState
+from dicom_node.ledger.conflicts import UID_CONFLICT
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.outbox import TAKEN
 from dicom_node.ledger.records import Event
@@ -35,11 +36,15 @@ class Chronicle(Database):
             return [Event(**row._mapping) for row in connection.execute(query)]
 
     def counts(self) -> dict[str, int]:
-        """Return how many rows there are of each thing, by state where it has one."""
+        """Return how many rows there are of each thing, by state where it has one.
+
+        `holds` tells why studies are held.
+        """
         counts = {
             **{f"studies.{state}": 0 for state in StudyState},
             **{f"jobs.{state}": 0 for state in JobState},
             **{f"deliveries.{state}": 0 for state in DeliveryState},
+            f"holds.{UID_CONFLICT}": 0,
         }
         with self._reading() as connection:
             for name, table in {"studies": study, "jobs": job, "deliveries": delivery}.items():
@@ -47,6 +52,12 @@ class Chronicle(Database):
                     select(table.c.state, func.count()).group_by(table.c.state)
                 ):
                     counts[f"{name}.{state}"] = count
+            for code, count in connection.execute(
+                select(study.c.hold_code, func.count())
+                .where(study.c.state == StudyState.HELD)
+                .group_by(study.c.hold_code)
+            ):
+                counts[f"holds.{code}"] = count
             for name, table in {
                 "instances": instance,
                 "derived": derived,
@@ -59,7 +70,8 @@ class Chronicle(Database):
         """Return the received files that nothing will ask for again.
 
         Their study was judged or held and got nothing since `received_before`; none of its jobs
-        may still run, and none of its results still has to go out.
+        may still run, and none of its results still has to go out. Where a person has to choose
+        between contents, all of them wait.
         """
         working = exists().where(
             job.c.study_instance_uid == instance.c.study_instance_uid,
@@ -78,6 +90,7 @@ class Chronicle(Database):
                     .where(
                         instance.c.forgotten_at.is_(None),
                         study.c.state != StudyState.RECEIVING,
+                        func.coalesce(study.c.hold_code, "") != UID_CONFLICT,
                         study.c.last_received < received_before,
                         ~working,
                         ~leaving,

@@ -32,6 +32,7 @@ from dicom_node.domain import (
     SynthesisPlan,
 )
 from dicom_node.jobs import TRANSITIONS, JobEvent, JobState, next_state
+from dicom_node.ledger.conflicts import is_first
 from dicom_node.ledger.database import Database, insert_new
 from dicom_node.ledger.documents import (
     plan_document,
@@ -80,18 +81,13 @@ class Judgements(Database):
             ]
 
     def read_instances(self, study_instance_uid: str) -> tuple[Instance, ...]:
-        """Return the instances of a study as they are now: of each UID the newest content."""
-        newest = (
-            select(func.max(instance.c.sequence))
-            .where(instance.c.study_instance_uid == study_instance_uid)
-            .group_by(instance.c.sop_instance_uid)
-        )
+        """Return the instances of a study: of each UID the first content, wherever that came."""
         with self._reading() as connection:
             return tuple(
                 read_instance(row)
                 for row in connection.execute(
                     select(instance)
-                    .where(instance.c.sequence.in_(newest))
+                    .where(instance.c.study_instance_uid == study_instance_uid, is_first())
                     .order_by(instance.c.sequence)
                 )
             )

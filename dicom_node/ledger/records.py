@@ -116,6 +116,24 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """A content that came under a SOP Instance UID that another content had.
+
+    Attributes:
+        kept: path of the content that has the UID; None when the ledger was lost and its file is
+            gone.
+        quarantined: path of the other one.
+        peer: who sent the other one.
+    """
+
+    sop_instance_uid: str
+    kept: str | None
+    quarantined: str
+    peer: str
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """One instance as it came in.
 

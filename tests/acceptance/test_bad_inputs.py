@@ -46,16 +46,12 @@ def t1w(phantom: Parcel) -> list[Path]:
     return [path for path in phantom.files if path.parent.name == "T1w"]
 
 
-def explain(node: NodeUnderTest, study: str) -> dict:
+def run(node: NodeUnderTest, *words: str) -> str:
+    """Run a command of the node beside it, and return what it says."""
     program = Path(sys.executable).with_name("dicom-node")
     sets = [word for override in node.overrides for word in ("--set", override)]
-    said = subprocess.run(
-        [program, "explain", study, "--config", CONFIGURATION, "--json", *sets],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(said.stdout)
+    command = [program, *words, "--config", CONFIGURATION, *sets]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("fault", bad_inputs.STUDIES)
@@ -72,7 +68,7 @@ def test_faulty_study_is_acknowledged_and_held_with_a_reason(fault, node, t1w, t
         row = ledger.study_row(uid)
         assert (row.state, row.hold_code) == (StudyState.HELD, code)
         assert ledger.jobs(uid) == []
-    reasons = [one["reason"] for one in explain(node, uid)["refusals"]]
+    reasons = [one["reason"] for one in json.loads(run(node, "explain", uid, "--json"))["refusals"]]
     assert any(code in reason for reason in reasons), reasons
 
 
@@ -133,3 +129,23 @@ def test_node_still_completes_a_good_study(node, phantom, tmp_path):
 
     with node.ledger() as ledger:
         assert [job.state for job in ledger.jobs(phantom.study_instance_uid)] == [JobState.DONE]
+
+
+def test_a_contested_content_stops_a_finished_study_until_it_is_released(node, phantom, tmp_path):
+    uid = phantom.study_instance_uid
+    *_, contested = bad_inputs.with_two_contents([dcmread(phantom.files[0])])
+    with node.ledger() as ledger:
+        finished = [(job.plan.plan_id, job.state, job.attempt) for job in ledger.jobs(uid)]
+
+    answer = storescu(node.port, bad_inputs.save([contested], tmp_path / "more"), called=AE_TITLE)
+    assert answer.returncode == 0, answer.stderr
+    with node.ledger() as ledger:
+        node.wait_until(lambda: ledger.study_row(uid).hold_code == "uid_conflict")
+        (conflict,) = ledger.conflicts(uid)
+        assert conflict.kept in {each.path for each in ledger.read_instances(uid)}
+        run(node, "release", uid, "--by", "M. Meier", "--why", "sent by mistake")
+        node.wait_until(lambda: ledger.study_row(uid).state is StudyState.JUDGED)
+        now = [(job.plan.plan_id, job.state, job.attempt) for job in ledger.jobs(uid)]
+        assert now == finished
+
+    assert f"study={uid}" in node.read_log()

@@ -19,6 +19,7 @@ from benchmarks.studies import Study
 from dicom_node.ledger import Ledger, Receipt
 from dicom_node.part10 import decode_file_meta
 from dicom_node.recorder import Recorder
+from dicom_node.store import Store
 from doubles.ledger import make_instance
 
 Record = dict[str, Any]
@@ -143,7 +144,7 @@ def measure_ledger(folder: Path) -> Iterator[Record]:
         url = f"sqlite:///{folder / str(grouped)}.sqlite"
         with Ledger(url, clock).open() as ledger:
             if grouped:
-                rate = _measure_group(ledger, receipts)
+                rate = _measure_group(ledger, Store(folder / "store").open(), receipts)
             else:
                 alone = receipts[: _ROWS // 20]
                 began = time.perf_counter()
@@ -168,9 +169,9 @@ def measure_disk(folder: Path) -> Iterator[Record]:
     yield {"kind": "disk", "sync_ms": 1e3 * statistics.median(seconds), "bad": 0}
 
 
-def _measure_group(ledger: Ledger, receipts: list[Receipt]) -> float:
+def _measure_group(ledger: Ledger, store: Store, receipts: list[Receipt]) -> float:
     # Each writer gives what 16 associations with a window of 16 would have under way.
-    with Recorder(ledger, waited_for=False) as recorder:
+    with Recorder(ledger, store, waited_for=False) as recorder:
         threads = [
             threading.Thread(
                 target=lambda part: [recorder.record(each) for each in part],

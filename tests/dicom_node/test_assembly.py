@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -56,7 +57,7 @@ class Node:
 
     def receive(self, images: Sequence[Dataset], association: str | None = None) -> str:
         instances = [self._keep(image) for image in images]
-        self.ledger.record_instances(instances, "modality", association)
+        self.ledger.record_instances(instances, "modality", association, self.store.quarantine)
         return instances[0].study_instance_uid
 
     def assemble(self, after: timedelta = QUIET) -> int:
@@ -176,6 +177,62 @@ def test_two_patients_in_one_study_hold_it(node: Node) -> None:
     assert (row.state, row.hold_code) == (StudyState.HELD, "identity_conflict")
     assert "SOMEBODY" not in str(row.hold_reason)
     assert node.targets(study) == []
+
+
+def change(images: Sequence[Dataset], **changes: object) -> list[Dataset]:
+    """Return other contents under the same UIDs."""
+    changed = [deepcopy(image) for image in images]
+    for image in changed:
+        for keyword, value in changes.items():
+            setattr(image, keyword, value)
+    return changed
+
+
+def test_study_with_a_contested_uid_is_held_until_a_person_releases_it(node: Node) -> None:
+    images = make_series("T1w")
+    study = node.receive([*images, *change(images[:2], InstanceNumber=99)])
+
+    node.assemble()
+
+    row = node.ledger.study_row(study)
+    assert (row.state, row.hold_code) == (StudyState.HELD, "uid_conflict")
+    assert str(row.hold_reason).startswith("2 contents")
+    assert node.targets(study) == []
+
+    node.ledger.release_study(study, "M. Meier", "the second was a test")
+    node.assemble(after=PAUSE)
+
+    assert node.state(study) is StudyState.JUDGED
+    assert node.targets(study) == ["FLAIR", "T2w"]
+
+
+def test_a_conflict_after_the_judgement_stops_what_was_queued(node: Node) -> None:
+    images = make_series("T1w")
+    study = node.receive(images)
+    node.assemble()
+    jobs = node.ledger.jobs(study)
+    node.receive(change(images[:1], InstanceNumber=99))
+
+    assert node.ledger.claim(9, QUIET) == []
+    node.assemble()
+    assert node.ledger.study_row(study).hold_code == "uid_conflict"
+    assert node.ledger.claim(9, QUIET) == []
+
+    node.ledger.release_study(study, "M. Meier", "the second was a test")
+    node.assemble()
+    claimed = {job.plan.plan_id for job in node.ledger.claim(9, QUIET)}
+    assert claimed == {job.plan.plan_id for job in jobs}
+
+
+def test_study_whose_every_uid_belongs_to_another_is_held(node: Node) -> None:
+    images = make_series("T1w")
+    first = node.receive(images)
+    second = node.receive(change(images, StudyInstanceUID="1.2.3.99"))
+
+    assert node.assemble() == 2
+
+    assert second == "1.2.3.99"
+    assert {node.ledger.study_row(each).hold_code for each in (first, second)} == {"uid_conflict"}
 
 
 def test_study_without_a_patient_id_is_held(node: Node) -> None:

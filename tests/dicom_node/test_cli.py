@@ -156,6 +156,29 @@ def test_release_of_a_job_without_a_result_ends_with_1(run: Run, held: Job):
     assert held.plan.plan_id in err
 
 
+def test_a_study_with_contested_uids_is_shown_and_released(run: Run, bench: Bench):
+    first = make_series("T1w")
+    bench.receive(first)
+    bench.receive(make_series("T1w", patient_name="PHANTOM^OTHER")[:2])
+    bench.judge()
+    study = first[0].StudyInstanceUID
+
+    shown = json.loads(run("status", study, "--json")[1])
+    told, out, _ = run("status", study)
+    status, _, _ = run("release", study, "--by", "M. Meier", "--why", "a wrong name")
+
+    assert shown["studies"][0]["reason"].startswith("uid_conflict: 2 contents")
+    assert {each["sop_instance_uid"] for each in shown["conflicts"]} == {
+        each.SOPInstanceUID for each in first[:2]
+    }
+    for each in shown["conflicts"]:
+        assert bench.store.read(each["kept"]) != bench.store.read(each["quarantined"])
+        assert each["quarantined"] in out
+    assert (told, status) == (0, 0)
+    assert bench.ledger.study_row(study).state == "receiving"
+    assert run("release", study, "--by", "M. Meier", "--why", "again")[0] == 1
+
+
 def test_decision_needs_a_person_and_a_reason(run: Run, held: Job):
     assert run("release", held.plan.plan_id, "--by", "M. Meier")[0] == 2
 

@@ -85,6 +85,23 @@ def test_two_patients_in_one_study_are_told_and_nothing_is_planned(judge: Judge,
     assert all("identity_conflict" in each["reason"] for each in told["refusals"])
 
 
+def test_two_contents_under_one_uid_are_told_and_nothing_is_planned(
+    bench: Bench, judge: Judge, tmp_path: Path
+):
+    first, second = make_series("T1w"), make_series("T1w", patient_name="PHANTOM^OTHER")
+    write_files(first, tmp_path / "study" / "1")
+    write_files(first, tmp_path / "study" / "2")
+    write_files(second, tmp_path / "study" / "3")
+    bench.receive(first)
+    bench.receive(second)
+
+    (told,) = explain_folder(tmp_path / "study", judge, NOW)
+
+    assert told == explain_study(first[0].StudyInstanceUID, bench.ledger, bench.store, judge, NOW)
+    assert told["plans"] == []
+    assert all("uid_conflict" in each["reason"] for each in told["refusals"])
+
+
 def test_folder_without_dicom_is_told(judge: Judge, tmp_path: Path):
     (tmp_path / "letter.txt").write_text("no image")
 

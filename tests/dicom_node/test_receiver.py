@@ -235,15 +235,41 @@ def test_the_same_instance_again_is_stored_once(node):
     assert len(list(node.store.iterate_incoming())) == 1
 
 
-def test_another_content_under_the_same_uid_is_kept_beside_the_first(node):
+def test_another_content_under_the_same_uid_is_taken_and_quarantined(node, caplog):
     with node.connect() as peer:
         peer.associate()
         peer.store("1.2.3.5", data_set("1.2.3.5", b"\1\2"))
-        status = peer.store("1.2.3.5", data_set("1.2.3.5", b"\3\4"))
+        statuses = [peer.store("1.2.3.5", data_set("1.2.3.5", b"\3\4")) for _ in range(2)]
 
-    assert status == command.SUCCESS
-    assert len(list(node.store.iterate_incoming())) == 2
-    assert node.stored()[0].endswith(b"\3\4")
+    assert statuses == [command.SUCCESS] * 2
+    assert [content[-2:] for content in node.stored()] == [b"\1\2"]
+    (other,) = node.store.iterate_quarantine()
+    assert node.store.read(other).endswith(b"\3\4")
+    assert len(list(node.store.iterate_incoming())) == 1
+    alerts = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.getMessage() for record in alerts] == ["receive.uid_conflict"]
+
+
+def test_of_two_contents_at_once_one_has_the_uid(node):
+    both = threading.Barrier(2)
+    statuses = []
+
+    def send(pixel: bytes) -> None:
+        with node.connect() as peer:
+            peer.associate()
+            both.wait(5)
+            statuses.append(peer.store("1.2.3.5", data_set("1.2.3.5", pixel)))
+
+    senders = [threading.Thread(target=send, args=(pixel,)) for pixel in (b"\1\2", b"\3\4")]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+
+    assert statuses == [command.SUCCESS] * 2
+    (first,) = node.stored()
+    (second,) = node.store.iterate_quarantine()
+    assert {first[-2:], node.store.read(second)[-2:]} == {b"\1\2", b"\3\4"}
 
 
 def test_a_long_data_set_goes_through_the_disk_unchanged(node):

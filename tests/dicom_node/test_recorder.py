@@ -7,6 +7,7 @@ import pytest
 from dicom_node.errors import StorageError
 from dicom_node.ledger import Ledger, Receipt
 from dicom_node.recorder import Recorder
+from dicom_node.store import Store
 from doubles.ledger import STUDY, Clock, make_instance
 
 
@@ -25,13 +26,14 @@ class Commits:
         self._record = ledger.record_receipts
         monkeypatch.setattr(ledger, "record_receipts", self.record)
 
-    def record(self, receipts: list[Receipt], **others: object) -> None:
+    def record(self, receipts: list[Receipt], **others: object) -> list[Receipt]:
         self.may_go_on.wait(10)
         if self.failures:
             self.failures -= 1
             raise StorageError("the ledger is full", 0xA701)
-        self._record(receipts, **others)
+        contested = self._record(receipts, **others)
         self.rows.append(len(receipts))
+        return contested
 
 
 @pytest.fixture
@@ -41,13 +43,18 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store").open()
+
+
+@pytest.fixture
 def commits(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Commits:
     return Commits(ledger, monkeypatch)
 
 
-def test_rows_of_several_peers_and_associations_share_a_commit(ledger, commits):
+def test_rows_of_several_peers_and_associations_share_a_commit(ledger, store, commits):
     commits.may_go_on.clear()
-    with Recorder(ledger, waited_for=False) as recorder:
+    with Recorder(ledger, store, waited_for=False) as recorder:
         for number in range(40):
             recorder.record(make_receipt(number, association=f"a{number % 4}"))
         commits.may_go_on.set()
@@ -57,15 +64,15 @@ def test_rows_of_several_peers_and_associations_share_a_commit(ledger, commits):
     assert len(ledger.read_instances(STUDY)) == 40
 
 
-def test_who_waits_goes_on_when_the_row_is_committed(ledger):
-    with Recorder(ledger, waited_for=True) as recorder:
+def test_who_waits_goes_on_when_the_row_is_committed(ledger, store):
+    with Recorder(ledger, store, waited_for=True) as recorder:
         recorder.record(make_receipt(1))
 
         assert len(ledger.read_instances(STUDY)) == 1
 
 
-def test_who_waits_is_told_that_the_row_is_not_there(ledger, commits):
-    with Recorder(ledger, waited_for=True) as recorder:
+def test_who_waits_is_told_that_the_row_is_not_there(ledger, store, commits):
+    with Recorder(ledger, store, waited_for=True) as recorder:
         commits.failures = 1
         with pytest.raises(StorageError) as failed:
             recorder.record(make_receipt(1))
@@ -75,29 +82,29 @@ def test_who_waits_is_told_that_the_row_is_not_there(ledger, commits):
     assert len(ledger.read_instances(STUDY)) == 1
 
 
-def test_what_was_acknowledged_is_written_when_the_ledger_answers_again(ledger, commits):
+def test_what_was_acknowledged_is_written_when_the_ledger_answers_again(ledger, store, commits):
     commits.failures = 2
-    with Recorder(ledger, waited_for=False) as recorder:
+    with Recorder(ledger, store, waited_for=False) as recorder:
         recorder.record(make_receipt(1))
         recorder.close_association("one")
 
     assert len(ledger.read_instances(STUDY)) == 1
 
 
-def test_nothing_more_is_let_in_while_the_ledger_does_not_answer(ledger, commits):
+def test_nothing_more_is_let_in_while_the_ledger_does_not_answer(ledger, store, commits):
     failed = threading.Event()
     commits.failures = 10**6
     record = commits.record
 
-    def note(*receipts: object, **others: object) -> None:
+    def note(*receipts: object, **others: object) -> list[Receipt]:
         try:
-            record(*receipts, **others)
+            return record(*receipts, **others)
         except StorageError:
             failed.set()
             raise
 
     ledger.record_receipts = note
-    with Recorder(ledger, waited_for=False) as recorder:
+    with Recorder(ledger, store, waited_for=False) as recorder:
         recorder.record(make_receipt(1))
         assert failed.wait(5)
         with pytest.raises(StorageError) as refused:
@@ -108,8 +115,8 @@ def test_nothing_more_is_let_in_while_the_ledger_does_not_answer(ledger, commits
     assert ledger.read_instances(STUDY)
 
 
-def test_an_association_is_closed_after_all_that_came_over_it(ledger):
-    with Recorder(ledger, waited_for=False) as recorder:
+def test_an_association_is_closed_after_all_that_came_over_it(ledger, store):
+    with Recorder(ledger, store, waited_for=False) as recorder:
         recorder.record(make_receipt(1))
         recorder.close_association("one")
 
@@ -118,8 +125,8 @@ def test_an_association_is_closed_after_all_that_came_over_it(ledger):
         assert told == ["association.opened", "study.received", "association.closed"]
 
 
-def test_the_end_writes_what_still_waits(ledger):
-    with Recorder(ledger, waited_for=False) as recorder:
+def test_the_end_writes_what_still_waits(ledger, store):
+    with Recorder(ledger, store, waited_for=False) as recorder:
         recorder.record(make_receipt(1))
 
     assert len(ledger.read_instances(STUDY)) == 1

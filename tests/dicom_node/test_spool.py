@@ -1,6 +1,8 @@
 import os
+import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,81 @@ def test_a_rebuilt_row_is_the_one_that_was_lost(spool, store, ledger, tmp_path):
         rebuild(store, other, LIMITS)
 
         assert other.read_instances("1.2.3") == ledger.read_instances("1.2.3")
+
+
+def end_of(store: Store, paths: Iterable[str]) -> list[bytes]:
+    return [store.read(path)[-1:] for path in paths]
+
+
+def contents(number: int) -> bytes:
+    """Return one of several contents of the same instance; its last byte is the number."""
+    return data_set("1.2.3.5") + pixel_data(bytes([0, number]))
+
+
+def die_while_keeping(folder: Path, step: str, numbers: Sequence[int]) -> None:
+    """Keep contents in a process of its own that is killed when it comes to `step`."""
+    child = os.fork()
+    if child == 0:
+        os.environ["DICOM_NODE_CRASH_AT"] = step
+        with (
+            Ledger(f"sqlite:///{folder / 'ledger.sqlite'}", Clock()).open() as ledger,
+            open_spool(Store(folder / "store"), ledger, LIMITS, Durability.SYNCED) as spool,
+        ):
+            for number in numbers:
+                keep(spool, "1.2.3.5", contents(number))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("step", ["receive.stored", "receive.quarantined", "receive.recorded"])
+@pytest.mark.parametrize(
+    ("before", "under_way"),
+    [([1], [2]), ([], [1, 2]), ([1, 2], [2]), ([1, 2], [3])],
+    ids=["of another time", "of the same commit", "that came before", "one more"],
+)
+def test_a_crash_turns_no_contested_content_into_the_first(
+    store, ledger, tmp_path, step, before, under_way
+):
+    with open_spool(store, ledger, LIMITS, Durability.SYNCED) as spool:
+        for number in before:
+            keep(spool, "1.2.3.5", contents(number))
+    die_while_keeping(tmp_path, step, under_way)
+
+    rebuild(store, ledger, LIMITS)
+
+    sources = [each.path for each in ledger.read_instances("1.2.3")]
+    contested = [each.quarantined for each in ledger.conflicts("1.2.3")]
+    is_only_one = step == "receive.stored" and not before
+    assert end_of(store, sources) == [b"\1"]
+    assert end_of(store, contested) == ([] if is_only_one else [b"\2", b"\3"][: max(under_way) - 1])
+    assert list(store.iterate_incoming()) == sources
+    assert list(store.iterate_quarantine()) == sorted(contested)
+
+
+@pytest.mark.parametrize(("older", "newer"), [(1, 2), (2, 1)])
+def test_of_two_files_without_rows_the_older_one_has_the_uid(store, ledger, older, newer):
+    for minutes, number in enumerate((older, newer)):
+        content = encode_file_meta(MR, "1.2.3.5", EXPLICIT) + contents(number)
+        path = store.incoming_name("1.2.3.5", sha256(content).hexdigest())
+        store.write(path, content)
+        os.utime(store.path(path), (0, 60 * minutes))
+
+    rebuild(store, ledger, LIMITS)
+
+    assert end_of(store, [each.path for each in ledger.read_instances("1.2.3")]) == [bytes([older])]
+    assert end_of(store, store.iterate_quarantine()) == [bytes([newer])]
+
+
+def test_a_file_that_came_again_after_its_time_is_remembered(spool, store, ledger, tmp_path):
+    keep(spool, "1.2.3.5", contents(1))
+    (instance,) = ledger.read_instances("1.2.3")
+    store.delete(instance.path)
+    ledger.forget_bytes([instance.path])
+    die_while_keeping(tmp_path, "receive.stored", [1])
+
+    rebuild(store, ledger, LIMITS)
+
+    assert ledger.known_paths() == {instance.path}
 
 
 def test_a_half_written_file_is_deleted_at_start(store, ledger):

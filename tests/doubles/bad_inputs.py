@@ -1,6 +1,7 @@
 """Inputs with one fault each, made from a good series: what the network and the archives bring."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 
@@ -51,12 +52,20 @@ def of_two_people(study: list[Dataset]) -> list[Dataset]:
     return study
 
 
+def with_two_contents(study: list[Dataset]) -> list[Dataset]:
+    """Send one slice again under its UID, with other pixels."""
+    other = deepcopy(study[0])
+    other.PixelData = bytes(len(other.PixelData))
+    return [*study, other]
+
+
 STUDIES: dict[str, tuple[Callable[[list[Dataset]], list[Dataset]], str]] = {
     "one slice": (one_slice, "one_slice"),
     "missing geometry": (without_geometry, "geometry_missing"),
     "mixed orientations": (of_mixed_orientations, "orientation"),
     "slices lost": (with_a_gap, "slice_gap"),
     "two patients": (of_two_people, "identity_conflict"),
+    "two contents under one UID": (with_two_contents, "uid_conflict"),
 }
 """Fault to what makes it, and the code of the reason for which the node holds the study."""
 

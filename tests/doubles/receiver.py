@@ -19,7 +19,7 @@ def open_spool(
     store: Store, ledger: Ledger, limits: StructureLimits, durability: Durability
 ) -> Iterator[Spool]:
     """Give a spool for the length of a `with` block; at its end every row is written."""
-    with Recorder(ledger, waited_for=durability is Durability.STRICT) as recorder:
+    with Recorder(ledger, store, waited_for=durability is Durability.STRICT) as recorder:
         yield Spool(store, recorder, limits, durability)
 
 

@@ -175,7 +175,8 @@ def make_judge(**changes: object) -> Judge:
 
 
 def label_study(instances: Iterable[Instance], **changes: Any) -> Study:
-    return build_study(instances, load_contrasts(), **changes)
+    found = list(instances)
+    return build_study(found[0].study_instance_uid, found, load_contrasts(), **changes)
 
 
 def decide(instances: Iterable[Instance], **changes: object) -> Decision:

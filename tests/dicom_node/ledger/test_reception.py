@@ -41,16 +41,6 @@ def test_one_batch_may_hold_an_instance_twice(ledger):
     assert ledger.study_row(STUDY).seen == 1
 
 
-def test_other_content_under_a_known_uid_is_kept_beside_the_first(ledger):
-    first, second = make_instance(1, "first"), make_instance(1, "second")
-
-    ledger.record_instances([first], PEER, None)
-    ledger.record_instances([second], PEER, None)
-
-    assert ledger.read_instances(STUDY) == (second,)
-    assert ledger.known_paths() == {first.path, second.path}
-
-
 def test_late_instance_reopens_a_judged_study(ledger, clock):
     receive(ledger)
     clock.advance(hours=1)
