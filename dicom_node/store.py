@@ -36,6 +36,7 @@ DAMAGED = ".damaged"
 _MARKER = "node-store"
 _INSTALLATION = "installation"
 _FAN_OUT = tuple(f"{number:02x}" for number in range(256))
+_DIGEST_DIGITS = 32  # 128 bits: no peer finds two contents that would share a name
 _PAUSE_SECONDS = 0.05
 _MOST_PIECES = 1_024  # of one writev (IOV_MAX of Linux)
 
@@ -114,11 +115,14 @@ class PartFile:
         A file that has the name already is replaced, and then always in the strict order: whoever
         was told that it is safe must not lose it to a copy that is not on the disk yet. A sync
         that failed is never tried again: a second one says success of bytes that the kernel has
-        dropped.
+        dropped. The age of the file stays, which tells when its content came first.
         """
         if os.fstat(self.descriptor).st_size != self.size:
             raise OSError("the file is shorter than what was written")
         if durability is Durability.STRICT or not self._take_name(final):
+            with contextlib.suppress(FileNotFoundError):
+                before = Path(final).stat()
+                os.utime(self.descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
             os.fsync(self.descriptor)
             os.replace(self._path, final)
             self._has_name = True
@@ -329,12 +333,12 @@ class Store:
     @staticmethod
     def incoming_name(sop_instance_uid: str, sha256: str) -> str:
         """Return the name of a received content: the same content always gets the same."""
-        return f"{Store.incoming_stem(sop_instance_uid)}-{sha256[:16]}.dcm"
+        return f"{Store.incoming_stem(sop_instance_uid)}-{sha256[:_DIGEST_DIGITS]}.dcm"
 
     @staticmethod
     def incoming_stem(sop_instance_uid: str) -> str:
         """Return what the names of all received contents of one instance begin with."""
-        name = hashlib.sha256(sop_instance_uid.encode()).hexdigest()[:32]
+        name = hashlib.sha256(sop_instance_uid.encode()).hexdigest()[:_DIGEST_DIGITS]
         return f"{INCOMING}/{name[:2]}/{name}"
 
     @staticmethod

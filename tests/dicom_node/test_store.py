@@ -2,12 +2,13 @@ import errno
 import hashlib
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
 from dicom_node.errors import StorageError
-from dicom_node.store import Store
+from dicom_node.store import Durability, Store, write_once
 
 
 @pytest.fixture
@@ -163,8 +164,18 @@ def test_name_of_a_content_says_nothing_and_never_changes():
 
     assert first == Store.incoming_name("1.2.3", "a" * 64)
     assert first != Store.incoming_name("1.2.3", "b" * 64)
-    assert first.endswith("-aaaaaaaaaaaaaaaa.dcm")
+    assert first.endswith(f"-{'a' * 32}.dcm")
     assert "1.2.3" not in first
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_a_content_that_comes_again_is_as_old_as_at_first(store, durability):
+    names = [Store.incoming_name("1.2", digest * 64) for digest in "ab"]
+    for name in (*names, names[0]):
+        write_once(store.incoming_path(name), [b"bytes"], durability)
+        time.sleep(0.01)  # the clock of a file system ticks slowly
+
+    assert store.by_age(reversed(names)) == names
 
 
 def test_received_files_are_found_again(store):
