@@ -3,6 +3,7 @@
 Values only: frozen, valid once built, no I/O. The words are DICOM's in snake case.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +16,8 @@ ContrastLabel = NewType("ContrastLabel", str)
 Header = Mapping[str, Any]
 """Chosen attributes of an instance, by DICOM keyword, as JSON types (str, int, float, list, None).
 Sequences that matter are flattened by `contrast.read_header`."""
+
+_LEADING_ZERO = re.compile(r"[ .]0[0-9]")
 
 QUARANTINE = "quarantine"
 """Folder of the store for a content that came under the UID of another: it is never a source."""
@@ -79,6 +82,12 @@ class Instance:
     sha256: str
     path: str
     header: Header | None = None
+
+    @property
+    def has_conformant_uids(self) -> bool:
+        """Whether no component of its UIDs has a leading zero (PS3.5 section 9.1)."""
+        uids = f" {self.sop_instance_uid} {self.series_instance_uid} {self.study_instance_uid}"
+        return _LEADING_ZERO.search(uids) is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from typing import Self
 from dicom_node import crashpoints
 from dicom_node.complaints import Complaints
 from dicom_node.errors import StorageError
-from dicom_node.ledger import UID_CONFLICT, Ledger, Receipt
+from dicom_node.ledger import UID_CONFLICT, UID_NONCONFORMANT, Ledger, Receipt
 from dicom_node.store import Store
 
 LINGER_SECONDS = 0.25
@@ -228,6 +228,7 @@ class Recorder(Rows):
                 self._note_health(is_unwell=False)
                 crashpoints.reach("receive.recorded")
                 self._alert(contested)
+                self._flag(batch.receipts)
                 break
         for outcome in batch.outcomes:
             outcome.set_result(status)
@@ -249,6 +250,12 @@ class Recorder(Rows):
             self._complaints.note(
                 UID_CONFLICT, who=peer, level=logging.ERROR, study=study, instances=instances
             )
+
+    def _flag(self, receipts: Iterable[Receipt]) -> None:
+        """Tell who sends UIDs that the Standard does not allow."""
+        peers = Counter(each.peer for each in receipts if not each.instance.has_conformant_uids)
+        for peer, instances in peers.items():
+            self._complaints.note(UID_NONCONFORMANT, who=peer, instances=instances)
 
 
 def _wait(outcome: Outcome) -> None:

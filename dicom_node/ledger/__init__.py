@@ -20,7 +20,7 @@ from dicom_node.ledger.conflicts import UID_CONFLICT, Conflicts
 from dicom_node.ledger.judgements import SUPERSEDED, Judgements
 from dicom_node.ledger.outbox import TAKEN, Outbox
 from dicom_node.ledger.queue import HOLD_REASON, Queue
-from dicom_node.ledger.reception import Reception
+from dicom_node.ledger.reception import UID_NONCONFORMANT, Reception
 from dicom_node.ledger.records import (
     Attempt,
     Backlog,
@@ -39,6 +39,7 @@ __all__ = [
     "SUPERSEDED",
     "TAKEN",
     "UID_CONFLICT",
+    "UID_NONCONFORMANT",
     "Attempt",
     "Backlog",
     "Conflict",

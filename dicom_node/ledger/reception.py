@@ -19,6 +19,9 @@ from dicom_node.schema import association, association_study, derived, instance,
 
 FIRST_GENERATION = 1
 
+UID_NONCONFORMANT = "uid_nonconformant"
+"""Flag of instances whose UIDs have leading zeros, as some makers write them."""
+
 Quarantine = Callable[[str], str]
 """Moves a received file into the quarantine, unless it is there already; returns its new path."""
 
@@ -76,7 +79,8 @@ class Reception(Database):
 
         A new content (a new UID, or a known UID with other bytes) reopens a study that was judged
         or held. Our own output coming back is kept and reopens nothing. An association is known
-        from its first instance on.
+        from its first instance on. UIDs that the Standard does not allow, but the field knows, are
+        taken as they are, and told.
 
         The first content of a UID is the only one that counts. Another one under the same UID,
         unless the UID is of our own output, is quarantined before its row is committed.
@@ -158,6 +162,7 @@ class Reception(Database):
                 new=len(new),
                 own=own_count,
                 association=association_id,
+                **_flag(new),
             )
         self._note_conflicts(connection, arrivals, now)
         return arrivals.contested
@@ -327,6 +332,12 @@ def _beat(connection: Connection, association_ids: Iterable[str], now: datetime)
 
 def _leave(path: str) -> str:
     return path
+
+
+def _flag(new: Sequence[Receipt]) -> dict[str, Any]:
+    """Return what an event says of instances whose UIDs have leading zeros."""
+    flagged = sum(not each.instance.has_conformant_uids for each in new)
+    return {UID_NONCONFORMANT: flagged} if flagged else {}
 
 
 def _delivery(receipt: Receipt) -> _Delivery:

@@ -250,6 +250,18 @@ def test_another_content_under_the_same_uid_is_taken_and_quarantined(node, caplo
     assert [record.getMessage() for record in alerts] == ["receive.uid_conflict"]
 
 
+def test_a_uid_with_leading_zeros_is_taken_and_flagged(node, caplog):
+    with node.connect() as peer:
+        peer.associate()
+        statuses = [peer.store(uid, data_set(uid)) for uid in ("1.02.3", "1.2.0", "1.20.3")]
+
+    assert statuses == [command.SUCCESS] * 3
+    (flag,) = [each for each in caplog.records if "uid_nonconformant" in each.getMessage()]
+    assert vars(flag)["instances"] == 1
+    told = [event.detail.get("uid_nonconformant") for event in node.ledger.events("1.2.3")]
+    assert told.count(1) == 1
+
+
 def test_of_two_contents_at_once_one_has_the_uid(node):
     both = threading.Barrier(2)
     statuses = []
