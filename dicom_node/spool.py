@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import mmap
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -21,7 +22,7 @@ from dicom_node.errors import RefusedInstance
 from dicom_node.ledger import Ledger, Receipt
 from dicom_node.part10 import decode_file_meta, encode_file_meta
 from dicom_node.recorder import Rows
-from dicom_node.store import INCOMING, PART, Durability, PartFile, Store, translated, write_once
+from dicom_node.store import INCOMING, PART, Durability, PartFile, Store, WholeFile, translated
 from dicom_node.structure import (
     MISMATCH,
     BeyondHeadError,
@@ -109,18 +110,23 @@ class Incoming:
             StorageError: the disk or the ledger did not take it.
         """
         spool = self._spool
-        if self._part is None:
-            self._look_at(fragments)
-        else:
-            self.write(fragments)
-        identity = self._read_identity(fragments)
-        sha256 = self._digest.hexdigest()
-        relative = spool.store.incoming_name(identity.sop_instance_uid, sha256)
-        final = spool.store.incoming_path(relative)
-        with translated("write"):
+        whole: WholeFile | None = None
+        with spool.turn:
             if self._part is None:
-                write_once(final, [self._meta, *fragments], spool.durability)
+                self._look_at(fragments)
             else:
+                self.write(fragments)
+            identity = self._read_identity(fragments)
+            sha256 = self._digest.hexdigest()
+            relative = spool.store.incoming_name(identity.sop_instance_uid, sha256)
+            final = spool.store.incoming_path(relative)
+            if self._part is None:
+                with translated("write"):
+                    whole = WholeFile(final, [self._meta, *fragments], spool.durability)
+        with translated("write"):
+            if whole is not None:
+                whole.settle()
+            elif self._part is not None:
                 self._part.keep(final, spool.durability)
         crashpoints.reach("receive.stored")
         spool.recorder.record(
@@ -155,6 +161,8 @@ class Spool:
     """Where received instances are kept: a store and, behind a recorder, a ledger.
 
     Attributes:
+        turn: held while an instance is taken from memory to its file. The interpreter runs one
+            thread at a time, and threads that wrestle for it at every system call all lose.
         durability: what an instance survives when 0x0000 is said of it. Strict waits for its row as
             well; the other two leave that to the recorder, and after a crash to `rebuild`.
     """
@@ -166,6 +174,7 @@ class Spool:
         self.recorder = recorder
         self.walk = functools.partial(read_identity, limits=limits, memory=Memory())
         self.durability = durability
+        self.turn = threading.Lock()
 
     def begin(self, announced: Announced, *, peer: str, association: str) -> Incoming:
         """Return an instance without a data set, to write into.

@@ -141,30 +141,49 @@ class PartFile:
         return True
 
 
-def write_once(final: str, pieces: Sequence[Buffer], durability: Durability) -> None:
-    """Write a whole received file under its name, in four system calls unless it is there already.
+class WholeFile:
+    """A received file that came in one piece: written when this is made, durable when settled.
 
-    A crash may leave a half-written file; the digest in its name tells it from a whole one.
+    It takes four system calls unless there is a file of its name already. A crash may leave a
+    half-written one; the digest in its name tells it from a whole one. Every `OSError` is the
+    caller's to translate.
     """
-    if durability is not Durability.STRICT:
-        try:
-            descriptor = os.open(final, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            pass
-        else:
-            try:
-                write_all(descriptor, pieces)
-                if durability is Durability.SYNCED:
-                    os.fsync(descriptor)
-            except BaseException:
-                os.unlink(final)
-                raise
-            finally:
-                os.close(descriptor)
+
+    def __init__(self, final: str, pieces: Sequence[Buffer], durability: Durability) -> None:
+        self._final = final
+        self._pieces = pieces
+        self._durability = durability
+        self._descriptor: int | None = None
+        if durability is Durability.STRICT:
             return
-    with PartFile(final) as part:
-        part.write(pieces)
-        part.keep(final)
+        with contextlib.suppress(FileExistsError):
+            self._descriptor = os.open(
+                final, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
+            try:
+                write_all(self._descriptor, pieces)
+            except BaseException:
+                self._drop(self._descriptor)
+                raise
+
+    def settle(self) -> None:
+        """Make it as durable as it is to be; if that fails, it is gone."""
+        if self._descriptor is None:
+            with PartFile(self._final) as part:
+                part.write(self._pieces)
+                part.keep(self._final)
+            return
+        try:
+            if self._durability is Durability.SYNCED:
+                os.fsync(self._descriptor)
+        except BaseException:
+            self._drop(self._descriptor)
+            raise
+        os.close(self._descriptor)
+
+    def _drop(self, descriptor: int) -> None:
+        os.close(descriptor)
+        os.unlink(self._final)
 
 
 class Store:

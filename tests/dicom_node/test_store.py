@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dicom_node.errors import StorageError
-from dicom_node.store import Durability, Store, write_once
+from dicom_node.store import Durability, Store, WholeFile
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_name_of_a_content_says_nothing_and_never_changes():
 def test_a_content_that_comes_again_is_as_old_as_at_first(store, durability):
     names = [Store.incoming_name("1.2", digest * 64) for digest in "ab"]
     for name in (*names, names[0]):
-        write_once(store.incoming_path(name), [b"bytes"], durability)
+        WholeFile(store.incoming_path(name), [b"bytes"], durability).settle()
         time.sleep(0.01)  # the clock of a file system ticks slowly
 
     assert store.by_age(reversed(names)) == names
