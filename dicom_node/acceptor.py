@@ -10,13 +10,14 @@ import shutil
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from dicom_node import upper_layer
 from dicom_node.association import ANNOUNCED_BYTES, Association, Context, Limits, Wire
+from dicom_node.commitment import STORAGE_COMMITMENT
 from dicom_node.complaints import Complains
 from dicom_node.network import (
     SMALLEST_PDU,
@@ -27,7 +28,12 @@ from dicom_node.network import (
 )
 from dicom_node.services import Services
 from dicom_node.spool import Spool
-from dicom_node.upper_layer import AssociationRequest, ContextResult, ProtocolError
+from dicom_node.upper_layer import (
+    AssociationRequest,
+    ContextResult,
+    ProtocolError,
+    RoleSelection,
+)
 
 _MAXIMUM_CONTEXTS = 128
 _TLS_HANDSHAKE = 0x16  # first byte of a TLS record that begins a session (RFC 8446 5.1)
@@ -41,11 +47,13 @@ class Caller:
     """A peer that may ask for associations, as the configuration names it.
 
     Attributes:
-        may_store: False lets it verify, and nothing else.
+        may_store: False lets it not store.
+        may_report: lets it say which of the instances that it got it keeps.
     """
 
     alias: str
     may_store: bool
+    may_report: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +184,8 @@ class Acceptor:
             raise RejectedError("too_many_associations", 2, 3, 2)
         try:
             results = self._negotiate(request, caller)
-            wire.send(upper_layer.encode_accept(request_body, results, ANNOUNCED_BYTES))
+            roles = _choose_roles(request, results)
+            wire.send(upper_layer.encode_accept(request_body, results, ANNOUNCED_BYTES, roles))
             abstract = {each.context_id: each.abstract_syntax for each in request.contexts}
             accepted = [
                 Context(
@@ -222,6 +231,8 @@ class Acceptor:
     def _negotiate(self, request: AssociationRequest, caller: Caller) -> list[ContextResult]:
         """Answer each proposed context (PS3.8 section 9.3.3.2)."""
         offered = {VERIFICATION: UNCOMPRESSED, **(self._door.storage if caller.may_store else {})}
+        if caller.may_report:
+            offered[STORAGE_COMMITMENT] = UNCOMPRESSED
         results: list[ContextResult] = []
         for context in request.contexts:
             ours = offered.get(context.abstract_syntax)
@@ -274,3 +285,19 @@ class Acceptor:
                     "seconds": round(time.monotonic() - began, 3),
                 },
             )
+
+
+def _choose_roles(
+    request: AssociationRequest, results: Sequence[ContextResult]
+) -> list[RoleSelection]:
+    """Let a peer that reports commitments be the SCP, and nobody anything else than the SCU."""
+    accepted = {each.context_id for each in results if each.result == upper_layer.ACCEPTED}
+    is_offered = any(
+        each.abstract_syntax == STORAGE_COMMITMENT and each.context_id in accepted
+        for each in request.contexts
+    )
+    return [
+        RoleSelection(sop_class_uid=STORAGE_COMMITMENT, scu=False, scp=each.scp)
+        for each in request.roles
+        if is_offered and each.sop_class_uid == STORAGE_COMMITMENT
+    ]

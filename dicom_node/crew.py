@@ -28,7 +28,7 @@ from dicom_node.admission import Admission
 from dicom_node.complaints import Complaints
 from dicom_node.domain import Instance
 from dicom_node.hall import Hall
-from dicom_node.ledger import Receipt
+from dicom_node.ledger import Receipt, Report
 from dicom_node.lifeline import ORPHANED
 from dicom_node.recorder import Outcome, Recorder, Rows
 
@@ -78,6 +78,11 @@ class Line(Rows):
     def submit_end(self, association_id: str, outcome: Outcome) -> None:
         """See `Rows`."""
         self._say("end", self._keep(outcome), association_id)
+
+    def submit_report(self, peer: str, report: Report, outcome: Outcome) -> None:
+        """See `Rows`."""
+        lost = list(report.lost.items())
+        self._say("report", self._keep(outcome), peer, report.transaction_uid, report.kept, lost)
 
     def keep_alive(self, association_ids: tuple[str, ...]) -> None:
         """See `Rows`."""
@@ -199,6 +204,9 @@ class _Desk:
                 self._recorder.submit(receipt, None if ticket is None else self._promise(ticket))
             case ["end", ticket, association_id]:
                 self._recorder.submit_end(association_id, self._promise(ticket))
+            case ["report", ticket, peer, transaction_uid, kept, lost]:
+                report = Report(transaction_uid=transaction_uid, kept=tuple(kept), lost=dict(lost))
+                self._recorder.submit_report(peer, report, self._promise(ticket))
             case ["alive", association_ids]:
                 self._recorder.keep_alive(tuple(association_ids))
             case ["associate", ticket, address, peer]:

@@ -42,9 +42,6 @@ from dicom_node.store import Store
 SWEEP_SECONDS = 15.0
 """After so long a sweep leaves the rest to the next: a stop is soon."""
 
-LOOK_AHEAD = 1_000
-"""Deliveries whose classes are proposed when the association is asked for."""
-
 BATCH = 32
 """Deliveries read, and answers recorded, at a time: what the study has outgrown meanwhile is not
 sent any more, and a crash sends no more than these twice."""
@@ -91,11 +88,10 @@ class Destination:
         outage = self._ledger.outages().get(self.alias)
         if outage is not None and self._clock() < outage.next_call:
             return 0
-        ahead = self._ledger.due_deliveries(self.alias, self._clock(), LOOK_AHEAD)
-        if not ahead:
+        classes = self._ledger.find_due_classes(self.alias, self._clock())
+        if not classes:
             return 0
         sending = _Sending(self._ledger, self._store, self._settings, self._clock, self._rng)
-        classes = sorted({delivery.instance.sop_class_uid for delivery in ahead})
         try:
             with open_peer(self._settings, self._peer, classes) as association:
                 sending.run(self.alias, association, set(classes), probe=outage is not None)
@@ -274,6 +270,11 @@ def find_destinations(settings: NodeSettings) -> list[str]:
     return [alias for alias, peer in settings.peers.items() if "send" in peer.roles]
 
 
+def find_confirming(settings: NodeSettings) -> list[str]:
+    """Return the aliases of the peers that are asked whether they keep what they took."""
+    return [alias for alias, peer in settings.peers.items() if peer.commitment != "none"]
+
+
 def open_peer(settings: NodeSettings, peer: Peer, classes: Sequence[str]) -> Requestor:
     """Ask a peer for an association under `classes`.
 
@@ -325,6 +326,13 @@ def find_alerts(ledger: Ledger, settings: NodeSettings, now: datetime) -> Iterat
             yield (
                 f"peer {alias}: {backlog.parked} instances are parked: see `dicom-node status`, "
                 "then `dicom-node requeue`"
+            )
+        since = backlog.unconfirmed_since
+        late = now - settings.delivery.give_up_after
+        if since is not None and since < late and alias in find_confirming(settings):
+            yield (
+                f"peer {alias}: {backlog.unconfirmed} instances were taken, and it does not say "
+                "that it keeps them"
             )
         if backlog.pending and alias not in destinations:
             yield f"peer {alias}: {backlog.pending} instances wait, and no such peer is configured"

@@ -225,6 +225,7 @@ class Delivery:
 
     Attributes:
         queued_at: since when it waits for this peer, or was queued again by a person.
+        ask_at: when the peer, which took it, is asked whether it keeps it; None: now.
     """
 
     delivery_id: int
@@ -237,3 +238,4 @@ class Delivery:
     reason: str | None
     queued_at: datetime
     next_attempt: datetime
+    ask_at: datetime | None

@@ -9,6 +9,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -53,6 +54,15 @@ class AssociationRejectedError(DeliveryError):
     def __init__(self, message: str, *, permanent: bool) -> None:
         super().__init__(message, retry=True)
         self.permanent = permanent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message of a peer: its command set, and its data set where it has one."""
+
+    context: Context
+    elements: Mapping[int, int | bytes]
+    data_set: bytes
 
 
 class Requestor:
@@ -120,6 +130,60 @@ class Requestor:
             command.AFFECTED_SOP_INSTANCE_UID: sop_instance_uid,
         }
         return self._ask(context, elements, data_set)
+
+    def write(
+        self, context: Context, elements: Mapping[int, int | str], data_set: bytes | None = None
+    ) -> int:
+        """Send a message of any service, and return the Message ID that a request was given.
+
+        Raises:
+            DeliveryError: the peer does not read, or has gone.
+        """
+        message: dict[int, int | str] = {
+            command.COMMAND_DATA_SET_TYPE: (
+                command.NO_DATA_SET if data_set is None else command.A_DATA_SET
+            ),
+            **elements,
+        }
+        if not int(elements[command.COMMAND_FIELD]) & command.RESPONSE:
+            self._message_id = self._message_id % 0xFFFF + 1
+            message[command.MESSAGE_ID] = self._message_id
+        try:
+            self._association.send(context.context_id, command.encode_command(message), data_set)
+        except ProtocolError as error:
+            raise DeliveryError(f"not sent: {error.code}", retry=True) from None
+        return self._message_id
+
+    def read(self, longest: int, seconds: float | None = None) -> Message | None:
+        """Read a message of any service, a response or a request of the peer's.
+
+        Args:
+            longest: bytes that its data set may have.
+            seconds: until its first byte; None: as long as a response may take.
+
+        Returns:
+            None when the peer asked for the release instead, which is confirmed.
+
+        Raises:
+            TimeoutError: nothing came.
+            DeliveryError: the peer broke the rules, or has gone.
+        """
+        try:
+            found = self._association.read_command(
+                self._limits.message_seconds if seconds is None else seconds
+            )
+            if found is None:
+                self._association.confirm_release()
+                return None
+            context_id, elements = found
+            data_set = b""
+            if command.number(elements, command.COMMAND_DATA_SET_TYPE) != command.NO_DATA_SET:
+                fragments = self._association.read_data_set(context_id, longest)
+                data_set = b"".join(bytes(each) for some, _ in fragments for each in some)
+        except ProtocolError as error:
+            raise DeliveryError(f"no message: {error.code}", retry=True) from None
+        context = self._association.contexts[context_id]
+        return Message(context=context, elements=elements, data_set=data_set)
 
     def _ask(
         self, context: Context, elements: Mapping[int, int | str], data_set: bytes | None

@@ -23,9 +23,11 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from dicom_node import assembly, retention
+from dicom_node.confirmation import Confirmation
 from dicom_node.delivery import (
     Destination,
     find_alerts,
+    find_confirming,
     find_destinations,
     find_oldest_pending,
     park_unserved,
@@ -227,18 +229,23 @@ class Node:
         assembly.sweep(self._ledger, self._store, self._configuration, self._cards, now)
 
     def _build_deliveries(self) -> Iterator[Timer]:
-        """Yield a timer for each destination: none waits for another."""
+        """Yield timers for each destination: none waits for another, nor for a commitment."""
         node = self._configuration.node
         for alias in find_destinations(node):
             destination = Destination(alias, self._ledger, self._store, node, now)
             yield Timer(f"delivery {alias}", destination.sweep, node.delivery.sweep_every)
+        for alias in find_confirming(node):
+            confirmation = Confirmation(alias, self._ledger, node, now)
+            yield Timer(f"confirmation {alias}", confirmation.sweep, node.delivery.sweep_every)
         yield Timer("delivery", self._park_unserved, node.delivery.sweep_every)
 
     def _park_unserved(self) -> None:
         park_unserved(self._ledger, self._configuration.node, now)
 
     def _forget(self) -> None:
-        retention.sweep(self._ledger, self._store, self._configuration.node.retention, now())
+        node = self._configuration.node
+        confirming = find_confirming(node)
+        retention.sweep(self._ledger, self._store, node.retention, now(), confirming)
 
     def _watch_receiver(self) -> None:
         if not self._receiver.is_alive():

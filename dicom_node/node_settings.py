@@ -168,6 +168,9 @@ class Peer(_Settings):
         host: where we call it.
         port: where we call it.
         tls: call it with TLS.
+        commitment: how a peer that takes results is asked whether it keeps them, which then has to
+            be so before they are deleted here. `storage_commitment`: by N-ACTION (PS3.4 annex J);
+            it may call back with its report. `query`: by C-FIND.
         roles: `receive` lets it store here, `echo` lets it verify here (a receiver may anyway),
             `send` lets us store there, `query` lets us ask there.
     """
@@ -177,6 +180,7 @@ class Peer(_Settings):
     host: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.:-]{1,253}$")
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     tls: bool = False
+    commitment: Literal["storage_commitment", "query", "none"] = "none"
     roles: frozenset[PeerRole] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -185,7 +189,18 @@ class Peer(_Settings):
             raise ValueError("address, because its roles let it call this node")
         if self.roles & {"send", "query"} and (self.host is None or self.port is None):
             raise ValueError("host and port, because its roles let this node call it")
+        if self.commitment != "none" and "send" not in self.roles:
+            raise ValueError("the role send, because it is asked for a commitment to what it gets")
+        if self.commitment == "storage_commitment" and self.address is None:
+            raise ValueError("address, because its commitment may come over a call of its own")
+        if self.commitment == "query" and "query" not in self.roles:
+            raise ValueError("the role query, because it is asked what it holds")
         return self
+
+    @property
+    def may_call(self) -> bool:
+        """Whether it may ask this node for an association."""
+        return bool(self.roles & {"receive", "echo"}) or self.commitment == "storage_commitment"
 
 
 class Assembly(_Settings):
@@ -225,6 +240,7 @@ class Delivery(_Settings):
         jitter: part of a pause by which it is varied at random, 0 to 1.
         alarm_after: so many associations in a row that came to nothing are told as an error.
         give_up_after: what fails then is parked for a person; nothing is deleted.
+        report_within: a peer that has not said for so long what it keeps is asked again.
         sweep_every: how often it is tried.
     """
 
@@ -233,6 +249,7 @@ class Delivery(_Settings):
     jitter: float = Field(default=0.2, ge=0, le=1)
     alarm_after: Count = 3
     give_up_after: Duration = timedelta(hours=72)
+    report_within: Duration = timedelta(hours=1)
     sweep_every: Duration = timedelta(seconds=5)
 
 

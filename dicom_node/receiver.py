@@ -12,6 +12,7 @@ The node starts it and watches it with `receiver_process`; by hand, for trying t
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from dicom_node.acceptor import Caller, Door
 from dicom_node.admission import Admission, Budget
 from dicom_node.association import Limits
 from dicom_node.audit import configure_logging
+from dicom_node.commitment import take_report
 from dicom_node.complaints import Complaints
 from dicom_node.crew import Line, fork_crew
 from dicom_node.errors import ConfigurationError, DicomNodeError
@@ -194,9 +196,15 @@ def run_receiver(
         forked()
         end = EndRequest()
         is_new = next(store.iterate_incoming(), None) is None
-        with Ledger(node.ledger_url, lambda: datetime.now(UTC)).open(create=is_new) as ledger:
+        with Ledger(node.ledger_url, _now).open(create=is_new) as ledger:
             rebuild(store, ledger, limits)
-            with Recorder(ledger, store, waited_for=waited_for, tell=crew.tell) as recorder:
+            with Recorder(
+                ledger,
+                store,
+                waited_for=waited_for,
+                tell=crew.tell,
+                record_report=functools.partial(take_report, ledger, node.delivery, _now),
+            ) as recorder:
                 admission, complaints = build_admission(node), Complaints()
                 crew.start(admission, complaints, recorder)
                 receiver = Receiver(node, admission, complaints, crew)
@@ -241,10 +249,14 @@ def build_door(node: NodeSettings) -> Door:
         (
             peer.ae_title,
             peer.address,
-            Caller(alias=alias, may_store="receive" in peer.roles),
+            Caller(
+                alias=alias,
+                may_store="receive" in peer.roles,
+                may_report=peer.commitment == "storage_commitment",
+            ),
         )
         for alias, peer in node.peers.items()
-        if peer.address is not None and peer.roles & {"receive", "echo"}
+        if peer.address is not None and peer.may_call
     ]
 
     def find_caller(ae_title: str, address: Address) -> Caller | None:
@@ -278,6 +290,10 @@ def build_door(node: NodeSettings) -> Door:
             command_bytes=limits.command,
         ),
     )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _tell(descriptor: int | None, news: object) -> None:

@@ -22,7 +22,7 @@ from typing import Self
 from dicom_node import crashpoints
 from dicom_node.complaints import Complaints
 from dicom_node.errors import StorageError
-from dicom_node.ledger import UID_CONFLICT, UID_NONCONFORMANT, Ledger, Receipt
+from dicom_node.ledger import UID_CONFLICT, UID_NONCONFORMANT, Ledger, Receipt, Report
 from dicom_node.store import Store
 
 LINGER_SECONDS = 0.25
@@ -31,6 +31,8 @@ LINGER_SECONDS = 0.25
 PATIENCE_SECONDS = 30.0
 """So long an instance waits for the ledger."""
 
+SUCCESS = 0x0000
+PROCESSING_FAILURE = 0x0110
 OVERLOADED = 0xA702
 UNWELL = 0xA701
 
@@ -92,6 +94,15 @@ class Rows(ABC):
             self._obstacle = obstacle
             self._cleared.notify_all()
 
+    def take_report(self, peer: str, report: Report) -> int:
+        """Record what a peer says that it keeps, and return the status to answer with."""
+        outcome = Outcome()
+        self.submit_report(peer, report, outcome)
+        try:
+            return outcome.result(PATIENCE_SECONDS) or SUCCESS
+        except TimeoutError:
+            return PROCESSING_FAILURE
+
     @abstractmethod
     def submit(self, receipt: Receipt, outcome: Outcome | None) -> None:
         """Put an instance into the next commit, and let `outcome` say how that went."""
@@ -99,6 +110,10 @@ class Rows(ABC):
     @abstractmethod
     def submit_end(self, association_id: str, outcome: Outcome) -> None:
         """Put the end of an association into the next commit."""
+
+    @abstractmethod
+    def submit_report(self, peer: str, report: Report, outcome: Outcome) -> None:
+        """Record what a peer says that it keeps, and let `outcome` say how that went."""
 
     @abstractmethod
     def keep_alive(self, association_ids: tuple[str, ...]) -> None:
@@ -113,9 +128,10 @@ class _Batch:
     alive: set[str] = field(default_factory=set)
     closed: list[str] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    reports: list[tuple[str, Report, Outcome]] = field(default_factory=list)
 
     def is_empty(self) -> bool:
-        return not (self.receipts or self.alive or self.closed)
+        return not (self.receipts or self.alive or self.closed or self.reports)
 
 
 class Recorder(Rows):
@@ -131,13 +147,23 @@ class Recorder(Rows):
         *,
         waited_for: bool,
         tell: Callable[[int | None], None] | None = None,
+        record_report: Callable[[str, Report], int | None] | None = None,
     ) -> None:
-        """Describe it: `tell` hears what `hear_of` does, for those who ask from afar."""
+        """Describe it.
+
+        Args:
+            ledger: what is written.
+            store: where the contents are that a conflict is about.
+            waited_for: see `Rows`.
+            tell: hears what `hear_of` does, for those who ask from afar.
+            record_report: records what a peer reports, and returns the status of a refusal.
+        """
         super().__init__(waited_for=waited_for)
         self._ledger = ledger
         self._store = store
         self._complaints = Complaints()
         self._tell = tell
+        self._record_report = record_report
         self._changed = threading.Condition()
         self._batch = _Batch()
         self._is_urgent = False
@@ -172,6 +198,13 @@ class Recorder(Rows):
         with self._changed:
             self._batch.closed.append(association_id)
             self._batch.outcomes.append(outcome)
+            self._is_urgent = True
+            self._changed.notify_all()
+
+    def submit_report(self, peer: str, report: Report, outcome: Outcome) -> None:
+        """See `Rows`."""
+        with self._changed:
+            self._batch.reports.append((peer, report, outcome))
             self._is_urgent = True
             self._changed.notify_all()
 
@@ -232,6 +265,16 @@ class Recorder(Rows):
                 break
         for outcome in batch.outcomes:
             outcome.set_result(status)
+        for peer, report, outcome in batch.reports:
+            outcome.set_result(self._take(peer, report))
+
+    def _take(self, peer: str, report: Report) -> int | None:
+        """Record a report; the peer of one that the ledger refuses reports again, or is asked."""
+        try:
+            return None if self._record_report is None else self._record_report(peer, report)
+        except StorageError:
+            _logger.error("recorder.report_failed", extra={"peer": peer})
+            return PROCESSING_FAILURE
 
     def _note_health(self, *, is_unwell: bool) -> None:
         with self._changed:

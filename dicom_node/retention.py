@@ -6,7 +6,7 @@ it. Nothing that still has to be made or sent is touched, however full the disk 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from dicom_node.crashpoints import reach
@@ -21,15 +21,23 @@ BATCH = 500
 logger = logging.getLogger(__name__)
 
 
-def sweep(ledger: Ledger, store: Store, ages: Retention, now: datetime) -> int:
+def sweep(
+    ledger: Ledger,
+    store: Store,
+    ages: Retention,
+    now: datetime,
+    confirming: Collection[str] = (),
+) -> int:
     """Delete what is past its age, and what attempts without an outcome have left.
+
+    What went to one of the `confirming` peers waits until that has said that it keeps it.
 
     Returns:
         How many files were deleted.
     """
     expired = [
-        *ledger.find_expired_instances(now - ages.received),
-        *ledger.find_expired_derived(now - ages.derived),
+        *ledger.find_expired_instances(now - ages.received, confirming),
+        *ledger.find_expired_derived(now - ages.derived, confirming),
     ]
     for start in range(0, len(expired), BATCH):
         batch = expired[start : start + BATCH]

@@ -11,9 +11,15 @@ from collections.abc import Mapping
 
 from dicom_node import command
 from dicom_node.association import Association, Context
+from dicom_node.commitment import (
+    LONGEST_REPORT,
+    PROCESSING_FAILURE,
+    STORAGE_COMMITMENT,
+    decode_report,
+)
 from dicom_node.complaints import Complains
 from dicom_node.errors import RefusedInstance, StorageError
-from dicom_node.network import VERIFICATION
+from dicom_node.network import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
 from dicom_node.spool import Announced, Spool
 from dicom_node.structure import NO_DATA_SET, check_uid
 from dicom_node.upper_layer import ProtocolError
@@ -73,6 +79,8 @@ class Services:
         comment = ""
         if field == command.C_STORE_RQ:
             status, comment = self._store(context, elements, has_data_set)
+        elif field == command.N_EVENT_REPORT_RQ and context.abstract_syntax == STORAGE_COMMITMENT:
+            status = self._take_report(context, has_data_set)
         else:
             if has_data_set:
                 deque(
@@ -118,6 +126,20 @@ class Services:
             return error.status, str(error) if is_ours else "the node cannot keep it now"
         self.stored += 1
         return command.SUCCESS, ""
+
+    def _take_report(self, context: Context, has_data_set: bool) -> int:
+        """Take what a peer says that it keeps of what it was sent; return the status."""
+        data_set = b""
+        if has_data_set:
+            fragments = self._association.read_data_set(context.context_id, LONGEST_REPORT)
+            data_set = b"".join(bytes(each) for some, _ in fragments for each in some)
+        try:
+            explicit = context.transfer_syntax != IMPLICIT_VR_LITTLE_ENDIAN
+            report = decode_report(data_set, explicit=explicit)
+        except ValueError:
+            self._complaints.note("report_refused", who=self._peer)
+            return PROCESSING_FAILURE
+        return self._spool.recorder.take_report(self._peer, report)
 
     def _take(self, context: Context, elements: Mapping[int, int | bytes]) -> None:
         """Read the data set to its end, whatever is wrong with it, then keep it or refuse it."""

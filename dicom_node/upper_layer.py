@@ -40,6 +40,7 @@ _TRANSFER_SYNTAX_ITEM = 0x40
 _USER_INFORMATION_ITEM = 0x50
 _MAXIMUM_LENGTH_ITEM = 0x51
 _IMPLEMENTATION_CLASS_ITEM = 0x52
+_ROLE_SELECTION_ITEM = 0x54
 _IMPLEMENTATION_VERSION_ITEM = 0x55
 
 
@@ -67,6 +68,18 @@ class ProposedContext:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoleSelection:
+    """Which roles the requestor of an association wants, or may have, for one SOP class.
+
+    Source: PS3.7 section D.3.3.4. Without it the requestor is the SCU.
+    """
+
+    sop_class_uid: str
+    scu: bool
+    scp: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssociationRequest:
     """An A-ASSOCIATE-RQ.
 
@@ -81,6 +94,7 @@ class AssociationRequest:
     application_context: str
     contexts: tuple[ProposedContext, ...]
     maximum_length: int = 0
+    roles: tuple[RoleSelection, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,16 +142,21 @@ def encode_request(request: AssociationRequest) -> bytes:
     )
     application = _item(_APPLICATION_CONTEXT_ITEM, request.application_context.encode("ascii"))
     return encode_pdu(
-        ASSOCIATE_RQ, fixed + application + contexts + _user_information(request.maximum_length)
+        ASSOCIATE_RQ,
+        fixed + application + contexts + _user_information(request.maximum_length, request.roles),
     )
 
 
 def encode_accept(
-    request_body: bytes, contexts: Sequence[ContextResult], maximum_length: int
+    request_body: bytes,
+    contexts: Sequence[ContextResult],
+    maximum_length: int,
+    roles: Sequence[RoleSelection] = (),
 ) -> bytes:
     """Return the A-ASSOCIATE-AC PDU that answers the request whose body is `request_body`.
 
-    The titles go back as they came (PS3.8 table 9-17).
+    The titles go back as they came (PS3.8 table 9-17). `roles` are those that the requestor may
+    have of those that it wanted.
     """
     results = b"".join(
         _item(
@@ -153,7 +172,7 @@ def encode_accept(
         + request_body[4:_FIXED_LENGTH]
         + _item(_APPLICATION_CONTEXT_ITEM, APPLICATION_CONTEXT.encode("ascii"))
         + results
-        + _user_information(maximum_length),
+        + _user_information(maximum_length, roles),
     )
 
 
@@ -178,6 +197,7 @@ def decode_request(body: bytes) -> AssociationRequest:
     application_context = ""
     contexts: list[ProposedContext] = []
     maximum_length = 0
+    roles: tuple[RoleSelection, ...] = ()
     for item_type, value in _items(body, _FIXED_LENGTH):
         if item_type == _APPLICATION_CONTEXT_ITEM:
             application_context = _text(value)
@@ -185,6 +205,7 @@ def decode_request(body: bytes) -> AssociationRequest:
             contexts.append(_proposed_context(value))
         elif item_type == _USER_INFORMATION_ITEM:
             maximum_length = _maximum_length(value)
+            roles = _roles(value)
     return AssociationRequest(
         protocol_version=int.from_bytes(body[:2], "big"),
         called_ae_title=_text(body[4:20]),
@@ -192,6 +213,7 @@ def decode_request(body: bytes) -> AssociationRequest:
         application_context=application_context,
         contexts=tuple(contexts),
         maximum_length=maximum_length,
+        roles=roles,
     )
 
 
@@ -267,11 +289,33 @@ def _maximum_length(user_information: bytes) -> int:
     return 0
 
 
-def _user_information(maximum_length: int) -> bytes:
+def _roles(user_information: bytes) -> tuple[RoleSelection, ...]:
+    roles: list[RoleSelection] = []
+    for item_type, value in _items(user_information):
+        if item_type == _ROLE_SELECTION_ITEM:
+            end = 2 + int.from_bytes(value[:2], "big")
+            if len(value) != end + 2:
+                raise ProtocolError("item_length")
+            uid = _text(value[2:end])
+            roles.append(
+                RoleSelection(sop_class_uid=uid, scu=value[end] == 1, scp=value[end + 1] == 1)
+            )
+    return tuple(roles)
+
+
+def _encode_role(role: RoleSelection) -> bytes:
+    uid = role.sop_class_uid.encode("ascii")
+    return _item(
+        _ROLE_SELECTION_ITEM, len(uid).to_bytes(2, "big") + uid + bytes((role.scu, role.scp))
+    )
+
+
+def _user_information(maximum_length: int, roles: Sequence[RoleSelection] = ()) -> bytes:
     return _item(
         _USER_INFORMATION_ITEM,
         _item(_MAXIMUM_LENGTH_ITEM, maximum_length.to_bytes(_MAXIMUM_LENGTH_BYTES, "big"))
         + _item(_IMPLEMENTATION_CLASS_ITEM, IMPLEMENTATION_CLASS_UID.encode("ascii"))
+        + b"".join(map(_encode_role, roles))
         + _item(_IMPLEMENTATION_VERSION_ITEM, IMPLEMENTATION_VERSION_NAME.encode("ascii")),
     )
 

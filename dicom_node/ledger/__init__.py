@@ -8,7 +8,8 @@ with its event row. Read the files in the order of the walk:
     conflicts    several contents under one UID, and what a person decides
     judgements   headers, labels, slots, gaps, plans
     queue        jobs: claim, lease, fence, outcome, and what an operator does
-    outbox       deliveries
+    outbox       deliveries, peers that do not answer
+    promises     what peers say that they keep
     chronicle    events, counts, retention
     database     connection, transactions, durability (below all of them)
     migrations   ledgers of earlier versions
@@ -19,6 +20,7 @@ from dicom_node.ledger.chronicle import Chronicle
 from dicom_node.ledger.conflicts import UID_CONFLICT, Conflicts
 from dicom_node.ledger.judgements import SUPERSEDED, Judgements
 from dicom_node.ledger.outbox import TAKEN, Outbox
+from dicom_node.ledger.promises import Promises
 from dicom_node.ledger.queue import HOLD_REASON, Queue
 from dicom_node.ledger.reception import UID_NONCONFORMANT, Reception
 from dicom_node.ledger.records import (
@@ -31,7 +33,9 @@ from dicom_node.ledger.records import (
     Judgement,
     Outage,
     Receipt,
+    Report,
     StudyRow,
+    Unconfirmed,
 )
 
 __all__ = [
@@ -50,11 +54,13 @@ __all__ = [
     "Ledger",
     "Outage",
     "Receipt",
+    "Report",
     "StudyRow",
+    "Unconfirmed",
 ]
 
 
-class Ledger(Reception, Conflicts, Judgements, Queue, Outbox, Chronicle):
+class Ledger(Reception, Conflicts, Judgements, Queue, Outbox, Promises, Chronicle):
     """The ledger, open between `open` and `close`; safe to share between threads.
 
     Args of the constructor: a SQLAlchemy URL (`sqlite:////var/lib/…/ledger.sqlite`) and a clock

@@ -4,16 +4,16 @@ Step 13 of the walk. Retention deletes a file first and forgets it here second: 
 leaves a row without a file, which the next sweep, finding it expired still, puts right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import ColumnElement, exists, func, or_, select, update
 
 from dicom_node.domain import DeliveryState, StudyState
 from dicom_node.jobs import JobState
 from dicom_node.ledger.conflicts import UID_CONFLICT
 from dicom_node.ledger.database import Database
-from dicom_node.ledger.outbox import TAKEN
+from dicom_node.ledger.outbox import TAKEN, UNCONFIRMED
 from dicom_node.ledger.records import Event
 from dicom_node.schema import delivery, derived, event, instance, job, outage, study
 
@@ -66,12 +66,14 @@ class Chronicle(Database):
                 counts[name] = connection.scalar(select(func.count()).select_from(table)) or 0
         return counts
 
-    def find_expired_instances(self, received_before: datetime) -> list[str]:
+    def find_expired_instances(
+        self, received_before: datetime, confirming: Collection[str] = ()
+    ) -> list[str]:
         """Return the received files that nothing will ask for again.
 
         Their study was judged or held and got nothing since `received_before`; none of its jobs
-        may still run, and none of its results still has to go out. Where a person has to choose
-        between contents, all of them wait.
+        may still run, and none of its results still has to go out, or to be confirmed by one of
+        the `confirming` peers. Where a person has to choose between contents, all of them wait.
         """
         working = exists().where(
             job.c.study_instance_uid == instance.c.study_instance_uid,
@@ -80,7 +82,8 @@ class Chronicle(Database):
         leaving = exists().where(
             job.c.study_instance_uid == instance.c.study_instance_uid,
             delivery.c.plan_id == job.c.plan_id,
-            delivery.c.state == DeliveryState.PENDING,
+            (delivery.c.state == DeliveryState.PENDING)
+            | (_is_unconfirmed(confirming) & (job.c.state == JobState.DONE)),
         )
         with self._reading() as connection:
             return list(
@@ -99,14 +102,17 @@ class Chronicle(Database):
                 )
             )
 
-    def find_expired_derived(self, changed_before: datetime) -> list[str]:
+    def find_expired_derived(
+        self, changed_before: datetime, confirming: Collection[str] = ()
+    ) -> list[str]:
         """Return the derived files that all peers have, of jobs over since `changed_before`.
 
-        What a peer did not take stays, unless its job was superseded or rejected.
+        What a peer did not take, or one of the `confirming` peers has not said that it keeps,
+        stays, unless its job was superseded or rejected.
         """
         owed = exists().where(
             delivery.c.sop_instance_uid == derived.c.sop_instance_uid,
-            delivery.c.state.not_in(TAKEN),
+            delivery.c.state.not_in(TAKEN) | _is_unconfirmed(confirming),
             job.c.state == JobState.DONE,
         )
         with self._reading() as connection:
@@ -135,3 +141,7 @@ class Chronicle(Database):
                     .values(forgotten_at=now)
                 )
             self._note(connection, "bytes.forgotten", files=len(paths))
+
+
+def _is_unconfirmed(confirming: Collection[str]) -> ColumnElement[bool]:
+    return delivery.c.state.in_(UNCONFIRMED) & delivery.c.peer.in_(confirming)

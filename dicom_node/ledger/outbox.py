@@ -47,16 +47,7 @@ class Outbox(Database):
         other.
         """
         query = (
-            _select_deliveries()
-            .join(job, delivery.c.plan_id == job.c.plan_id)
-            .join(study, job.c.study_instance_uid == study.c.study_instance_uid)
-            .where(
-                delivery.c.peer == peer,
-                delivery.c.state == DeliveryState.PENDING,
-                delivery.c.next_attempt <= now,
-                job.c.state == JobState.DONE,
-                study.c.state == StudyState.JUDGED,
-            )
+            _where_due(select_deliveries(), peer, now)
             .order_by(
                 delivery.c.attempts,
                 job.c.priority.desc(),
@@ -66,7 +57,15 @@ class Outbox(Database):
             .limit(limit)
         )
         with self._reading() as connection:
-            return [_read_delivery(row) for row in connection.execute(query)]
+            return [read_delivery(row) for row in connection.execute(query)]
+
+    def find_due_classes(self, peer: str, now: datetime) -> list[str]:
+        """Return the SOP classes of what may go to `peer` now."""
+        query = select(derived.c.sop_class_uid).join_from(
+            delivery, derived, delivery.c.sop_instance_uid == derived.c.sop_instance_uid
+        )
+        with self._reading() as connection:
+            return sorted(connection.scalars(_where_due(query, peer, now).distinct()))
 
     def record_attempts(self, attempts: Sequence[Attempt]) -> None:
         """Record in one commit how attempts to send instances went.
@@ -125,13 +124,13 @@ class Outbox(Database):
 
     def deliveries(self, study: str | None = None) -> list[Delivery]:
         """Return the deliveries of a study, or all of them."""
-        query = _select_deliveries().order_by(delivery.c.delivery_id)
+        query = select_deliveries().order_by(delivery.c.delivery_id)
         if study is not None:
             query = query.join(job, delivery.c.plan_id == job.c.plan_id).where(
                 job.c.study_instance_uid == study
             )
         with self._reading() as connection:
-            return [_read_delivery(row) for row in connection.execute(query)]
+            return [read_delivery(row) for row in connection.execute(query)]
 
     def record_outage(self, peer: str, reason: str, next_call: datetime) -> None:
         """Record that an association with `peer` came to nothing; no delivery of it has failed."""
@@ -181,6 +180,20 @@ class Outbox(Database):
             return {row.peer: Backlog(**row._mapping) for row in connection.execute(query)}
 
 
+def _where_due(query: Select[Any], peer: str, now: datetime) -> Select[Any]:
+    return (
+        query.join(job, delivery.c.plan_id == job.c.plan_id)
+        .join(study, job.c.study_instance_uid == study.c.study_instance_uid)
+        .where(
+            delivery.c.peer == peer,
+            delivery.c.state == DeliveryState.PENDING,
+            delivery.c.next_attempt <= now,
+            job.c.state == JobState.DONE,
+            study.c.state == StudyState.JUDGED,
+        )
+    )
+
+
 def _count_if(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return func.count(case((condition, 1)))
 
@@ -189,7 +202,8 @@ def _oldest_if(condition: ColumnElement[bool]) -> ColumnElement[datetime]:
     return func.min(case((condition, delivery.c.queued_at)), type_=Utc)
 
 
-def _select_deliveries() -> Select[Any]:
+def select_deliveries() -> Select[Any]:
+    """Return the query whose rows `read_delivery` reads."""
     return select(
         derived,
         delivery.c.delivery_id,
@@ -200,10 +214,12 @@ def _select_deliveries() -> Select[Any]:
         delivery.c.reason,
         delivery.c.queued_at,
         delivery.c.next_attempt,
+        delivery.c.ask_at,
     ).join_from(delivery, derived, delivery.c.sop_instance_uid == derived.c.sop_instance_uid)
 
 
-def _read_delivery(row: Row[Any]) -> Delivery:
+def read_delivery(row: Row[Any]) -> Delivery:
+    """Return the delivery of a row of `select_deliveries`."""
     return Delivery(
         delivery_id=row.delivery_id,
         plan_id=row.plan_id,
@@ -215,4 +231,5 @@ def _read_delivery(row: Row[Any]) -> Delivery:
         reason=row.reason,
         queued_at=row.queued_at,
         next_attempt=row.next_attempt,
+        ask_at=row.ask_at,
     )

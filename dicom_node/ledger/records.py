@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from dicom_node.domain import (
+    Delivery,
     DeliveryState,
     Gap,
     Instance,
@@ -160,6 +161,28 @@ class Attempt:
     status: int | None
     reason: str | None
     next_attempt: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unconfirmed:
+    """What one job sent to one peer, of which the peer has not said that it keeps it."""
+
+    study_instance_uid: str
+    deliveries: tuple[Delivery, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a peer says of the instances that it was asked to keep.
+
+    Attributes:
+        kept: SOP Instance UIDs.
+        lost: SOP Instance UID to Failure Reason (0008,1197).
+    """
+
+    transaction_uid: str
+    kept: tuple[str, ...]
+    lost: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

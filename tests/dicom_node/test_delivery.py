@@ -3,31 +3,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-from pydicom import Dataset, dcmwrite
 
-from dicom_node.delivery import Destination, find_alerts, park_unserved
-from dicom_node.demonstration.pacs import Orthanc
-from dicom_node.domain import Delivery, DeliveryState, DerivedInstance
-from dicom_node.ledger import Ledger
-from dicom_node.node_settings import NodeSettings, Peer, Receiver, StorageClasses
+from dicom_node.delivery import find_alerts, park_unserved
+from dicom_node.domain import DeliveryState
 from dicom_node.outcomes import find_pause, judge_status
-from dicom_node.part10 import encode_file_meta
-from dicom_node.store import Store
 from doubles.ledger import (
-    Clock,
-    finish,
     judge,
-    make_derived,
     make_instance,
-    make_plan,
-    receive_and_judge,
 )
-from doubles.scripted_pacs import ABORT, EXPLICIT, IMPLICIT, MR, ScriptedPacs
+from doubles.outbox import DERIVED_STUDY, Outbox
+from doubles.scripted_pacs import ABORT, EXPLICIT, IMPLICIT, ScriptedPacs
 
 PENDING, SENT, WARNED, PARKED = (
     DeliveryState.PENDING,
@@ -35,77 +23,7 @@ PENDING, SENT, WARNED, PARKED = (
     DeliveryState.WARNED,
     DeliveryState.PARKED,
 )
-DERIVED_STUDY = "1.2.3.777"
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
-
-
-class Outbox:
-    """A ledger with three derived instances that are due to the peer `pacs`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.clock = Clock()
-        self.folder = folder
-        self.store = Store(folder / "store").open()
-        self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}", self.clock).open()
-        self.uids: list[str] = []
-
-    def fill(
-        self, peers: tuple[str, ...] = ("pacs",), sop_class: str = MR, instances: int = 3
-    ) -> None:
-        receive_and_judge(self.ledger, [make_plan(deliver_to=peers)])
-        derived = [self.write(number, sop_class) for number in range(1, instances + 1)]
-        self.uids = [each.sop_instance_uid for each in derived]
-        finish(self.ledger, *derived)
-
-    def write(self, number: int, sop_class: str) -> DerivedInstance:
-        """Write one instance of a series of its own."""
-        instance = make_derived(number, sop_class_uid=sop_class)
-        dataset = Dataset()
-        dataset.SOPClassUID = sop_class
-        dataset.SOPInstanceUID = instance.sop_instance_uid
-        dataset.Rows = 512
-        dataset.PatientID = "P1"
-        dataset.StudyInstanceUID = DERIVED_STUDY
-        dataset.SeriesInstanceUID = f"{DERIVED_STUDY}.{number}"
-        out = BytesIO()
-        dcmwrite(out, dataset, implicit_vr=False, little_endian=True)
-        meta = encode_file_meta(sop_class, instance.sop_instance_uid, EXPLICIT)
-        content = meta + out.getvalue()
-        self.store.write(instance.path, content)
-        return make_derived(
-            number,
-            sop_class_uid=sop_class,
-            series_instance_uid=dataset.SeriesInstanceUID,
-            sha256=sha256(content).hexdigest(),
-        )
-
-    def settings(self, **pacs: ScriptedPacs | Orthanc) -> NodeSettings:
-        peers = {
-            alias: Peer(ae_title=each.ae_title, host="127.0.0.1", port=each.port, roles={"send"})
-            for alias, each in pacs.items()
-        }
-        return NodeSettings(
-            ae_title="DICOM_NODE",
-            data_folder=self.folder,
-            models_folder=self.folder,
-            receiver=Receiver(storage_classes=StorageClasses(image=("MRImageStorage",))),
-            peers=peers,
-        )
-
-    def destination(self, alias: str, **pacs: ScriptedPacs | Orthanc) -> Destination:
-        return Destination(alias, self.ledger, self.store, self.settings(**pacs), self.clock)
-
-    def sweep(self, pacs: ScriptedPacs | Orthanc) -> int:
-        return self.destination("pacs", pacs=pacs).sweep()
-
-    def alerts(self, pacs: ScriptedPacs) -> list[str]:
-        return list(find_alerts(self.ledger, self.settings(pacs=pacs), self.clock()))
-
-    def deliveries(self) -> list[Delivery]:
-        return self.ledger.deliveries()
-
-    def states(self) -> list[DeliveryState]:
-        return [each.state for each in self.deliveries()]
 
 
 @pytest.fixture

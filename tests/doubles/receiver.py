@@ -1,11 +1,11 @@
 """A receiver without processes of its own: everything in the process of the test."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dicom_node.complaints import Complaints
 from dicom_node.hall import Hall
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Ledger, Report
 from dicom_node.node_settings import NodeSettings
 from dicom_node.receiver import Receiver, build_admission, build_door
 from dicom_node.recorder import Recorder
@@ -16,10 +16,16 @@ from dicom_node.structure import StructureLimits
 
 @contextlib.contextmanager
 def open_spool(
-    store: Store, ledger: Ledger, limits: StructureLimits, durability: Durability
+    store: Store,
+    ledger: Ledger,
+    limits: StructureLimits,
+    durability: Durability,
+    record_report: Callable[[str, Report], int | None] | None = None,
 ) -> Iterator[Spool]:
     """Give a spool for the length of a `with` block; at its end every row is written."""
-    with Recorder(ledger, store, waited_for=durability is Durability.STRICT) as recorder:
+    with Recorder(
+        ledger, store, waited_for=durability is Durability.STRICT, record_report=record_report
+    ) as recorder:
         yield Spool(store, recorder, limits, durability)
 
 

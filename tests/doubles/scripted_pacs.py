@@ -53,10 +53,7 @@ class ScriptedPacs:
         self._server = server = self._ae.start_server(
             ("127.0.0.1", self.port),
             block=False,
-            evt_handlers=[
-                (evt.EVT_C_STORE, self._on_store),
-                (evt.EVT_ESTABLISHED, self._on_established),
-            ],
+            evt_handlers=self._handlers(),
         )
         self.port = server.server_address[1]
         return self
@@ -72,6 +69,12 @@ class ScriptedPacs:
         while self._server.active_associations and time.monotonic() < deadline:
             time.sleep(0.02)
         self._ae.shutdown()
+
+    def _handlers(self) -> list[tuple[evt.EventType, Callable[[evt.Event], object]]]:
+        return [
+            (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_ESTABLISHED, self._on_established),
+        ]
 
     def _on_established(self, _: evt.Event) -> None:
         self.associations += 1

@@ -1,0 +1,330 @@
+"""The end of step 12: a worker for each destination asks it whether it keeps what it took.
+
+    sent, unconfirmed → N-ACTION, or C-FIND → kept: committed; lost: sent again
+
+Only for destinations whose setting says how. Storage commitment answers with a report: on the same
+association while it is open, else on one that the peer opens to our receiver, in its own time; a
+report that does not come is asked for anew under another Transaction UID. A query counts what the
+peer lists in each series, and looks for the instances where the count falls short; what was sent
+just now may not be listed yet, so that a peer is asked twice before anything is called lost.
+
+Source: PS3.4 annex J, PS3.7 sections 9.1.2, 10.1.1 and 10.1.4.
+"""
+
+import logging
+import random
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from dicom_node import command
+from dicom_node.association import Context
+from dicom_node.attributes import (
+    NUMBER_OF_SERIES_RELATED_INSTANCES,
+    QUERY_RETRIEVE_LEVEL,
+    SERIES_INSTANCE_UID,
+    SOP_INSTANCE_UID,
+    STUDY_INSTANCE_UID,
+    decode_attributes,
+    encode_attributes,
+    read_text,
+)
+from dicom_node.commitment import (
+    LONGEST_REPORT,
+    MOST_REFERENCES,
+    PROCESSING_FAILURE,
+    REQUEST_ACTION,
+    STORAGE_COMMITMENT,
+    WELL_KNOWN_INSTANCE,
+    decode_report,
+    encode_request,
+    judge_loss,
+    take_report,
+)
+from dicom_node.delivery import open_peer
+from dicom_node.domain import Delivery
+from dicom_node.errors import DeliveryError
+from dicom_node.ledger import Attempt, Ledger, Unconfirmed
+from dicom_node.network import IMPLICIT_VR_LITTLE_ENDIAN, Message, Requestor
+from dicom_node.node_settings import NodeSettings
+from dicom_node.outcomes import find_pause
+
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+
+LOOK_AHEAD = 5_000
+"""Instances asked about in one sweep."""
+
+REPORT_SECONDS = 5.0
+"""How long the association of a request stays open for the report on it."""
+
+_LONGEST_ANSWER = 65_536
+_POLL_SECONDS = 0.5
+_SUCCESS = 0x0000
+_PENDING = (0xFF00, 0xFF01)
+_NO_SUCH_INSTANCE = 0x0112
+
+logger = logging.getLogger(__name__)
+
+
+class Confirmation:
+    """What one destination is asked, as its worker sees it: `sweep` is called again and again."""
+
+    def __init__(
+        self,
+        alias: str,
+        ledger: Ledger,
+        settings: NodeSettings,
+        clock: Callable[[], datetime],
+        rng: random.Random | None = None,
+    ) -> None:
+        """Describe it; the arguments are those of `delivery.Destination`."""
+        self._alias = alias
+        self._peer = settings.peers[alias]
+        self._ledger = ledger
+        self._settings = settings
+        self._patience = settings.delivery
+        self._clock = clock
+        self._rng = rng or random.SystemRandom()
+        self._failures = 0
+        self._next_call: datetime | None = None
+
+    def sweep(self) -> int:
+        """Ask about what may be asked about now, and return how many instances that was.
+
+        Raises:
+            StorageError: the ledger does not answer.
+        """
+        now = self._clock()
+        if self._next_call is not None and now < self._next_call:
+            return 0
+        if self._alias in self._ledger.outages():
+            return 0
+        jobs = self._ledger.find_unconfirmed(self._alias, now, LOOK_AHEAD)
+        if not jobs:
+            return 0
+        is_query = self._peer.commitment == "query"
+        sop_class = STUDY_ROOT_FIND if is_query else STORAGE_COMMITMENT
+        try:
+            with open_peer(self._settings, self._peer, [sop_class]) as association:
+                context = association.find_context(sop_class)
+                if context is None:
+                    raise DeliveryError("the peer does not offer it", retry=True)
+                if is_query:
+                    self._query(association, context, jobs)
+                else:
+                    self._request(association, context, jobs)
+        except (DeliveryError, TimeoutError) as error:
+            self._fail(error)
+        else:
+            self._failures, self._next_call = 0, None
+        return sum(len(each.deliveries) for each in jobs)
+
+    def _fail(self, error: DeliveryError | TimeoutError) -> None:
+        """Leave the peer alone for a while."""
+        patience = self._patience
+        pause = find_pause(patience.first_retry, patience.longest_retry, self._failures)
+        self._failures += 1
+        jitter = self._rng.uniform(1 - patience.jitter, 1 + patience.jitter)
+        self._next_call = self._clock() + pause * jitter
+        logger.log(
+            logging.ERROR if self._failures == patience.alarm_after else logging.WARNING,
+            "commitment.not_asked peer=%s failures=%d: %s",
+            self._alias,
+            self._failures,
+            str(error) or "no response in time",
+        )
+
+    def _request(self, association: Requestor, context: Context, jobs: list[Unconfirmed]) -> None:
+        """Ask for storage commitment, and wait a moment for the reports.
+
+        Raises:
+            DeliveryError: the peer breaks off.
+            TimeoutError: it says nothing.
+        """
+        asked: list[str] = []
+        for job in jobs:
+            for start in range(0, len(job.deliveries), MOST_REFERENCES):
+                some = job.deliveries[start : start + MOST_REFERENCES]
+                transaction_uid = f"2.25.{uuid.uuid4().int}"
+                again = self._clock() + self._patience.report_within
+                self._ledger.record_request(transaction_uid, some, again)
+                status = self._ask(association, context, transaction_uid, some)
+                if status == _SUCCESS:
+                    asked.append(transaction_uid)
+                else:
+                    logger.error(
+                        "commitment.refused peer=%s status=0x%04X instances=%d",
+                        self._alias,
+                        status,
+                        len(some),
+                    )
+        deadline = time.monotonic() + REPORT_SECONDS
+        while asked and time.monotonic() < deadline and self._ledger.find_unanswered(asked):
+            try:
+                message = association.read(LONGEST_REPORT, _POLL_SECONDS)
+            except TimeoutError:
+                continue
+            if message is None:
+                return
+            self._hear(association, message)
+
+    def _ask(
+        self,
+        association: Requestor,
+        context: Context,
+        transaction_uid: str,
+        deliveries: tuple[Delivery, ...],
+    ) -> int:
+        """Send one N-ACTION and return its status; reports that come first are taken."""
+        instances = [each.instance for each in deliveries]
+        message_id = association.write(
+            context,
+            {
+                command.COMMAND_FIELD: command.N_ACTION_RQ,
+                command.REQUESTED_SOP_CLASS_UID: STORAGE_COMMITMENT,
+                command.REQUESTED_SOP_INSTANCE_UID: WELL_KNOWN_INSTANCE,
+                command.ACTION_TYPE_ID: REQUEST_ACTION,
+            },
+            encode_request(transaction_uid, instances, explicit=_is_explicit(context)),
+        )
+        while True:
+            message = association.read(LONGEST_REPORT)
+            if message is None:
+                raise DeliveryError("the peer left instead of answering", retry=True)
+            if not self._hear(association, message):
+                return _read_status(message, command.N_ACTION_RQ, message_id)
+
+    def _hear(self, association: Requestor, message: Message) -> bool:
+        """Take and answer a report; False when the message is none."""
+        if message.elements.get(command.COMMAND_FIELD) != command.N_EVENT_REPORT_RQ:
+            return False
+        try:
+            report = decode_report(message.data_set, explicit=_is_explicit(message.context))
+        except ValueError:
+            status = PROCESSING_FAILURE
+        else:
+            status = (
+                take_report(self._ledger, self._patience, self._clock, self._alias, report)
+                or _SUCCESS
+            )
+        association.write(
+            message.context,
+            {
+                command.AFFECTED_SOP_CLASS_UID: STORAGE_COMMITMENT,
+                command.COMMAND_FIELD: command.N_EVENT_REPORT_RQ | command.RESPONSE,
+                command.MESSAGE_ID_BEING_RESPONDED_TO: command.number(
+                    message.elements, command.MESSAGE_ID
+                ),
+                command.STATUS: status,
+                command.AFFECTED_SOP_INSTANCE_UID: WELL_KNOWN_INSTANCE,
+            },
+        )
+        return True
+
+    def _query(self, association: Requestor, context: Context, jobs: list[Unconfirmed]) -> None:
+        """Look what the peer lists of each job.
+
+        Raises:
+            DeliveryError: the peer refuses the query, or breaks off.
+            TimeoutError: it says nothing.
+        """
+        for job in jobs:
+            [plan_id] = {each.plan_id for each in job.deliveries}
+            by_series: dict[str, set[str]] = defaultdict(set)
+            for instance in self._ledger.derived(plan_id):
+                by_series[instance.series_instance_uid].add(instance.sop_instance_uid)
+            listed: set[str] = set()
+            for series, instances in by_series.items():
+                study = job.study_instance_uid
+                listed |= _find_listed(association, context, study, series, instances)
+            kept: list[Delivery] = []
+            missing: list[Delivery] = []
+            for each in job.deliveries:
+                (kept if each.instance.sop_instance_uid in listed else missing).append(each)
+            lost = {each: _NO_SUCH_INSTANCE for each in missing if each.ask_at is not None}
+            self._ledger.record_finding(
+                self._alias,
+                kept,
+                lost,
+                [each for each in missing if each.ask_at is None],
+                self._clock() + self._patience.report_within,
+                self._judge_loss,
+            )
+            level = logging.ERROR if lost else logging.INFO
+            logger.log(
+                level,
+                "commitment.queried peer=%s kept=%d lost=%d",
+                self._alias,
+                len(kept),
+                len(lost),
+            )
+
+    def _judge_loss(self, delivery: Delivery, reason: int) -> Attempt | None:
+        return judge_loss(delivery, reason, self._patience, self._clock())
+
+
+def _find_listed(
+    association: Requestor, context: Context, study: str, series: str, sent: set[str]
+) -> set[str]:
+    """Return those of the SOP Instance UIDs of a series that the peer lists."""
+    keys = {STUDY_INSTANCE_UID: study, SERIES_INSTANCE_UID: series}
+    whole = {**keys, QUERY_RETRIEVE_LEVEL: "SERIES", NUMBER_OF_SERIES_RELATED_INSTANCES: ""}
+    counts = _find(association, context, whole, NUMBER_OF_SERIES_RELATED_INSTANCES)
+    if any(each.isdigit() and int(each) >= len(sent) for each in counts):
+        return sent
+    each = {**keys, QUERY_RETRIEVE_LEVEL: "IMAGE", SOP_INSTANCE_UID: ""}
+    return sent & set(_find(association, context, each, SOP_INSTANCE_UID))
+
+
+def _find(
+    association: Requestor, context: Context, identifier: Mapping[int, str], wanted: int
+) -> list[str]:
+    """Return the attribute `wanted` of all that a C-FIND finds.
+
+    Raises:
+        DeliveryError: the peer refuses, or answers what cannot be read.
+        TimeoutError: it says nothing.
+    """
+    explicit = _is_explicit(context)
+    message_id = association.write(
+        context,
+        {
+            command.AFFECTED_SOP_CLASS_UID: STUDY_ROOT_FIND,
+            command.COMMAND_FIELD: command.C_FIND_RQ,
+            command.PRIORITY: 0,
+        },
+        encode_attributes(identifier, explicit=explicit),
+    )
+    found: list[str] = []
+    while True:
+        message = association.read(_LONGEST_ANSWER)
+        if message is None:
+            raise DeliveryError("the peer left instead of answering", retry=True)
+        status = _read_status(message, command.C_FIND_RQ, message_id)
+        if status == _SUCCESS:
+            return found
+        if status not in _PENDING:
+            raise DeliveryError(f"the peer refuses the query: 0x{status:04X}", retry=True)
+        try:
+            found.append(read_text(decode_attributes(message.data_set, explicit=explicit), wanted))
+        except ValueError:
+            raise DeliveryError("the peer's answer cannot be read", retry=True) from None
+
+
+def _read_status(message: Message, request: int, message_id: int) -> int:
+    """Return the status of a response, which must be that to our request."""
+    elements = message.elements
+    seen = (
+        elements.get(command.COMMAND_FIELD),
+        elements.get(command.MESSAGE_ID_BEING_RESPONDED_TO),
+        elements.get(command.STATUS),
+    )
+    if seen[:2] != (request | command.RESPONSE, message_id) or not isinstance(seen[2], int):
+        raise DeliveryError("the peer answered something else", retry=True)
+    return seen[2]
+
+
+def _is_explicit(context: Context) -> bool:
+    return context.transfer_syntax != IMPLICIT_VR_LITTLE_ENDIAN
