@@ -17,7 +17,8 @@
     `conformance` checks.
 11. The result and its deliveries are one commit, fenced by the attempt; what the quality gate
     refuses is held for a person.
-12. `delivery` stores each instance at each peer and keeps the status that the peer gave.
+12. `delivery` stores each instance at each peer and keeps the status that the peer gave
+    (`outcomes`); `confirmation` asks the peer whether it keeps it (`commitment`, `attributes`).
 13. `retention` deletes bytes in time; rows and events stay.
 
 `node` builds all of it, `timers` let the sweeps tick; `cli` is the command line, with `explain`,

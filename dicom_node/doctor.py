@@ -9,7 +9,7 @@ import ctypes
 import shutil
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,6 +19,8 @@ from typing import Any
 
 from pydicom.uid import Comprehensive3DSRStorage, ParametricMapStorage
 
+from dicom_node.commitment import STORAGE_COMMITMENT
+from dicom_node.confirmation import STUDY_ROOT_FIND
 from dicom_node.domain import Mode
 from dicom_node.errors import DeliveryError, StorageError, WorkerLost
 from dicom_node.executors import call
@@ -60,6 +62,13 @@ class Finding:
     detail: str
 
 
+_COMMITMENT: Mapping[str, Mapping[str, str]] = {
+    "none": {},
+    "query": {"StudyRootQueryRetrieveInformationModelFind": STUDY_ROOT_FIND},
+    "storage_commitment": {"StorageCommitmentPushModel": STORAGE_COMMITMENT},
+}
+"""How a peer is asked whether it keeps what it took, to what it must offer for that."""
+
 Check = Callable[[Configuration], Iterator[Finding]]
 
 
@@ -91,6 +100,8 @@ def describe_for_pacs(node: NodeSettings) -> Iterator[str]:
     security = "TLS" if node.receiver.tls else "no TLS"
     yield f"AE title {node.ae_title}, host {host}, port {port}, {security}"
     yield "send it studies by C-STORE, and let it store (and echo) at the PACS under that AE title"
+    if any(peer.commitment == "storage_commitment" for peer in node.peers.values()):
+        yield "let it send its storage commitment reports to the same AE title, host and port"
     yield f'Orthanc: "DicomModalities": {{"node": ["{node.ae_title}", "{host}", {port}]}}'
 
 
@@ -207,7 +218,7 @@ def _check_peers(configuration: Configuration) -> Iterator[Finding]:
     classes = _find_sent_classes(configuration)
     for alias, peer in node.peers.items():
         if peer.roles & {"send", "query"}:
-            sent = classes if "send" in peer.roles else {}
+            sent = {**classes, **_COMMITMENT[peer.commitment]} if "send" in peer.roles else {}
             try:
                 yield _call(node, alias, peer, sent)
             except DeliveryError as error:

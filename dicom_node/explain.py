@@ -16,13 +16,14 @@ from dicom_node.headers import read_header
 from dicom_node.identifiers import installation_uid
 from dicom_node.ledger import Ledger
 from dicom_node.routing import Decision, Judge
+from dicom_node.status import describe_deliveries
 from dicom_node.store import Store
 
 
 def explain_study(
     study_instance_uid: str, ledger: Ledger, store: Store, judge: Judge, now: datetime
 ) -> dict[str, Any]:
-    """Return why the node does what it does with a study that it has received.
+    """Return why the node does what it does with a study that it has received, and what went out.
 
     Raises:
         LookupError: the ledger does not know the study.
@@ -38,7 +39,9 @@ def explain_study(
         creator_uid=installation_uid(judge.namespace),
         generation=row.generation,
     )
-    return _explain(study, judge, now, conflicts=len(ledger.conflicts(study_instance_uid)))
+    explanation = _explain(study, judge, now, conflicts=len(ledger.conflicts(study_instance_uid)))
+    deliveries = describe_deliveries(ledger.deliveries(study_instance_uid))
+    return {**explanation, "deliveries": deliveries} if deliveries else explanation
 
 
 def explain_folder(folder: Path, judge: Judge, now: datetime) -> list[dict[str, Any]]:

@@ -153,7 +153,7 @@ class Recorder(Rows):
 
         Args:
             ledger: what is written.
-            store: where the contents are that a conflict is about.
+            store: where what is quarantined is moved.
             waited_for: see `Rows`.
             tell: hears what `hear_of` does, for those who ask from afar.
             record_report: records what a peer reports, and returns the status of a refusal.

@@ -17,8 +17,6 @@ from dicom_node.ledger import UID_CONFLICT, Conflict, Job, Ledger, StudyRow
 def read_status(ledger: Ledger, study: str | None, now: datetime) -> dict[str, Any]:
     """Return one study, or all, as a JSON document.
 
-    The deliveries of one job to one peer are one entry as long as they stand alike.
-
     Raises:
         LookupError: the ledger does not know the study.
     """
@@ -26,7 +24,7 @@ def read_status(ledger: Ledger, study: str | None, now: datetime) -> dict[str, A
     return {
         "studies": [_study(row, now) for row in rows],
         "jobs": [_job(job, now) for job in ledger.jobs(study)],
-        "deliveries": _deliveries(ledger.deliveries(study)),
+        "deliveries": describe_deliveries(ledger.deliveries(study)),
         "destinations": _destinations(ledger, now),
         "conflicts": [
             _conflict(row, each, now)
@@ -66,7 +64,8 @@ def _job(job: Job, now: datetime) -> dict[str, Any]:
     }
 
 
-def _deliveries(deliveries: Iterable[Delivery]) -> list[dict[str, Any]]:
+def describe_deliveries(deliveries: Iterable[Delivery]) -> list[dict[str, Any]]:
+    """Return deliveries as JSON types; those of one job to one peer that stand alike are one."""
     alike: dict[tuple[Any, ...], list[Delivery]] = defaultdict(list)
     for each in deliveries:
         alike[each.plan_id, each.peer, each.state, each.status, each.reason].append(each)

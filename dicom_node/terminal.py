@@ -73,24 +73,7 @@ def print_status(status: Mapping[str, Any]) -> None:
             ),
         )
     )
-    console.print(
-        _table(
-            "deliveries",
-            ("job", "peer", "state", "instances", "attempts", "status", "reason"),
-            (
-                (
-                    each["job"],
-                    each["peer"],
-                    each["state"],
-                    each["instances"],
-                    each["attempts"],
-                    each["status"],
-                    each["reason"],
-                )
-                for each in status["deliveries"]
-            ),
-        )
-    )
+    console.print(_tabulate_deliveries(status["deliveries"]))
     console.print(
         _table(
             "destinations",
@@ -180,6 +163,8 @@ def print_explanation(explanation: Mapping[str, Any]) -> None:
             ((each["target"], each["reason"]) for each in explanation["refusals"]),
         )
     )
+    if "deliveries" in explanation:
+        console.print(_tabulate_deliveries(explanation["deliveries"]))
 
 
 def print_rules(rules: Iterable[Mapping[str, Any]]) -> None:
@@ -206,6 +191,25 @@ def print_examination(document: Mapping[str, Any]) -> None:
     console.print("Enter at the PACS:")
     for line in document["enter_at_pacs"]:
         console.print(Text(f"  {line}"))
+
+
+def _tabulate_deliveries(deliveries: Iterable[Mapping[str, Any]]) -> Table:
+    return _table(
+        "deliveries",
+        ("job", "peer", "state", "instances", "attempts", "status", "reason"),
+        (
+            (
+                each["job"],
+                each["peer"],
+                each["state"],
+                each["instances"],
+                each["attempts"],
+                each["status"],
+                each["reason"],
+            )
+            for each in deliveries
+        ),
+    )
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:

@@ -69,6 +69,15 @@ def test_peer_that_does_not_take_a_class_is_told_by_its_name(find):
     assert "Comprehensive3DSRStorage" in found.detail
 
 
+def test_peer_that_does_not_offer_the_commitment_it_is_asked_for_is_told(find):
+    with ScriptedPacs(classes=(MR, CT, REPORT, MAP), ae_title="ORTHANC") as pacs:
+        how = "peers.pacs.commitment=storage_commitment"
+        found = find(f"peers.pacs.port={pacs.port}", how)["peer pacs"]
+
+    assert found.state is State.FAILED
+    assert "does not take StorageCommitmentPushModel" in found.detail
+
+
 def test_peer_that_is_not_there_is_told_with_its_address(find):
     found = find("peers.pacs.port=1")["peer pacs"]
 

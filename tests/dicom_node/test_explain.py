@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from dicom_node.assembly import build_judge
+from dicom_node.domain import DeliveryState
 from dicom_node.explain import explain_folder, explain_study
 from dicom_node.routing import Judge
 from doubles.bench import Bench
+from doubles.ledger import finish, make_derived, make_plan, record
+from doubles.ledger import judge as judge_study
 from doubles.models import write_copying_model
 from doubles.series import make_series, write_files
 from synthesis.registry import load_cards
@@ -60,6 +63,22 @@ def test_received_study_is_explained_as_its_folder_is(bench: Bench, judge: Judge
     told = explain_study(instances[0].StudyInstanceUID, bench.ledger, bench.store, judge, NOW)
 
     assert [told] == explain_folder(tmp_path / "study", judge, NOW)
+
+
+def test_what_went_out_is_told_with_where_it_stands(tmp_path: Path, bench: Bench, judge: Judge):
+    instances = make_series("T1w")
+    bench.receive(instances)
+    study = instances[0].StudyInstanceUID
+    assert judge_study(bench.ledger, [make_plan(study_instance_uid=study)], study)
+    finish(bench.ledger, make_derived(1), make_derived(2))
+    record(bench.ledger, 1, DeliveryState.SENT, 0, None)
+
+    told = explain_study(study, bench.ledger, bench.store, judge, NOW)["deliveries"]
+
+    assert {(each["peer"], each["state"], each["instances"]) for each in told} == {
+        ("pacs", "sent", 1),
+        ("pacs", "pending", 1),
+    }
 
 
 def test_explaining_writes_nothing(bench: Bench, judge: Judge):

@@ -8,12 +8,15 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from dicom_node.demonstration.walk import Node
 from dicom_node.jobs import JobState
+from dicom_node.ledger import Ledger
+from doubles.committing_pacs import CommittingPacs
 from doubles.dcmtk import echoscu, storescu
 from doubles.models import write_copying_model
 from doubles.node import AE_TITLE, CONFIGURATION
@@ -123,6 +126,24 @@ def test_study_comes_back_completed(start, tmp_path):
         assert running.count('dicom_node_jobs{state="failed"}') == 0
         assert len(pacs.received) == running.count('dicom_node_deliveries{state="sent"}')
         assert running.node.stop() == 0
+
+
+def test_what_a_pacs_reports_to_the_receiving_process_is_committed(start, tmp_path):
+    files = write_files(make_series("T1w", make_volume((12, 40, 40))), tmp_path / "study")
+
+    with CommittingPacs(classes=(MR, REPORT, MAP), ae_title="ORTHANC") as pacs:
+        running = start(f"peers.pacs.port={pacs.port}", "peers.pacs.commitment=storage_commitment")
+        assert storescu(running.node.port, *files, called=AE_TITLE).returncode == 0
+        wait_until(lambda: running.count('dicom_node_jobs{state="held"}') == 2)
+        url = f"sqlite:///{tmp_path / 'node' / 'data' / 'ledger.sqlite'}"
+        with Ledger(url, lambda: datetime.now(UTC)).open(create=False) as ledger:
+            ledger.release(ledger.jobs()[0].plan.plan_id, "a test", "to have something to send")
+        wait_until(lambda: len(pacs.requests) > 0)
+
+        assert pacs.call_back(running.node.port, pacs.report(0)) == 0
+        committed = running.count('dicom_node_deliveries{state="committed"}')
+
+    assert committed == len(pacs.requests[0].ReferencedSOPSequence)
 
 
 def test_node_says_that_it_is_well(start):

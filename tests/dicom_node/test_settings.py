@@ -137,6 +137,7 @@ def test_address_may_be_opened_on_purpose(opening):
     assert parse(receiver=SMALLEST["receiver"] | opening).receiver.host == opening["host"]
 
 
+CALLED = "peers.pacs={ae_title: A, host: h, port: 104"
 PEER = "peers.scanner={ae_title: A, address: 10.1.2.3, roles: [receive]}"
 
 
@@ -220,6 +221,22 @@ PEER = "peers.scanner={ae_title: A, address: 10.1.2.3, roles: [receive]}"
         (
             ["peers.pacs={ae_title: A, host: h, port: 104, tls: true, roles: [send]}"],
             "wanted receiver.tls, because peers.pacs is called with TLS",
+        ),
+        (
+            ["peers.pacs={ae_title: A, address: 10.1.2.3, roles: [receive], commitment: query}"],
+            "peers.pacs : seen a whole section, wanted the role send, because it is asked for a",
+        ),
+        (
+            [f"{CALLED}, roles: [send], commitment: query}}"],
+            "peers.pacs : seen a whole section, wanted the role query, because it is asked what",
+        ),
+        (
+            [f"{CALLED}, roles: [send], commitment: storage_commitment}}"],
+            "peers.pacs : seen a whole section, wanted address, because its commitment may come",
+        ),
+        (
+            [f"{CALLED}, roles: [send], commitment: yes}}"],
+            "peers.pacs.commitment : seen \"yes\", wanted 'storage_commitment', 'query' or 'none'",
         ),
         (
             [PEER, "peers.other={ae_title: A, address: 10.1.0.0/16, roles: [echo]}"],
