@@ -14,12 +14,53 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydicom.datadict import tag_for_keyword
 
 Scalar = str | int | float
+
+
+def _read_scalar(value: object) -> Scalar:
+    if isinstance(value, bool) or not isinstance(value, Scalar):
+        raise ValueError("a text or a number")
+    return value
+
+
+def _read_keywords(value: object) -> tuple[object, ...]:
+    """Return one keyword as a list of one: a union of both would tell one mistake twice."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise ValueError("a DICOM keyword, or a list of them")
+    return tuple(value)
+
+
+def _check_keyword(name: str) -> str:
+    if tag_for_keyword(name) is None:
+        raise ValueError("a DICOM keyword (PS3.6); check its spelling")
+    return name
+
+
+_Value = Annotated[
+    Scalar, PlainValidator(_read_scalar), WithJsonSchema({"type": ["string", "number"]})
+]
+_Keywords = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_keyword)], ...],
+    BeforeValidator(_read_keywords),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 
 OPERATORS = (
     "equals",
@@ -54,10 +95,10 @@ class Condition(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    keyword: str | tuple[str, ...] | None = None
-    equals: Scalar | None = None
-    one_of: tuple[Scalar, ...] | None = None
-    contains: Scalar | None = None
+    keyword: _Keywords | None = None
+    equals: _Value | None = None
+    one_of: tuple[_Value, ...] | None = None
+    contains: _Value | None = None
     matches: str | None = None
     has_word: tuple[str, ...] | None = None
     at_least: float | None = None
@@ -66,14 +107,6 @@ class Condition(BaseModel):
     all_of: tuple["Condition", ...] | None = Field(default=None, min_length=1)
     any_of: tuple["Condition", ...] | None = Field(default=None, min_length=1)
     none_of: tuple["Condition", ...] | None = Field(default=None, min_length=1)
-
-    @field_validator("keyword")
-    @classmethod
-    def _is_known(cls, keyword: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        for name in (keyword,) if isinstance(keyword, str) else keyword or ():
-            if tag_for_keyword(name) is None:
-                raise ValueError(f"{name!r} is not a DICOM keyword (PS3.6); check its spelling")
-        return keyword
 
     @field_validator("matches")
     @classmethod

@@ -28,6 +28,7 @@ from dicom_node.images import SOP_CLASSES
 from dicom_node.ledger import Ledger
 from dicom_node.network import VERIFICATION, client_context, open_association, server_context
 from dicom_node.node_settings import TLS, NodeSettings, Peer
+from dicom_node.rules import ROUTING_FILE
 from dicom_node.settings import Configuration
 from synthesis.errors import UntrustedModel
 from synthesis.registry import load_cards
@@ -286,11 +287,10 @@ def _check_models(configuration: Configuration, executor: Executor) -> Iterator[
 
 def find_model_problems(configuration: Configuration, models: set[str]) -> Iterator[str]:
     """Yield one line, as `settings.load` words its own, for each rule whose model is not there."""
-    for rule in configuration.routing.rules:
-        for make in rule.makes:
+    document = configuration.documents[ROUTING_FILE]
+    wanted = ", ".join(sorted(models)) or "a model, of which there is none yet"
+    for k, rule in enumerate(configuration.routing.rules):
+        for n, make in enumerate(rule.makes):
             if rule.mode is not Mode.OFF and make.model not in models:
-                wanted = ", ".join(sorted(models)) or "a model, of which there is none yet"
-                yield (
-                    f"routing.yaml: rules.{rule.name}.makes : seen the model {make.model!r}, "
-                    f"wanted {wanted}"
-                )
+                location = ("rules", k, "makes", n, "model")
+                yield document.tell(location, f"seen the model {make.model!r}, wanted {wanted}")

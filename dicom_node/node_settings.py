@@ -10,13 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.strict_yaml import check_document, read_file, read_yaml
+from dicom_node.strict_yaml import read_document, read_file
 from dicom_node.value_types import (
     Address,
     AETitle,
@@ -390,24 +390,13 @@ def parse_node(text: bytes, folder: Path, overrides: Sequence[str] = ()) -> Node
     Raises:
         ConfigurationError: one line for each mistake.
     """
-    document = read_yaml(text, NODE_FILE)
-    for override in overrides:
-        _override(document, override)
-    return _locate(check_document(NodeSettings, document, NODE_FILE), folder.resolve())
-
-
-def _override(document: Any, override: str) -> None:
-    """Set one dotted key of a document."""
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigurationError(f"override: seen {override!r}, wanted key=value")
-    *parents, last = key.split(".")
-    here = document
-    for parent in parents:
-        here = here.setdefault(parent, {}) if isinstance(here, dict) else None
-    if not isinstance(here, dict):
-        raise ConfigurationError(f"override: {key} : seen a key below a value, wanted a setting")
-    here[last] = read_yaml(value.encode(), f"override: {key}")
+    document = read_document(text, NODE_FILE)
+    for each in overrides:
+        key, equals, value = each.partition("=")
+        if not equals or not key:
+            raise ConfigurationError(f"override: seen {each!r}, wanted key=value")
+        document.override(key, value)
+    return _locate(document.check(NodeSettings), folder.resolve())
 
 
 def _locate(node: NodeSettings, folder: Path) -> NodeSettings:

@@ -6,12 +6,16 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dicom_node.conditions import Condition
 from dicom_node.domain import ContrastLabel, Mode, SlotState
+
+CONTRASTS_FILE = "contrasts.yaml"
+ROUTING_FILE = "routing.yaml"
+MODELS_FILE = "models.yaml"
 
 
 class Strict(BaseModel):
@@ -298,32 +302,57 @@ class ModelPolicy(Strict):
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
+class Disagreement(NamedTuple):
+    """A name that another file does not know.
+
+    Attributes:
+        file: where it stands.
+        location: keys, and places in lists, down to it.
+        says: what was seen and what is wanted.
+    """
+
+    file: str
+    location: tuple[int | str, ...]
+    says: str
+
+
 def find_disagreements(
     contrasts: Contrasts, routing: Routing, policy: ModelPolicy, send_peers: Collection[str]
-) -> Iterator[str]:
-    """Yield one message, `file: place : what`, for each name that another file does not know."""
+) -> Iterator[Disagreement]:
+    """Yield each name that another file does not know."""
     known = contrasts.contrasts
-    for target in policy.never_make:
+    for k, target in enumerate(policy.never_make):
         if target not in known:
-            yield f"models.yaml: never_make : {target!r} is no contrast of contrasts.yaml"
-    for rule in routing.rules:
-        place = f"routing.yaml: rules.{rule.name}"
-        named = {
-            *(label for slot in rule.expects for label in (slot.slot, *slot.or_else)),
-            *(source for make in rule.makes for source in make.sources),
-        }
-        for label in sorted(named - known.keys()):
-            yield f"{place} : {label!r} is no contrast of contrasts.yaml"
-        for peer in rule.send_to:
+            yield Disagreement(MODELS_FILE, ("never_make", k), _no_contrast(target))
+    for k, rule in enumerate(routing.rules):
+        for location, label in _find_labels(rule):
+            if label not in known:
+                yield Disagreement(ROUTING_FILE, ("rules", k, *location), _no_contrast(label))
+        for n, peer in enumerate(rule.send_to):
             if peer not in send_peers:
                 wanted = ", ".join(sorted(send_peers)) or "none yet"
-                yield (
-                    f"{place}.send_to : {peer!r} is no peer of node.yaml with the role send; "
-                    f"wanted one of: {wanted}"
+                says = (
+                    f"{peer!r} is no peer of node.yaml with the role send; wanted one of: {wanted}"
                 )
-        for make in rule.makes:
+                yield Disagreement(ROUTING_FILE, ("rules", k, "send_to", n), says)
+        for n, make in enumerate(rule.makes):
             if make.target in policy.never_make and rule.mode != Mode.OFF:
-                yield (
-                    f"{place}.makes : {make.target} may never be made (models.yaml: never_make); "
+                says = (
+                    f"{make.target} may never be made (models.yaml: never_make); "
                     "drop one of the two"
                 )
+                yield Disagreement(ROUTING_FILE, ("rules", k, "makes", n, "target"), says)
+
+
+def _find_labels(rule: Rule) -> Iterator[tuple[tuple[int | str, ...], ContrastLabel]]:
+    for k, slot in enumerate(rule.expects):
+        yield ("expects", k, "slot"), slot.slot
+        for n, label in enumerate(slot.or_else):
+            yield ("expects", k, "or_else", n), label
+    for k, make in enumerate(rule.makes):
+        for n, label in enumerate(make.sources):
+            yield ("makes", k, "sources", n), label
+
+
+def _no_contrast(label: ContrastLabel) -> str:
+    return f"{label!r} is no contrast of contrasts.yaml"

@@ -1,12 +1,14 @@
 """YAML read strictly: plain data, no key twice, no word that turns into something else, one type.
 
 PyYAML's own safe loader keeps the last of two equal keys in silence, reads `no` as false, `010` as
-8 and `12:30` as 750. Here the scalars are those of the YAML 1.2 core schema.
+8 and `12:30` as 750. Here the scalars are those of the YAML 1.2 core schema. A document keeps its
+nodes, which know their lines, so that a mistake is told where it stands.
 """
 
 import json
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,137 @@ from dicom_node.errors import ConfigurationError
 MAXIMUM_BYTES = 1_048_576
 """A configuration is written by hand; a longer one is a mistake or an attack."""
 
+OVERRIDE = "override"
+"""What messages call a value that stands in no file, and so on no line."""
+
 T = TypeVar("T", bound=BaseModel)
+Location = Sequence[int | str]
+"""Keys, and places in lists, from the top of a document to one of its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One YAML document, its nodes kept.
+
+    Attributes:
+        name: what messages call it.
+        root: None for an empty document.
+    """
+
+    name: str
+    root: yaml.Node | None
+
+    def read(self) -> Any:
+        """Return it as plain data.
+
+        Raises:
+            ConfigurationError: it has a key twice, or one that is no text.
+        """
+        with _Faults(self.name):
+            return None if self.root is None else _StrictLoader("").construct_document(self.root)
+
+    def check(self, kind: type[T]) -> T:
+        """Return it as its type; strict as JSON is, so that nothing is converted silently.
+
+        Raises:
+            ConfigurationError: one line for each mistake: file, line, key, what was seen, what is
+                wanted.
+        """
+        try:
+            return kind.model_validate_json(json.dumps(self.read()), strict=True)
+        except ValidationError as error:
+            raise ConfigurationError("\n".join(self._describe_all(error))) from None
+        except (ValueError, RecursionError):
+            raise ConfigurationError(
+                f"{self.name}: seen an alias inside itself, wanted a tree"
+            ) from None
+
+    def override(self, key: str, text: str) -> None:
+        """Set the value of a dotted key to `text`, which is YAML.
+
+        Raises:
+            ConfigurationError: `text` is no YAML, or the key is below a value.
+        """
+        mark = yaml.Mark(OVERRIDE, 0, 0, 0, None, 0)
+        node = _compose(text.encode(), f"{OVERRIDE}: {key}")
+        if node is None:
+            node = yaml.ScalarNode("tag:yaml.org,2002:null", "", mark)
+        for each in _walk(node):
+            each.start_mark = mark
+        *parents, last = key.split(".")
+        here = self.root
+        for parent in parents:
+            below = _child(here, parent)
+            if below is None and isinstance(here, yaml.MappingNode):
+                below = yaml.MappingNode("tag:yaml.org,2002:map", [], mark)
+                here.value.append((_text_node(parent, mark), below))
+            here = below
+        if not isinstance(here, yaml.MappingNode):
+            raise ConfigurationError(
+                f"{OVERRIDE}: {key} : seen a key below a value, wanted a setting"
+            )
+        here.value = [pair for pair in here.value if pair[0].value != last]
+        here.value.append((_text_node(last, mark), node))
+
+    def tell(self, location: Location, message: str) -> str:
+        """Return `message` about the value at `location`, with file, line and key before it."""
+        nodes = self._find(location)
+        shown: list[str] = []
+        for part, above, node in zip(location, nodes, nodes[1:], strict=False):
+            name = _child(node, "name") if isinstance(above, yaml.SequenceNode) else None
+            shown.append(str(part) if name is None else str(name.value))
+        mark = self._find_mark(location)
+        line = f" line {mark.line + 1}:" if mark and mark.name != OVERRIDE else ""
+        return f"{self.name}:{line} {'.'.join(shown) or '(whole file)'} : {message}"
+
+    def _describe_all(self, error: ValidationError) -> list[str]:
+        """Return each mistake once: as its innermost part, and for all aliases of its anchor."""
+        found = error.errors(include_url=False)
+        wholes = {each["loc"][:k] for each in found for k in range(len(each["loc"]))}
+        told: dict[tuple[int, str], str] = {}
+        for each in found:
+            location, said = each["loc"], each["msg"]
+            if location not in wholes:
+                line = self._describe(location, each["type"], each["input"], said)
+                told.setdefault((id(self._find(location)[-1]), said), line)
+        return list(told.values())
+
+    def _describe(self, location: Location, kind: str, seen: object, said: str) -> str:
+        """Return one mistake as a line."""
+        if kind == "missing":
+            *above, key = location
+            told = self.tell(above, "seen nothing, wanted a value")
+            place, _, message = told.rpartition(" : ")
+            if not above:
+                place = place.removesuffix(" (whole file)")
+                return f"{place} {key} : {message}"
+            return f"{place}.{key} : {message}"
+        wanted = said.removeprefix("Value error, ").removeprefix("Input should be ")
+        if kind == "extra_forbidden":
+            wanted = "no such key"
+        shown = json.dumps(seen) if not isinstance(seen, dict | list) else "a whole section"
+        return self.tell(location, f"seen {shown}, wanted {wanted}")
+
+    def _find(self, location: Location) -> list[yaml.Node | None]:
+        """Return the nodes on the way to `location`, as far as it goes."""
+        nodes = [self.root]
+        for part in location:
+            node = _child(nodes[-1], part)
+            if node is None:
+                break
+            nodes.append(node)
+        return nodes
+
+    def _find_mark(self, location: Location) -> yaml.Mark | None:
+        """Return where the key of `location`, or the value where there is no key, stands."""
+        nodes = self._find(location)
+        if len(nodes) > 1 and isinstance(nodes[-2], yaml.MappingNode):
+            for key, value in nodes[-2].value:
+                if value is nodes[-1] and key.value == str(location[len(nodes) - 2]):
+                    mark: yaml.Mark | None = key.start_mark
+                    return mark
+        last: yaml.Mark | None = None if nodes[-1] is None else nodes[-1].start_mark
+        return last
 
 
 def read_file(path: Path) -> bytes:
@@ -35,7 +167,7 @@ def read_file(path: Path) -> bytes:
         ) from None
 
 
-def read_yaml(text: bytes, name: str) -> Any:
+def read_document(text: bytes, name: str) -> Document:
     """Return the document of `text`; `name` is what messages call it.
 
     Raises:
@@ -43,45 +175,64 @@ def read_yaml(text: bytes, name: str) -> Any:
     """
     if len(text) > MAXIMUM_BYTES:
         raise ConfigurationError(f"{name}: seen {len(text)} bytes, wanted at most {MAXIMUM_BYTES}")
-    try:
-        return _StrictLoader(text).get_single_data()
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
-        raise ConfigurationError(f"{name}:{line} {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ConfigurationError(f"{name}: seen bytes that are no text, wanted UTF-8") from None
-    except RecursionError:
-        raise ConfigurationError(f"{name}: seen endless nesting, wanted a few levels") from None
+    document = Document(name, _compose(text, name))
+    document.read()
+    return document
 
 
-def check_document(kind: type[T], document: Any, name: str) -> T:
-    """Return a document as its type; strict as JSON is, so that nothing is converted silently.
-
-    Raises:
-        ConfigurationError: one line for each mistake: file, key, what was seen, what is wanted.
-    """
-    try:
-        return kind.model_validate_json(json.dumps(document), strict=True)
-    except ValidationError as error:
-        lines = [
-            _describe(name, each["loc"], each["type"], each["input"], each["msg"])
-            for each in error.errors(include_url=False)
-        ]
-        raise ConfigurationError("\n".join(lines)) from None
-    except (ValueError, RecursionError):
-        raise ConfigurationError(f"{name}: seen an alias inside itself, wanted a tree") from None
+def _compose(text: bytes, name: str) -> yaml.Node | None:
+    with _Faults(name):
+        return _StrictLoader(text).get_single_node()
 
 
-def _describe(name: str, location: Sequence[int | str], kind: str, seen: object, said: str) -> str:
-    """Return one mistake as a line."""
-    key = ".".join(str(part) for part in location) or "(whole file)"
-    if kind == "missing":
-        return f"{name}: {key} : seen nothing, wanted a value"
-    wanted = said.removeprefix("Value error, ").removeprefix("Input should be ")
-    if kind == "extra_forbidden":
-        wanted = "no such key"
-    shown = json.dumps(seen) if not isinstance(seen, dict | list) else "a whole section"
-    return f"{name}: {key} : seen {shown}, wanted {wanted}"
+class _Faults:
+    """Tells every way in which text is no plain YAML as a `ConfigurationError`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        name = self._name
+        if isinstance(error, yaml.MarkedYAMLError):
+            mark = error.problem_mark
+            line = f" line {mark.line + 1}:" if mark and mark.name != OVERRIDE else ""
+            raise ConfigurationError(f"{name}:{line} {error.problem}") from None
+        if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+            raise ConfigurationError(f"{name}: seen bytes that are no text, wanted UTF-8") from None
+        if isinstance(error, RecursionError):
+            raise ConfigurationError(f"{name}: seen endless nesting, wanted a few levels") from None
+
+
+def _child(node: yaml.Node | None, part: int | str) -> yaml.Node | None:
+    if isinstance(node, yaml.SequenceNode):
+        is_place = isinstance(part, int) and part < len(node.value)
+        return node.value[part] if is_place else None
+    if isinstance(node, yaml.MappingNode):
+        return next((value for key, value in node.value if key.value == str(part)), None)
+    return None
+
+
+def _walk(node: yaml.Node) -> Iterator[yaml.Node]:
+    """Yield `node` and all below it, each once."""
+    seen: dict[int, yaml.Node] = {}
+    waiting = [node]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen[id(each)] = each
+        if isinstance(each, yaml.MappingNode):
+            waiting += [part for pair in each.value for part in pair]
+        elif isinstance(each, yaml.SequenceNode):
+            waiting += each.value
+    yield from seen.values()
+
+
+def _text_node(text: str, mark: yaml.Mark) -> yaml.ScalarNode:
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text, mark)
 
 
 _PLAIN_TAGS = {"null", "bool", "int", "float", "str", "seq", "map"}

@@ -72,27 +72,33 @@ def test_two_rules_of_one_name_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "peers", "message"),
+    ("change", "peers", "location", "message"),
     [
-        ({}, {"archive"}, "routing.yaml: rules.brain.send_to : 'pacs' is no peer"),
-        ({"expects": [{"slot": "T1w", "or_else": ["T9"]}]}, {"pacs"}, "'T9' is no contrast"),
+        ({}, {"archive"}, ("send_to", 0), "'pacs' is no peer"),
+        (
+            {"expects": [{"slot": "T1w", "or_else": ["T9"]}]},
+            {"pacs"},
+            ("expects", 0, "or_else", 0),
+            "'T9' is no contrast",
+        ),
         (
             {
                 "expects": [{"slot": "T1c"}],
                 "makes": [{"target": "T1c", "sources": ["T1w"], "model": "m"}],
             },
             {"pacs"},
+            ("makes", 0, "target"),
             "T1c may never be made",
         ),
     ],
 )
 def test_name_that_another_file_does_not_know_is_told(
-    change: dict[str, Any], peers: set[str], message: str
+    change: dict[str, Any], peers: set[str], location: tuple[int | str, ...], message: str
 ) -> None:
-    found = list(find_disagreements(load_contrasts(), make_routing(change), load_policy(), peers))
+    (found,) = find_disagreements(load_contrasts(), make_routing(change), load_policy(), peers)
 
-    assert len(found) == 1
-    assert message in found[0]
+    assert (found.file, found.location) == ("routing.yaml", ("rules", 0, *location))
+    assert message in found.says
 
 
 def test_unknown_contrast_in_the_model_policy_is_told() -> None:
@@ -100,7 +106,9 @@ def test_unknown_contrast_in_the_model_policy_is_told() -> None:
 
     found = list(find_disagreements(load_contrasts(), make_routing({}), policy, {"pacs"}))
 
-    assert found == ["models.yaml: never_make : 'T7' is no contrast of contrasts.yaml"]
+    assert found == [
+        ("models.yaml", ("never_make", 0), "'T7' is no contrast of contrasts.yaml"),
+    ]
 
 
 def test_pet_example_is_off() -> None:

@@ -260,7 +260,7 @@ def test_mistake_in_node_yaml_is_told(overrides, message):
 def test_what_has_no_safe_default_must_be_written(name):
     text = yaml.safe_dump({key: SMALLEST[key] for key in SMALLEST if key != name}).encode()
 
-    with pytest.raises(ConfigurationError, match=f"node.yaml: {name} : seen nothing"):
+    with pytest.raises(ConfigurationError, match=f"node.yaml: line 1: {name} : seen nothing"):
         parse_node(text, Path())
 
 
@@ -283,7 +283,9 @@ def test_unknown_key_in_any_file_is_told(folder, name):
     with (folder / name).open("a") as file:
         file.write("\nsurprise: 1\n")
 
-    with pytest.raises(ConfigurationError, match=f"{name}: surprise : seen 1, wanted no such key"):
+    with pytest.raises(
+        ConfigurationError, match=rf"{name}: line \d+: surprise : seen 1, wanted no such key"
+    ):
         settings.load(folder)
 
 
@@ -291,8 +293,64 @@ def test_rule_that_sends_to_a_stranger_is_told(folder):
     text = (folder / "node.yaml").read_text()
     (folder / "node.yaml").write_text(text.replace("  pacs:\n", "  archive:\n"))
 
-    with pytest.raises(ConfigurationError, match=r"routing.yaml: .*'pacs' is no peer of node.yaml"):
+    with pytest.raises(
+        ConfigurationError, match=r"routing.yaml: line \d+: rules.brain.*'pacs' is no peer"
+    ):
         settings.load(folder)
+
+
+def test_mistakes_of_all_files_are_told_at_once(folder):
+    for name in settings.FILES:
+        with (folder / name).open("a") as file:
+            file.write("\nsurprise: 1\n")
+
+    with pytest.raises(ConfigurationError) as refused:
+        settings.load(folder)
+
+    told = str(refused.value).splitlines()
+    assert [line.split(":")[0] for line in told] == list(settings.FILES)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("{keyword: Modality, equals: MR}", None),
+        ("{keyword: Modality, equals: [MR]}", "any_series.equals : seen a whole section, wanted a"),
+        ("{keyword: 5, equals: MR}", "any_series.keyword : seen 5, wanted a DICOM"),
+        ("{keyword: [Modality, 5], equals: MR}", "any_series.keyword.1 : seen 5, wanted a valid s"),
+        (
+            "{keyword: Modalty, equals: MR}",
+            'any_series.keyword : seen "Modalty", wanted a DICOM keyword',
+        ),
+        ("{keyword: Modality, equal: MR}", 'any_series.equal : seen "MR", wanted no such key'),
+        ("{keyword: Modality}", "a condition needs exactly one of equals"),
+        ("{keyword: Modality, equals: MR, contains: MR}", "seen: equals, contains"),
+        ("{any_of: [{keyword: Modality, at_least: x}]}", "any_series.any_of.0.at_least : seen"),
+        ("{keyword: EchoTime, one_of: [true]}", "any_series.one_of.0 : seen true, wanted a text"),
+    ],
+)
+def test_mistake_in_a_condition_is_one_message_with_its_line(folder, written, told):
+    (folder / "routing.yaml").write_text(f"""rules:
+  - name: brain
+    says: a brain
+    owner: site
+    mode: shadow
+    priority: 1
+    anatomy: BRAIN
+    expects: [{{slot: T1w}}]
+    study:
+      any_series: {written}
+""")
+
+    if told is None:
+        settings.load(folder)
+        return
+    with pytest.raises(ConfigurationError) as refused:
+        settings.load(folder)
+
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith("routing.yaml: line 10: rules.brain.study.any_series")
+    assert told in line
 
 
 def test_peer_that_takes_nothing_is_no_destination(folder):

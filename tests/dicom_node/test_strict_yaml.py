@@ -1,15 +1,39 @@
+from typing import Any
+
 import pytest
 from pydantic import BaseModel, ConfigDict
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.strict_yaml import MAXIMUM_BYTES, check_document, read_file, read_yaml
+from dicom_node.strict_yaml import MAXIMUM_BYTES, read_document, read_file
 
 
-class Document(BaseModel):
+class Item(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    count: int = 0
+
+
+class Form(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
     numbers: tuple[int, ...] = ()
+    items: tuple[Item, ...] = ()
+    more: dict[str, Item] = {}
+
+
+def read_yaml(text: bytes, name: str) -> Any:
+    return read_document(text, name).read()
+
+
+def find_mistakes(text: str, **overrides: str) -> list[str]:
+    document = read_document(text.encode(), "node.yaml")
+    for key, value in overrides.items():
+        document.override(key.replace("__", "."), value)
+    with pytest.raises(ConfigurationError) as refused:
+        document.check(Form)
+    return str(refused.value).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -61,33 +85,67 @@ def test_text_that_is_no_plain_data_is_refused(text, message):
         read_yaml(text, "node.yaml")
 
 
-def test_all_mistakes_are_told_at_once():
-    with pytest.raises(ConfigurationError) as refused:
-        check_document(Document, {"name": 3, "numbers": ["4", True], "nmae": "x"}, "node.yaml")
+def test_all_mistakes_are_told_at_once_with_their_lines():
+    text = "name: 3\nnumbers:\n  - '4'\n  - 5\n  - true\nnmae: x\n"
 
-    assert str(refused.value).splitlines() == [
-        "node.yaml: name : seen 3, wanted a valid string",
-        'node.yaml: numbers.0 : seen "4", wanted a valid integer',
-        "node.yaml: numbers.1 : seen true, wanted a valid integer",
-        'node.yaml: nmae : seen "x", wanted no such key',
+    assert find_mistakes(text) == [
+        "node.yaml: line 1: name : seen 3, wanted a valid string",
+        'node.yaml: line 3: numbers.0 : seen "4", wanted a valid integer',
+        "node.yaml: line 5: numbers.2 : seen true, wanted a valid integer",
+        'node.yaml: line 6: nmae : seen "x", wanted no such key',
     ]
 
 
-def test_missing_key_is_told():
-    with pytest.raises(ConfigurationError, match=r"node.yaml: name : seen nothing, wanted a value"):
-        check_document(Document, {}, "node.yaml")
+def test_item_of_a_list_is_called_by_its_name():
+    text = "name: x\nitems:\n  - name: first\n  - name: second\n    count: many\n"
+
+    assert find_mistakes(text) == [
+        'node.yaml: line 5: items.second.count : seen "many", wanted a valid integer'
+    ]
+
+
+def test_mistake_that_aliases_repeat_is_told_once():
+    text = "name: x\nmore:\n  a: &a {name: y, count: many}\n  b: *a\nitems: [*a]\n"
+
+    assert [line.split(" : ")[0] for line in find_mistakes(text)] == [
+        "node.yaml: line 3: items.y.count"
+    ]
+
+
+def test_missing_key_is_told_with_the_line_of_what_lacks_it():
+    assert find_mistakes("numbers: []\nitems:\n  - count: 1\n") == [
+        "node.yaml: line 1: name : seen nothing, wanted a value",
+        "node.yaml: line 3: items.0.name : seen nothing, wanted a value",
+    ]
+
+
+def test_mistake_of_an_override_has_no_line():
+    assert find_mistakes("name: x\n", numbers="[seven]", more__a__count="1") == [
+        'node.yaml: numbers.0 : seen "seven", wanted a valid integer',
+        "node.yaml: more.a.name : seen nothing, wanted a value",
+    ]
+
+
+def test_override_goes_over_what_the_file_says():
+    document = read_document(b"name: x\nitems: [{name: y}]\n", "node.yaml")
+
+    document.override("name", "z")
+    document.override("more.a", "{name: b}")
+
+    assert document.check(Form) == Form(
+        name="z", items=(Item(name="y"),), more={"a": Item(name="b")}
+    )
 
 
 def test_empty_file_is_told():
-    with pytest.raises(ConfigurationError, match=r"node.yaml: \(whole file\) : seen null"):
-        check_document(Document, read_yaml(b"# nothing", "node.yaml"), "node.yaml")
+    assert find_mistakes("# nothing")[0].startswith("node.yaml: (whole file) : seen null")
 
 
 def test_alias_inside_itself_is_refused():
-    document = read_yaml(b"name: x\nnumbers: &a [*a]", "node.yaml")
+    document = read_document(b"name: x\nnumbers: &a [*a]", "node.yaml")
 
     with pytest.raises(ConfigurationError, match="alias inside itself"):
-        check_document(Document, document, "node.yaml")
+        document.check(Form)
 
 
 def test_missing_file_is_told(tmp_path):

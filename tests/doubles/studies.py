@@ -13,7 +13,7 @@ from dicom_node.domain import Instance, Study
 from dicom_node.headers import IDENTITY
 from dicom_node.routing import Decision, Judge
 from dicom_node.rules import Contrasts, ModelPolicy, Routing
-from dicom_node.strict_yaml import read_yaml
+from dicom_node.strict_yaml import read_document
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 NAMESPACE = UUID(int=7)
@@ -67,7 +67,7 @@ def load_policy() -> ModelPolicy:
 
 
 def _read(name: str) -> Any:
-    return read_yaml((CONFIG / name).read_bytes(), name)
+    return read_document((CONFIG / name).read_bytes(), name).read()
 
 
 def make_header(**facts: object) -> dict[str, Any]:
