@@ -107,12 +107,13 @@ class Document:
         """Return each mistake once: as its innermost part, and for all aliases of its anchor."""
         found = error.errors(include_url=False)
         wholes = {each["loc"][:k] for each in found for k in range(len(each["loc"]))}
-        told: dict[tuple[int, str], str] = {}
+        told: dict[tuple[int, int | str, str], str] = {}
         for each in found:
             location, said = each["loc"], each["msg"]
             if location not in wholes:
                 line = self._describe(location, each["type"], each["input"], said)
-                told.setdefault((id(self._find(location)[-1]), said), line)
+                key = location[-1] if each["type"] == "missing" else ""
+                told.setdefault((id(self._find(location)[-1]), key, said), line)
         return list(told.values())
 
     def _describe(self, location: Location, kind: str, seen: object, said: str) -> str:

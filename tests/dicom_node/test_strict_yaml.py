@@ -119,6 +119,20 @@ def test_missing_key_is_told_with_the_line_of_what_lacks_it():
     ]
 
 
+def test_each_of_several_missing_keys_is_told():
+    class Strict(BaseModel):
+        one: str
+        two: str
+
+    with pytest.raises(ConfigurationError) as refused:
+        read_document(b"{}", "node.yaml").check(Strict)
+
+    assert [line.split(" : ")[0] for line in str(refused.value).splitlines()] == [
+        "node.yaml: line 1: one",
+        "node.yaml: line 1: two",
+    ]
+
+
 def test_mistake_of_an_override_has_no_line():
     assert find_mistakes("name: x\n", numbers="[seven]", more__a__count="1") == [
         'node.yaml: numbers.0 : seen "seven", wanted a valid integer',
