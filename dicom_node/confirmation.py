@@ -60,6 +60,7 @@ REPORT_SECONDS = 5.0
 """How long the association of a request stays open for the report on it."""
 
 _LONGEST_ANSWER = 65_536
+_MOST_ANSWERS = 100_000
 _POLL_SECONDS = 0.5
 _SUCCESS = 0x0000
 _PENDING = (0xFF00, 0xFF01)
@@ -307,6 +308,8 @@ def _find(
             return found
         if status not in _PENDING:
             raise DeliveryError(f"the peer refuses the query: 0x{status:04X}", retry=True)
+        if len(found) == _MOST_ANSWERS:
+            raise DeliveryError("the peer does not stop answering", retry=True)
         try:
             found.append(read_text(decode_attributes(message.data_set, explicit=explicit), wanted))
         except ValueError:

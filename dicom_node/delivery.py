@@ -17,7 +17,7 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from io import BytesIO
 
@@ -26,7 +26,7 @@ from pydicom import Dataset, dcmread, dcmwrite
 from dicom_node.crashpoints import reach
 from dicom_node.domain import Delivery, DeliveryState
 from dicom_node.errors import DeliveryError, StorageError
-from dicom_node.ledger import TAKEN, Attempt, Ledger
+from dicom_node.ledger import TAKEN, Attempt, Backlog, Ledger, Outage
 from dicom_node.network import (
     IMPLICIT_VR_LITTLE_ENDIAN,
     AssociationRejectedError,
@@ -309,11 +309,15 @@ def park_unserved(ledger: Ledger, settings: NodeSettings, clock: Callable[[], da
             park_overdue(ledger, settings, clock, alias)
 
 
-def find_alerts(ledger: Ledger, settings: NodeSettings, now: datetime) -> Iterator[str]:
+def find_alerts(
+    backlogs: Mapping[str, Backlog],
+    outages: Mapping[str, Outage],
+    settings: NodeSettings,
+    now: datetime,
+) -> Iterator[str]:
     """Yield one sentence for each thing that a person should look at."""
     destinations = find_destinations(settings)
-    backlogs = ledger.backlogs()
-    for alias, outage in ledger.outages().items():
+    for alias, outage in outages.items():
         waiting = backlogs[alias].pending if alias in backlogs else 0
         if alias in destinations and outage.failures >= settings.delivery.alarm_after:
             hours = (now - outage.since).total_seconds() / 3600
@@ -338,9 +342,9 @@ def find_alerts(ledger: Ledger, settings: NodeSettings, now: datetime) -> Iterat
             yield f"peer {alias}: {backlog.pending} instances wait, and no such peer is configured"
 
 
-def find_oldest_pending(ledger: Ledger, now: datetime) -> float:
+def find_oldest_pending(backlogs: Mapping[str, Backlog], now: datetime) -> float:
     """Return how many seconds the instance has waited that waits longest; 0 when none does."""
-    since = [each.pending_since for each in ledger.backlogs().values() if each.pending_since]
+    since = [each.pending_since for each in backlogs.values() if each.pending_since]
     return (now - min(since)).total_seconds() if since else 0.0
 
 

@@ -56,6 +56,9 @@ time: the next start does it again."""
 RECEIVER_WATCH = timedelta(seconds=1)
 """A receiver that died is back well within 5 s (reliability catalogue, row E9)."""
 
+UNSERVED_EVERY = timedelta(hours=1)
+"""How often it is looked for what waits for peers that are not configured any more."""
+
 LOW_DISK_BYTES = 1024**3
 """Below it /healthz fails; some time later the receiver stops taking associations."""
 
@@ -166,8 +169,9 @@ class Node:
         try:
             self._ledger.check()
             counts = self._ledger.counts()
-            alerts = tuple(find_alerts(self._ledger, self._configuration.node, now()))
-            gauges["oldest_pending_delivery_seconds"] = find_oldest_pending(self._ledger, now())
+            backlogs, outages = self._ledger.backlogs(), self._ledger.outages()
+            alerts = tuple(find_alerts(backlogs, outages, self._configuration.node, now()))
+            gauges["oldest_pending_delivery_seconds"] = find_oldest_pending(backlogs, now())
         except StorageError as error:
             problems.append(f"ledger: {error}")
         for timer in self._timers:
@@ -237,7 +241,7 @@ class Node:
         for alias in find_confirming(node):
             confirmation = Confirmation(alias, self._ledger, node, now)
             yield Timer(f"confirmation {alias}", confirmation.sweep, node.delivery.sweep_every)
-        yield Timer("delivery", self._park_unserved, node.delivery.sweep_every)
+        yield Timer("unserved", self._park_unserved, UNSERVED_EVERY)
 
     def _park_unserved(self) -> None:
         park_unserved(self._ledger, self._configuration.node, now)

@@ -159,10 +159,14 @@ class Outbox(Database):
             return {row.peer: Outage(**row._mapping) for row in connection.execute(select(outage))}
 
     def backlogs(self) -> dict[str, Backlog]:
-        """Return what is still to be done for each peer that was ever to get something."""
+        """Return what is still to be done for each peer for which it may be."""
         pending = delivery.c.state == DeliveryState.PENDING
         parked = (delivery.c.state == DeliveryState.PARKED) & (job.c.state == JobState.DONE)
-        unconfirmed = delivery.c.state.in_(UNCONFIRMED)
+        unconfirmed = (
+            delivery.c.state.in_(UNCONFIRMED)
+            & (job.c.state == JobState.DONE)
+            & derived.c.forgotten_at.is_(None)
+        )
         query = (
             select(
                 delivery.c.peer,
@@ -173,6 +177,8 @@ class Outbox(Database):
                 _oldest_if(unconfirmed).label("unconfirmed_since"),
             )
             .join(job, delivery.c.plan_id == job.c.plan_id)
+            .join(derived, delivery.c.sop_instance_uid == derived.c.sop_instance_uid)
+            .where(delivery.c.state != DeliveryState.COMMITTED)
             .group_by(delivery.c.peer)
             .order_by(delivery.c.peer)
         )

@@ -208,8 +208,8 @@ class Backlog:
     Attributes:
         pending: instances that it still has to get, the oldest waiting since `pending_since`.
         parked: instances of results that still stand, which wait for a person.
-        unconfirmed: instances that it took and of which it has not said that it keeps them, the
-            oldest queued at `unconfirmed_since`.
+        unconfirmed: instances that it took, that are here still, and of which it has not said that
+            it keeps them; the oldest was queued at `unconfirmed_since`.
     """
 
     peer: str

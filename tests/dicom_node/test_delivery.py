@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.delivery import find_alerts, park_unserved
+from dicom_node.delivery import park_unserved
 from dicom_node.domain import DeliveryState
 from dicom_node.outcomes import find_pause, judge_status
 from doubles.ledger import (
@@ -267,7 +267,7 @@ def test_what_waits_for_a_peer_that_is_not_configured_is_parked_in_time(outbox):
     nobody = outbox.settings()
     park_unserved(outbox.ledger, nobody, outbox.clock)
     early = outbox.states()
-    [alert] = find_alerts(outbox.ledger, nobody, outbox.clock())
+    [alert] = outbox.alerts_of(nobody)
     outbox.clock.advance(hours=73)
     park_unserved(outbox.ledger, nobody, outbox.clock)
 

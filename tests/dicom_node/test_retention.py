@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dicom_node.domain import DeliveryState
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Ledger, Report
 from dicom_node.node_settings import Retention
 from dicom_node.retention import sweep
 from dicom_node.store import Store
@@ -50,6 +50,14 @@ def deliver(ledger: Ledger) -> None:
         record(ledger, delivery.delivery_id, DeliveryState.SENT, 0, None)
 
 
+def commit(ledger: Ledger, clock: Clock) -> None:
+    [job] = ledger.find_unconfirmed("pacs", clock(), 10)
+    ledger.record_request("1.2.3", job.deliveries, clock())
+    kept = tuple(each.instance.sop_instance_uid for each in job.deliveries)
+    report = Report(transaction_uid="1.2.3", kept=kept, lost={})
+    ledger.record_report("pacs", report, lambda delivery, reason: None)
+
+
 def test_delivered_study_loses_its_bytes_past_their_age(
     ledger: Ledger, store: Store, clock: Clock
 ) -> None:
@@ -89,6 +97,35 @@ def test_undelivered_result_is_kept(ledger: Ledger, store: Store, clock: Clock) 
     sweep(ledger, store, AGES, clock())
 
     assert store.path(RESULT).exists()
+
+
+def test_what_is_to_be_committed_keeps_sources_and_result_until_it_is(
+    ledger: Ledger, store: Store, clock: Clock
+) -> None:
+    finish(ledger)
+    deliver(ledger)
+    clock.advance(days=365)
+    sweep(ledger, store, AGES, clock(), ["pacs"])
+    before = store.path(RECEIVED).exists(), store.path(RESULT).exists()
+
+    commit(ledger, clock)
+    sweep(ledger, store, AGES, clock(), ["pacs"])
+
+    assert before == (True, True)
+    assert not store.path(RECEIVED).exists()
+    assert not store.path(RESULT).exists()
+
+
+def test_commitment_of_one_peer_is_not_that_of_another(
+    ledger: Ledger, store: Store, clock: Clock
+) -> None:
+    finish(ledger)
+    deliver(ledger)
+    clock.advance(days=365)
+
+    sweep(ledger, store, AGES, clock(), ["other"])
+
+    assert not store.path(RESULT).exists()
 
 
 def test_deletion_that_was_cut_short_is_finished(

@@ -49,7 +49,9 @@ class Outbox:
         finish(self.ledger, *derived)
 
     def write(self, number: int, sop_class: str) -> DerivedInstance:
-        instance = make_derived(number, sop_class_uid=sop_class)
+        # A PACS that holds one UID in two studies commits to neither.
+        uid = f"{self.study}.0.{number}"
+        instance = make_derived(number, sop_instance_uid=uid, sop_class_uid=sop_class)
         dataset = Dataset()
         dataset.SOPClassUID = sop_class
         dataset.SOPInstanceUID = instance.sop_instance_uid
@@ -64,6 +66,7 @@ class Outbox:
         self.store.write(instance.path, content)
         return make_derived(
             number,
+            sop_instance_uid=uid,
             sop_class_uid=sop_class,
             series_instance_uid=dataset.SeriesInstanceUID,
             sha256=sha256(content).hexdigest(),
@@ -100,7 +103,11 @@ class Outbox:
         return Confirmation("pacs", self.ledger, self.settings(how, pacs=pacs), self.clock)
 
     def alerts(self, pacs: ScriptedPacs, how: str = "none") -> list[str]:
-        return list(find_alerts(self.ledger, self.settings(how, pacs=pacs), self.clock()))
+        return self.alerts_of(self.settings(how, pacs=pacs))
+
+    def alerts_of(self, settings: NodeSettings) -> list[str]:
+        backlogs, outages = self.ledger.backlogs(), self.ledger.outages()
+        return list(find_alerts(backlogs, outages, settings, self.clock()))
 
     def deliveries(self) -> list[Delivery]:
         return self.ledger.deliveries()
