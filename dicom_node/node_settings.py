@@ -130,6 +130,8 @@ class Receiver(_Settings):
         durability: what an instance survives once it was answered with success. `synced`: a power
             cut, on ext4, XFS and Btrfs. `strict`: a power cut, by the letter of POSIX. `none`: the
             end of the process only.
+        minimum_free: with less room on the disk of the data folder no association is accepted, so
+            that the ledger and the results still have some.
         processes: that serve connections; as many as the machine has cores, four at most, unless
             it is said.
         limits: what a peer may take before it is cut off.
@@ -141,6 +143,7 @@ class Receiver(_Settings):
     allow_plain: tuple[Network, ...] = ()
     tls: TLS | None = None
     durability: Literal["strict", "synced", "none"] = "synced"
+    minimum_free: Size = 256 * 1024**2
     processes: Count = Field(default_factory=lambda: min(os.cpu_count() or 1, _MOST_PROCESSES))
     limits: Limits = Limits()
     storage_classes: StorageClasses

@@ -48,9 +48,6 @@ from dicom_node.structure import StructureLimits
 DRAIN_SECONDS = 30.0
 """How long a stop waits for the instances that are coming in."""
 
-MINIMUM_FREE_BYTES = 256 * 1024 * 1024
-"""With less room on the disk no association is accepted: the ledger must have room to go on."""
-
 HOLD_SECONDS = 10.0
 """How long the processes of a receiver that was killed may take to end."""
 
@@ -276,7 +273,7 @@ def build_door(node: NodeSettings) -> Door:
         storage=dict.fromkeys(receiver.storage_classes.all, (*UNCOMPRESSED, *LOSSLESS)),
         folder=node.store_folder,
         tls=None if tls is None else server_context(tls.certificate, tls.key, tls.ca),
-        minimum_free_bytes=MINIMUM_FREE_BYTES,
+        minimum_free_bytes=receiver.minimum_free,
         handshake_seconds=limits.handshake.total_seconds(),
         request_seconds=limits.first_pdu.total_seconds(),
         instance_bytes=limits.instance,

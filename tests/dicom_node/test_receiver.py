@@ -69,13 +69,14 @@ def start(tmp_path: Path) -> Iterator[StartNode]:
     nodes: list[Node] = []
     stack = contextlib.ExitStack()
 
-    def start_node(**limits: object) -> Node:
+    def start_node(minimum_free: str = "256 MiB", **limits: object) -> Node:
         settings = NodeSettings(
             ae_title="NODE",
             data_folder=tmp_path,
             models_folder=tmp_path,
             receiver=ReceiverSettings(
                 port=0,
+                minimum_free=minimum_free,
                 limits=Limits(**limits),
                 storage_classes=StorageClasses(
                     image=("MRImageStorage", "CTImageStorage"),
@@ -384,6 +385,14 @@ def test_a_disk_that_fails_is_told_and_nothing_is_acknowledged(node):
         incoming.unlink()
         aside.rename(incoming)
         assert peer.store("1.2.3.5", data_set("1.2.3.5")) == command.SUCCESS
+
+
+def test_without_room_on_the_disk_nobody_is_let_in_for_now(start):
+    node = start(minimum_free="1000000 GiB")
+    with node.connect() as peer:
+        peer.send(associate_request())
+
+        assert peer.read_rejection() == (2, 3, 1)
 
 
 def test_a_ledger_that_fails_is_told_and_nothing_is_acknowledged(node):
