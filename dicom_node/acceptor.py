@@ -5,6 +5,7 @@ costs only itself, and nothing that a peer sends ends up in a log line. `service
 messages. Codes of rejections and aborts: PS3.8 sections 9.3.4 and 9.3.8.
 """
 
+import contextlib
 import logging
 import shutil
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dicom_node import upper_layer
+from dicom_node.admission import Entry, Pace
 from dicom_node.association import ANNOUNCED_BYTES, Association, Context, Limits, Wire
 from dicom_node.commitment import STORAGE_COMMITMENT
 from dicom_node.complaints import Complains
@@ -38,6 +40,7 @@ from dicom_node.upper_layer import (
 _MAXIMUM_CONTEXTS = 128
 _TLS_HANDSHAKE = 0x16  # first byte of a TLS record that begins a session (RFC 8446 5.1)
 _STRANGER_FLUSH_SECONDS = 0.5  # for a peer that was never let in: it need not read our answer
+_FIRST_PAUSE_SECONDS = 0.01  # before room is looked for again; each further pause is twice as long
 
 _logger = logging.getLogger(__name__)
 
@@ -66,6 +69,9 @@ class Door:
         storage: storage SOP class to the transfer syntaxes that are taken, best first.
         folder: whose file system must have `minimum_free_bytes`.
         request_seconds: until the whole association request is there.
+        room_seconds: that an association waits for another one to end.
+        no_context_seconds: between two messages where not one presentation context was accepted.
+        messages_per_second: over one association, of those that store nothing.
     """
 
     ae_title: str
@@ -77,6 +83,9 @@ class Door:
     minimum_free_bytes: int = 0
     handshake_seconds: float = 3.0
     request_seconds: float = 5.0
+    room_seconds: float = 1.0
+    no_context_seconds: float = 30.0
+    messages_per_second: int = 100
     instance_bytes: int = 2 * 1024**3
     limits: Limits = field(default_factory=Limits)
 
@@ -89,11 +98,15 @@ class RejectedError(ProtocolError):
         self.answer = upper_layer.encode_reject(result, source, reason)
 
 
+class _LeftAtOnceError(Exception):
+    """The peer has gone without a byte, as a load balancer does that probes: nothing to tell."""
+
+
 class Doorkeeper(Protocol):
     """Counts who is in, see `Admission`."""
 
-    def associate(self, address: str, peer: str) -> bool:
-        """Count an association in, if there is room."""
+    def associate(self, address: str, peer: str) -> Entry:
+        """Count an association in, or say what stands in the way."""
 
     def part(self, address: str, peer: str) -> None:
         """Count it out."""
@@ -144,6 +157,8 @@ class Acceptor:
                     upper_layer.encode_abort(*upper_layer.BY_USER),
                     flush_seconds=_STRANGER_FLUSH_SECONDS,
                 )
+        except _LeftAtOnceError:
+            pass
         except OSError:
             self._complaints.note("connection_lost", who=str(address))
         finally:
@@ -153,53 +168,96 @@ class Acceptor:
 
     def _secure(self, sock: socket.socket, address: Address) -> socket.socket:
         """Do the TLS handshake where one is due, inside its deadline."""
-        sock.settimeout(self._door.handshake_seconds)
+        may_be_plain = self._door.may_be_plain(address)
         if self._door.tls is None:
-            if not self._door.may_be_plain(address):
+            if not may_be_plain:
                 raise ProtocolError("plain_not_allowed", None)
             return sock
+        deadline = time.monotonic() + self._door.handshake_seconds
         try:
-            if self._door.may_be_plain(address):
-                first = sock.recv(1, socket.MSG_PEEK)
-                if first != bytes((_TLS_HANDSHAKE,)):
-                    return sock
+            sock.settimeout(self._door.handshake_seconds)
+            first = sock.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            raise ProtocolError("tls_failed", None) from None
+        except OSError:
+            raise _LeftAtOnceError from None
+        if not first:
+            raise _LeftAtOnceError
+        if may_be_plain and first != bytes((_TLS_HANDSHAKE,)):
+            return sock
+        try:
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))  # of the whole handshake
             return self._door.tls.wrap_socket(sock, server_side=True)
         except OSError:
             raise ProtocolError("tls_failed", None) from None
 
     def _associate(self, wire: Wire, address: Address) -> None:
         """Read the request, answer it, and serve the association if there is one."""
+        request_body = self._read_request(wire)
+        request = upper_layer.decode_request(request_body)
+        caller = self._check_request(request, address)
+        self._find_room(str(address), caller.alias)
+        with contextlib.ExitStack() as place:
+            place.callback(self._admission.part, str(address), caller.alias)
+            association = self._accept(wire, request, request_body, caller)
+            self._serve_association(association, caller, place)
+
+    def _read_request(self, wire: Wire) -> bytes:
+        """Return the body of the association request."""
         try:
-            _, body = wire.read_pdu(
-                {upper_layer.ASSOCIATE_RQ: self._door.limits.request_bytes},
+            pdu_type, body = wire.read_pdu(
+                {
+                    upper_layer.ASSOCIATE_RQ: self._door.limits.request_bytes,
+                    upper_layer.ABORT: upper_layer.FIXED_BODY,
+                },
                 wait=self._door.request_seconds,
                 whole=None,
             )
         except TimeoutError:
             raise ProtocolError("connection_timeout", None) from None
-        request_body = bytes(body)
-        request = upper_layer.decode_request(request_body)
-        caller = self._check_request(request, address)
-        if not self._admission.associate(str(address), caller.alias):
-            raise RejectedError("too_many_associations", 2, 3, 2)
-        try:
-            results = self._negotiate(request, caller)
-            roles = _choose_roles(request, results)
-            wire.send(upper_layer.encode_accept(request_body, results, ANNOUNCED_BYTES, roles))
-            abstract = {each.context_id: each.abstract_syntax for each in request.contexts}
-            accepted = [
-                Context(
-                    context_id=each.context_id,
-                    abstract_syntax=abstract[each.context_id],
-                    transfer_syntax=each.transfer_syntax,
-                )
-                for each in results
-                if each.result == upper_layer.ACCEPTED
-            ]
-            association = Association(wire, accepted, request.maximum_length)
-            self._serve_association(association, caller)
-        finally:
-            self._admission.part(str(address), caller.alias)
+        except ProtocolError:
+            if wire.has_read:
+                raise
+            raise _LeftAtOnceError from None
+        if pdu_type == upper_layer.ABORT:
+            raise ProtocolError("peer_aborted", None)
+        return bytes(body)
+
+    def _find_room(self, address: str, peer: str) -> None:
+        """Count an association in, when there is room or in a moment.
+
+        A peer that closes one and at once asks for the next may come before its end is noticed.
+        """
+        pause, deadline = _FIRST_PAUSE_SECONDS, time.monotonic() + self._door.room_seconds
+        while (entry := self._admission.associate(address, peer)) is Entry.NOT_YET:
+            if time.monotonic() + pause > deadline:
+                entry = Entry.FULL
+                break
+            time.sleep(pause)
+            pause *= 2
+        if entry is Entry.FULL:
+            raise RejectedError(entry, 2, 3, 2)
+        if entry is Entry.TOO_FAST:
+            raise RejectedError(entry, 2, 3, 1)
+
+    def _accept(
+        self, wire: Wire, request: AssociationRequest, request_body: bytes, caller: Caller
+    ) -> Association:
+        """Answer the request, and return the association."""
+        results = self._negotiate(request, caller)
+        roles = _choose_roles(request, results)
+        wire.send(upper_layer.encode_accept(request_body, results, ANNOUNCED_BYTES, roles))
+        abstract = {each.context_id: each.abstract_syntax for each in request.contexts}
+        accepted = [
+            Context(
+                context_id=each.context_id,
+                abstract_syntax=abstract[each.context_id],
+                transfer_syntax=each.transfer_syntax,
+            )
+            for each in results
+            if each.result == upper_layer.ACCEPTED
+        ]
+        return Association(wire, accepted, request.maximum_length)
 
     def _check_request(self, request: AssociationRequest, address: Address) -> Caller:
         """Return who is calling, or refuse the association."""
@@ -226,6 +284,8 @@ class Acceptor:
             raise RejectedError("stopping", 2, 3, 1)
         if shutil.disk_usage(self._door.folder).free < self._door.minimum_free_bytes:
             raise RejectedError("disk_almost_full", 2, 3, 1)
+        if self._spool.recorder.is_shut:
+            raise RejectedError("ledger_silent", 2, 3, 1)
         return caller
 
     def _negotiate(self, request: AssociationRequest, caller: Caller) -> list[ContextResult]:
@@ -249,26 +309,25 @@ class Acceptor:
             )
         return results
 
-    def _serve_association(self, association: Association, caller: Caller) -> None:
-        """Answer messages until the peer releases, or breaks a rule."""
+    def _serve_association(
+        self, association: Association, caller: Caller, place: contextlib.ExitStack
+    ) -> None:
+        """Answer messages until the peer releases, or breaks a rule.
+
+        Its place is given back before the ledger is waited for, or the peer to close: somebody else
+        may have it then.
+        """
         services = Services(
             association, self._spool, self._complaints, caller.alias, self._door.instance_bytes
         )
         began = time.monotonic()
         try:
-            while True:
-                try:
-                    message = association.read_command(self._door.limits.idle_seconds)
-                except TimeoutError:
-                    raise ProtocolError("idle_timeout") from None
-                if message is None:
-                    break
-                services.answer(*message)
-                if services.association_id is not None:
-                    self._delivering.add(services.association_id)
+            self._answer_messages(association, services)
+            place.close()
             services.close()
             association.confirm_release()
         except ProtocolError as error:
+            place.close()
             self._complaints.note(error.code, who=caller.alias)
             if error.abort is not None:
                 association.abort(error.abort)
@@ -285,6 +344,24 @@ class Acceptor:
                     "seconds": round(time.monotonic() - began, 3),
                 },
             )
+
+    def _answer_messages(self, association: Association, services: Services) -> None:
+        pace = Pace(self._door.messages_per_second)
+        idle_seconds = self._door.limits.idle_seconds
+        if not association.contexts:
+            idle_seconds = min(idle_seconds, self._door.no_context_seconds)
+        while True:
+            try:
+                message = association.read_command(idle_seconds)
+            except TimeoutError:
+                raise ProtocolError("idle_timeout") from None
+            if message is None:
+                return
+            if services.answer(*message):
+                if services.association_id is not None:
+                    self._delivering.add(services.association_id)
+            elif too_fast := pace.take():
+                time.sleep(too_fast)
 
 
 def _choose_roles(

@@ -29,13 +29,15 @@ _PDV = struct.Struct(">IBB")
 _PDV_OVERHEAD = 2  # context id and control header count in the length of a PDV (PS3.8 9.3.5.1)
 _IS_COMMAND = 0x01
 _IS_LAST = 0x02
-_FIXED_BODY = 4
-_FIXED = {
-    upper_layer.ASSOCIATE_RJ: _FIXED_BODY,
-    upper_layer.RELEASE_RQ: _FIXED_BODY,
-    upper_layer.RELEASE_RP: _FIXED_BODY,
-    upper_layer.ABORT: _FIXED_BODY,
-}
+_FIXED = dict.fromkeys(
+    (
+        upper_layer.ASSOCIATE_RJ,
+        upper_layer.RELEASE_RQ,
+        upper_layer.RELEASE_RP,
+        upper_layer.ABORT,
+    ),
+    upper_layer.FIXED_BODY,
+)
 _MAXIMUM_PDVS = 4_096
 _MAXIMUM_EMPTY_PDUS = 16
 _SENT_BYTES = 131_072  # the longest PDU sent, also to a peer that takes any
@@ -145,6 +147,11 @@ class Wire:
         first = self._start + _HEADER_BYTES
         self._start = first + length
         return pdu_type, self._view[first : first + length]
+
+    @property
+    def has_read(self) -> bool:
+        """Whether the peer has said anything yet; asked before its first PDU was read."""
+        return self._end > 0
 
     def has_room(self) -> bool:
         """Say whether one more PDU fits beside those that were read."""
@@ -261,8 +268,8 @@ class Association:
         self._pending: deque[tuple[int, int, memoryview]] = deque()
         self._longest = {
             upper_layer.P_DATA_TF: wire.limits.pdu_bytes,
-            upper_layer.RELEASE_RQ: _FIXED_BODY,
-            upper_layer.ABORT: _FIXED_BODY,
+            upper_layer.RELEASE_RQ: upper_layer.FIXED_BODY,
+            upper_layer.ABORT: upper_layer.FIXED_BODY,
         }
 
     def read_command(self, wait: float) -> tuple[int, dict[int, int | bytes]] | None:
@@ -279,6 +286,7 @@ class Association:
             ProtocolError: the peer broke the rules, aborted or has gone.
         """
         command = bytearray()
+        fragments = 0
         fragment = self._next_fragment(wait, stoppable=True)
         if fragment is None:
             return None
@@ -287,7 +295,8 @@ class Association:
             if fragment is None or fragment[0] != context_id or not fragment[1] & _IS_COMMAND:
                 raise ProtocolError("message_order")
             command += fragment[2]
-            if len(command) > self._wire.limits.command_bytes:
+            fragments += 1  # which may be empty, without end
+            if max(len(command), fragments) > self._wire.limits.command_bytes:
                 raise ProtocolError("command_length")
             if fragment[1] & _IS_LAST:
                 return context_id, decode_command(bytes(command))
@@ -341,13 +350,17 @@ class Association:
 
     def confirm_release(self) -> None:
         """Answer the peer's release request and close."""
-        self._wire.finish(upper_layer.encode_pdu(upper_layer.RELEASE_RP, bytes(_FIXED_BODY)))
+        self._wire.finish(
+            upper_layer.encode_pdu(upper_layer.RELEASE_RP, bytes(upper_layer.FIXED_BODY))
+        )
 
     def release(self) -> None:
         """Ask for the release, wait for the confirmation and close, whatever the peer does."""
         try:
-            self._wire.send(upper_layer.encode_pdu(upper_layer.RELEASE_RQ, bytes(_FIXED_BODY)))
-            answers = {**self._longest, upper_layer.RELEASE_RP: _FIXED_BODY}
+            self._wire.send(
+                upper_layer.encode_pdu(upper_layer.RELEASE_RQ, bytes(upper_layer.FIXED_BODY))
+            )
+            answers = {**self._longest, upper_layer.RELEASE_RP: upper_layer.FIXED_BODY}
             seconds = self._wire.limits.pdu_seconds
             while True:
                 pdu_type, _ = self._wire.read_pdu(answers, wait=seconds, whole=seconds)

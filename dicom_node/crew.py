@@ -24,7 +24,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from dicom_node.admission import Admission
+from dicom_node.admission import Admission, Entry
 from dicom_node.complaints import Complaints
 from dicom_node.domain import Instance
 from dicom_node.hall import Hall
@@ -61,6 +61,9 @@ class Line(Rows):
             if not data:
                 os._exit(ORPHANED)
             match json.loads(data):
+                case ["serve", host] if not descriptors:
+                    self.note("no_descriptor", who=host)
+                    self.leave(host)
                 case ["serve", host]:
                     hall.take(socket.socket(fileno=descriptors[0]), host)
                 case ["answer", ticket, value]:
@@ -88,11 +91,11 @@ class Line(Rows):
         """See `Rows`."""
         self._say("alive", association_ids)
 
-    def associate(self, address: str, peer: str) -> bool:
+    def associate(self, address: str, peer: str) -> Entry:
         """See `Admission.associate`."""
-        answer = Future[bool]()
+        answer = Future[str]()
         self._say("associate", self._keep(answer), address, peer)
-        return answer.result()
+        return Entry(answer.result())
 
     def part(self, address: str, peer: str) -> None:
         """See `Admission.part`."""
@@ -149,8 +152,8 @@ class Crew:
     def take(self, sock: socket.socket, host: str) -> None:
         """Hand a connection that was counted in to the process that serves the fewest."""
         worker = min(self._workers, key=lambda each: each.taken - each.left)
-        worker.taken += 1
         socket.send_fds(worker.socket, [_encode("serve", host)], [sock.fileno()])
+        worker.taken += 1
         sock.close()
 
     def tell(self, obstacle: int | None) -> None:

@@ -61,6 +61,9 @@ class Limits(_Settings):
         connections_per_address: of them, from one address.
         associations: negotiated associations at a time.
         associations_per_peer: of them, with one peer, so that one sender cannot starve others.
+        associations_per_second: new ones with one peer, beside what it saved up in five seconds.
+        messages_per_second: over one association, of those that store nothing; more are kept
+            waiting.
         request: longest A-ASSOCIATE-RQ.
         pdu: longest P-DATA PDU.
         command: longest command set.
@@ -73,13 +76,18 @@ class Limits(_Settings):
         each_pdu: time from the first byte of a PDU to its last.
         message: time between two PDUs of one message.
         idle: time between two messages.
+        no_context: the same, where not one presentation context was accepted.
         send: time for a response to be taken.
+        flush: time for a peer to close after the end of an association.
+        room: time that a request for an association waits for another one to end.
     """
 
     connections: Count = 64
     connections_per_address: Count = 16
     associations: Count = 20
     associations_per_peer: Count = 8
+    associations_per_second: Count = 100
+    messages_per_second: Count = 100
     request: Size = 65_536
     pdu: Size = 131_072
     command: Size = 16_384
@@ -92,7 +100,10 @@ class Limits(_Settings):
     each_pdu: Duration = timedelta(seconds=10)
     message: Duration = timedelta(seconds=30)
     idle: Duration = timedelta(seconds=60)
+    no_context: Duration = timedelta(seconds=30)
     send: Duration = timedelta(seconds=30)
+    flush: Duration = timedelta(seconds=5)
+    room: Duration = timedelta(seconds=1)
 
 
 class StorageClasses(_Settings):

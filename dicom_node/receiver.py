@@ -51,7 +51,11 @@ DRAIN_SECONDS = 30.0
 HOLD_SECONDS = 10.0
 """How long the processes of a receiver that was killed may take to end."""
 
+RESERVED_DESCRIPTORS = 64
+"""For the ledger, the lines between the processes and whatever a library opens for a moment."""
+
 BEAT_SECONDS = 10.0
+_DESCRIPTORS_PER_ASSOCIATION = 3  # socket, incoming file, its folder while that is synced
 _PAUSE_SECONDS = 0.1
 _BACKLOG = 128
 
@@ -127,10 +131,15 @@ class Receiver:
             self._let_in(sock, address[0])
 
     def _let_in(self, sock: socket.socket, host: str) -> None:
-        if self._admission.enter(host):
-            self._behind.take(sock, host)
-        else:
+        if not self._admission.enter(host):
             self._complaints.note("too_many_connections", who=host)
+            sock.close()
+            return
+        try:
+            self._behind.take(sock, host)
+        except OSError:
+            self._complaints.note("not_handed_on", who=host)
+            self._admission.leave(host)
             sock.close()
 
 
@@ -143,8 +152,35 @@ def build_admission(node: NodeSettings) -> Admission:
             connections_per_address=limits.connections_per_address,
             associations=limits.associations,
             associations_per_peer=limits.associations_per_peer,
+            associations_per_second=limits.associations_per_second,
+            peers=sum(peer.may_call for peer in node.peers.values()),
         )
     )
+
+
+def reserve_descriptors(node: NodeSettings) -> None:
+    """Let this process and its children open as many files as `receiver.limits` may ask for.
+
+    Then no peer, and not all of them together, can bring it to where nothing can be opened.
+
+    Raises:
+        ConfigurationError: the system does not let it.
+    """
+    limits = node.receiver.limits
+    needed = (
+        limits.connections
+        + _DESCRIPTORS_PER_ASSOCIATION * limits.associations
+        + RESERVED_DESCRIPTORS
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigurationError(
+            f"node.yaml: receiver.limits : seen {limits.connections} connections and "
+            f"{limits.associations} associations, which take {needed} open files, wanted fewer of "
+            f"them or a higher LimitNOFILE than {hard}"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def build_structure_limits(node: NodeSettings) -> StructureLimits:
@@ -176,6 +212,7 @@ def run_receiver(
         StorageError: the store or the ledger cannot be used.
     """
     node = read_node(folder, overrides)
+    reserve_descriptors(node)
     durability = Durability(node.receiver.durability)
     if durability is Durability.NONE:
         _logger.warning("receiver.durability_none: a power cut loses what was acknowledged")
@@ -276,12 +313,16 @@ def build_door(node: NodeSettings) -> Door:
         minimum_free_bytes=receiver.minimum_free,
         handshake_seconds=limits.handshake.total_seconds(),
         request_seconds=limits.first_pdu.total_seconds(),
+        room_seconds=limits.room.total_seconds(),
+        no_context_seconds=limits.no_context.total_seconds(),
+        messages_per_second=limits.messages_per_second,
         instance_bytes=limits.instance,
         limits=Limits(
             pdu_seconds=limits.each_pdu.total_seconds(),
             message_seconds=limits.message.total_seconds(),
             idle_seconds=limits.idle.total_seconds(),
             send_seconds=limits.send.total_seconds(),
+            flush_seconds=limits.flush.total_seconds(),
             request_bytes=limits.request,
             pdu_bytes=limits.pdu,
             command_bytes=limits.command,

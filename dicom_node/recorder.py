@@ -103,6 +103,14 @@ class Rows(ABC):
         except TimeoutError:
             return PROCESSING_FAILURE
 
+    @property
+    def is_shut(self) -> bool:
+        """Whether the ledger does not answer, so that whoever comes now comes in vain.
+
+        Not where rows are waited for: there it is tried with the next instance, and not before.
+        """
+        return not self._waited_for and self._obstacle == UNWELL
+
     @abstractmethod
     def submit(self, receipt: Receipt, outcome: Outcome | None) -> None:
         """Put an instance into the next commit, and let `outcome` say how that went."""

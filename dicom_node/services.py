@@ -60,15 +60,15 @@ class Services:
         self._instance_bytes = instance_bytes
         self._is_closed = False
 
-    def answer(self, context_id: int, elements: Mapping[int, int | bytes]) -> None:
-        """Answer one message.
+    def answer(self, context_id: int, elements: Mapping[int, int | bytes]) -> bool:
+        """Answer one message, and say whether it was to store an instance.
 
         Raises:
             ProtocolError: it is none; the association is aborted.
         """
         field = command.number(elements, command.COMMAND_FIELD)
         if field == command.C_CANCEL_RQ:
-            return  # nothing here runs long enough to be canceled
+            return False  # nothing here runs long enough to be canceled
         if field not in _REQUESTS:
             raise ProtocolError("command_field")
         message_id = command.number(elements, command.MESSAGE_ID)
@@ -97,6 +97,7 @@ class Services:
             response[command.ERROR_COMMENT] = comment
         response.update(_repeatable_uids(elements))
         self._association.send(context_id, command.encode_command(response))
+        return field == command.C_STORE_RQ
 
     def close(self) -> None:
         """Tell the ledger that nothing more comes; once."""

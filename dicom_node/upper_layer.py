@@ -15,6 +15,9 @@ from dicom_node.identifiers import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERS
 
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA_TF, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 
+FIXED_BODY = 4
+"""Bytes after the header of every rejection, release and abort."""
+
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 

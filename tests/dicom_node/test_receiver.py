@@ -15,6 +15,7 @@ from dicom_node.ledger import Ledger
 from dicom_node.node_settings import Limits, NodeSettings, Peer, StorageClasses
 from dicom_node.node_settings import Receiver as ReceiverSettings
 from dicom_node.receiver import Receiver, build_structure_limits
+from dicom_node.recorder import Rows
 from dicom_node.store import Durability, Store
 from dicom_node.upper_layer import ProposedContext, decode_request, encode_pdu, encode_request
 from doubles.raw_peer import (
@@ -609,7 +610,39 @@ def test_room_is_given_back_when_an_association_ends(start):
             peer.send(encode_pdu(RELEASE_RQ, bytes(4)))
             peer.read_pdu()
             peer.seconds_until_closed()
-        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "goodbye", [b"", encode_pdu(RELEASE_RQ, bytes(4))], ids=["gone", "release"]
+)
+def test_the_place_of_an_association_is_free_before_the_ledger_knows(start, monkeypatch, goodbye):
+    node = start(associations=1, associations_per_peer=1, room="10 s")
+    written, close = threading.Event(), Rows.close_association
+
+    def close_late(rows: Rows, association_id: str) -> None:
+        written.wait(20)
+        close(rows, association_id)
+
+    monkeypatch.setattr(Rows, "close_association", close_late)
+    with node.connect() as peer:
+        peer.associate()
+        assert peer.store("1.2.3.5", data_set("1.2.3.5")) == command.SUCCESS
+        peer.send(goodbye)
+
+    with node.connect() as peer:
+        peer.associate()
+        assert peer.echo() == command.SUCCESS
+        written.set()
+
+
+def test_an_association_waits_a_moment_for_another_one_to_end(start):
+    node = start(associations=1, associations_per_peer=1, room="10 s")
+    with node.connect() as first, node.connect() as second:
+        first.associate()
+        threading.Timer(0.3, first.socket.close).start()
+
+        second.associate()
+        assert second.echo() == command.SUCCESS
 
 
 def test_idle_associations_cost_next_to_nothing(start):
