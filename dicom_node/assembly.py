@@ -21,11 +21,11 @@ from pydicom import config, dcmread
 from dicom_node.contrast import describe
 from dicom_node.crashpoints import reach
 from dicom_node.domain import Instance, Origin, Series, Study
-from dicom_node.headers import IDENTITY, IMAGE_MODALITIES, read_header
+from dicom_node.headers import BIRTH, IDENTITY, IMAGE_MODALITIES, SEX, read_header
 from dicom_node.identifiers import installation_uid
 from dicom_node.ledger import UID_CONFLICT, Ledger
 from dicom_node.pixels import READ_ERRORS
-from dicom_node.routing import Decision, Judge
+from dicom_node.routing import CONFLICTS, Decision, Judge
 from dicom_node.rules import Contrasts
 from dicom_node.series import split_series
 from dicom_node.settings import Configuration
@@ -123,7 +123,7 @@ def find_hold(study: Study, decision: Decision, conflicts: int = 0) -> tuple[str
 
     Args:
         study: of each UID with its first content only.
-        decision: what rules say of it.
+        decision: what rules say of it; conflicts between sources show when it has been planned.
         conflicts: how many other contents came under its UIDs, and nobody has accepted that.
     """
     if conflicts:
@@ -132,18 +132,13 @@ def find_hold(study: Study, decision: Decision, conflicts: int = 0) -> tuple[str
             f"{conflicts} contents came under UIDs of others and lie in quarantine; compare them, "
             "then release the study to go on with the first ones",
         )
-    identities = {
-        header[IDENTITY]
-        for each in study.series
-        if each.origin is not Origin.OWN
-        for instance in each.instances
-        if (header := instance.header or {}) and IDENTITY in header
-    }
-    if len(identities) > 1:
-        return (
-            "identity_conflict",
-            f"the study holds {len(identities)} different Patient IDs; correct them at the source",
-        )
+    identities = _find_values(study, IDENTITY)
+    for key, name in ((IDENTITY, "Patient IDs"), (BIRTH, "birth dates"), (SEX, "sexes")):
+        if (count := len(_find_values(study, key))) > 1:
+            return (
+                "identity_conflict",
+                f"the study holds {count} different {name}; correct them at the source",
+            )
     if identities == {""}:
         return "identity_missing", "the study has no Patient ID; it cannot be filed safely"
     images = [
@@ -153,7 +148,19 @@ def find_hold(study: Study, decision: Decision, conflicts: int = 0) -> tuple[str
     ]
     if decision.gaps and images and all(each.problem for each in images):
         return _summarize_problems(images)
-    return None
+    doubts = [each for each in decision.refusals if each.code in CONFLICTS]
+    return (doubts[0].code, doubts[0].reason) if doubts else None
+
+
+def _find_values(study: Study, key: str) -> set[str]:
+    """Return what the headers of a study say of the patient, under one key."""
+    return {
+        header[key]
+        for each in study.series
+        if each.origin is not Origin.OWN
+        for instance in each.instances
+        if (header := instance.header or {}) and key in header
+    }
 
 
 def read_folder(folder: Path) -> dict[str, list[Instance]]:
@@ -217,6 +224,9 @@ def _assemble(
     if hold is not None:
         return _hold(study, hold, ledger, row.seen)
     decision = judge.plan(study, decision, now)
+    hold = find_hold(study, decision)
+    if hold is not None:
+        return _hold(study, hold, ledger, row.seen)
     reach("routing.planned")
     recorded = ledger.record_judgement(
         study_instance_uid,

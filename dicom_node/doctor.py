@@ -291,6 +291,7 @@ def find_model_problems(configuration: Configuration, models: set[str]) -> Itera
     wanted = ", ".join(sorted(models)) or "a model, of which there is none yet"
     for k, rule in enumerate(configuration.routing.rules):
         for n, make in enumerate(rule.makes):
-            if rule.mode is not Mode.OFF and make.model not in models:
+            unknown = [model for model in make.model if model not in models]
+            if rule.mode is not Mode.OFF and unknown:
                 location = ("rules", k, "makes", n, "model")
-                yield document.tell(location, f"seen the model {make.model!r}, wanted {wanted}")
+                yield document.tell(location, f"seen the model {unknown[0]!r}, wanted {wanted}")

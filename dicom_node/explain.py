@@ -84,7 +84,9 @@ def _explain(study: Study, judge: Judge, now: datetime, conflicts: int) -> dict[
     decision = judge.find_gaps(study)
     hold = find_hold(study, decision, conflicts)
     if hold is None:
-        decision = judge.plan(study, decision, now)
+        planned = judge.plan(study, decision, now)
+        hold = find_hold(study, planned)
+        decision = planned if hold is None else decision
     return {
         "study_instance_uid": study.study_instance_uid,
         "series": [_series(each) for each in study.series],

@@ -9,7 +9,9 @@ digest, which is enough to see two patients in one study.
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +51,20 @@ PROBLEM = "problem"
 """Key of `[code, sentence]`: why the pixels cannot be read; absent when they can."""
 IDENTITY = "identity"
 """Key of a digest of Patient ID; empty when the patient has none."""
+BIRTH = "birth"
+"""Key of a digest of Patient's Birth Date; absent when the header has none."""
+SEX = "sex"
+"""Key of a digest of Patient's Sex; absent when the header has none."""
+AGE = "age"
+"""Key of the patient's age in years, by Patient's Age, else by birth date and study date."""
 FRAME_POSITIONS = "frame_positions"
 """Key of the Image Position (Patient) of every frame of a multi-frame image."""
 FRAME_ORIENTATIONS = "frame_orientations"
 """Key of the Image Orientation (Patient) of every frame of a multi-frame image."""
 
+_AGE = re.compile(r"(\d{3})([DWMY])")
+_PER_YEAR = {"D": 365.2425, "W": 52.1775, "M": 12.0, "Y": 1.0}
+"""Units of Patient's Age (VR AS, PS3.5 section 6.2) in a year."""
 _LONGEST_TEXT = 256
 _ENHANCED_NUMBERS = {
     "EffectiveEchoTime": "EchoTime",
@@ -106,9 +117,29 @@ def _read(image: Dataset, syntax: UID) -> Facts:
         shared = image.get("SharedFunctionalGroupsSequence") or [Dataset()]
         facts.update(_read_frames(image, shared[0], frames))
     facts[IDENTITY] = _digest(read_bytes(image, "PatientID"))
+    for key, keyword in ((BIRTH, "PatientBirthDate"), (SEX, "PatientSex")):
+        if digest := _digest(read_bytes(image, keyword)):
+            facts[key] = digest
+    if (age := _read_age(image)) is not None:
+        facts[AGE] = age
     if facts.get("Modality") in IMAGE_MODALITIES and (problem := _find_problem(image, syntax)):
         facts[PROBLEM] = problem
     return facts
+
+
+def _read_age(image: Dataset) -> float | None:
+    """Return the age of the patient in years, or None."""
+    if found := _AGE.fullmatch(str(image.get("PatientAge") or "").strip()):
+        return round(int(found[1]) / _PER_YEAR[found[2]], 2)
+    try:
+        born, seen = (
+            datetime.strptime(str(image.get(keyword) or ""), "%Y%m%d")  # noqa: DTZ007 - dates
+            for keyword in ("PatientBirthDate", "StudyDate")
+        )
+    except ValueError:
+        return None
+    age = (seen - born).days / _PER_YEAR["D"]
+    return round(age, 2) if age >= 0 else None
 
 
 def _read_texts(image: Dataset) -> Iterator[tuple[str, str | list[str]]]:

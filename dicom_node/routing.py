@@ -9,11 +9,10 @@ gap that is not filled has a reason, and nothing is made from the closest thing.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-import numpy as np
-
+from dicom_node.candidates import choose_series, find_shortfall, read_facts
 from dicom_node.conditions import matches
 from dicom_node.domain import (
     ContrastLabel,
@@ -26,16 +25,17 @@ from dicom_node.domain import (
     Study,
     SynthesisPlan,
 )
-from dicom_node.headers import FRAME_POSITIONS
+from dicom_node.headers import AGE
 from dicom_node.identifiers import derive_plan_id
 from dicom_node.rules import Contrasts, Make, ModelPolicy, Routing, Rule, Slot
 
 if TYPE_CHECKING:
     from synthesis.registry import ModelCard
 
-COVERAGE = 0.7
-"""A series whose extent is below this share of the longest candidate's shows a part of the anatomy
-only, and comes after all that show it whole."""
+CONFLICTS = frozenset({"laterality_conflict"})
+"""Codes of refusals that put the whole study into doubt: a person must look before anything of it
+is made."""
+_SIDES = frozenset({"L", "R"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,18 +124,17 @@ class Judge:
         """
         plans: dict[ContrastLabel, SynthesisPlan] = {}
         refusals: list[Refusal] = []
-        states = {(gap.rule, gap.target): gap.state for gap in decision.gaps}
+        gaps = {(gap.rule, gap.target) for gap in decision.gaps}
         for rule in self.routing.in_order():
             for make in rule.makes:
-                state = states.get((rule.name, make.target))
-                if state is None:
+                if (rule.name, make.target) not in gaps:
                     continue
                 if make.target in plans:
                     maker = plans[make.target].rule
                     if maker != rule.name:
                         refusals.append(_refuse(rule, make, "other_rule", f"{maker} makes it"))
                     continue
-                answer = self._answer(study, rule, make, state, now)
+                answer = self._answer(study, rule, make, decision.slots[rule.name], now)
                 if isinstance(answer, SynthesisPlan):
                     plans[make.target] = answer
                 else:
@@ -145,49 +144,90 @@ class Judge:
     def _find_state(self, slot: Slot, series: Sequence[Series]) -> SlotState:
         labels = {slot.slot, *slot.or_else}
         named = [each for each in series if _contrast(each) in labels]
-        if any(self._is_usable(each) for each in named):
+        if any(self._fills(each, slot) for each in named):
             return SlotState.PRESENT
-        if any(_shows_acquisition(each) for each in named):
+        if any(_shows_acquisition(each, slot) for each in named):
             return SlotState.INCOMPLETE
         if any(_could_be(each, labels) for each in series):
             return SlotState.AMBIGUOUS
         return SlotState.MISSING
 
-    def _is_usable(self, series: Series) -> bool:
-        """Say whether a series fills its slot."""
+    def _fills(self, series: Series, slot: Slot) -> bool:
+        """Say whether a series of the contrast of a slot fills it."""
         label = _contrast(series)
         if label is None or series.problem is not None or series.origin is Origin.OWN:
             return False
         contrast = self.contrasts.contrasts.get(label)
-        may_be_derived = contrast is not None and contrast.also_derived
-        return series.origin is Origin.ACQUIRED or may_be_derived
+        may_be_derived = (contrast is not None and contrast.also_derived) or (
+            slot.scanner_synthetic == "fills" and _is_scanner_synthetic(series)
+        )
+        is_eligible = series.origin is Origin.ACQUIRED or may_be_derived
+        return is_eligible and not find_shortfall(series, slot.quality)
 
     def _answer(
         self,
         study: Study,
         rule: Rule,
         make: Make,
-        state: SlotState,
+        states: Mapping[ContrastLabel, SlotState],
         now: datetime,
     ) -> SynthesisPlan | Refusal:
         """Return how a gap is filled, or why it is not."""
+        state = states[make.target]
         series = _find_members(study, rule)
         if state not in make.when:
-            return _refuse(rule, make, f"slot_{state}", _explain_state(make.target, state, series))
-        if make.target in self.policy.never_make:
-            return _refuse(rule, make, "never_made", "models.yaml says that it is never made")
-        card = next((card for card in self.cards if card.id == make.model), None)
+            reason = _explain_state(rule, make.target, state, series)
+            return _refuse(rule, make, f"slot_{state}", reason)
+        problem = self._explain_policy(make.target) or _explain_ineligible(make, study, states)
+        if problem is not None:
+            return _refuse(rule, make, *problem)
+        refusals = []
+        for model_id in make.model:
+            answer = self._try_model(study, rule, make, model_id, series, now)
+            if isinstance(answer, SynthesisPlan):
+                return answer
+            refusals.append(answer)
+        if len(refusals) == 1:
+            return refusals[0]
+        told = "; ".join(dict.fromkeys(each.reason for each in refusals))
+        return replace(refusals[0], reason=told)
+
+    def _try_model(
+        self,
+        study: Study,
+        rule: Rule,
+        make: Make,
+        model_id: str,
+        series: Sequence[Series],
+        now: datetime,
+    ) -> SynthesisPlan | Refusal:
+        """Return how one model fills a gap, or why it does not."""
+        card = next((card for card in self.cards if card.id == model_id), None)
         if card is None:
-            return _refuse(rule, make, "no_model", f"there is no model {make.model}")
+            return _refuse(rule, make, "no_model", f"there is no model {model_id}")
         problem = self._check_model(card, make.target, rule.anatomy)
         if problem is not None:
             return _refuse(rule, make, *problem)
-        sources, notes = self._choose_sources(card, make, series)
+        sources, notes = self._choose_sources(card, rule, make, series)
         lacking = [label for label in card.required if label not in sources]
         if lacking or not sources:
             wanted = ", ".join(lacking or make.sources)
             return _refuse(rule, make, *_explain_lack(wanted, make, series))
+        if conflict := _find_side_conflict(sources):
+            return _refuse(rule, make, "laterality_conflict", conflict)
         return self._plan(study, rule, make, card, sources, notes, now)
+
+    def _explain_policy(self, target: ContrastLabel) -> tuple[str, str] | None:
+        """Return why the site never lets a target be made, as code and sentence, or None."""
+        if target in self.policy.never_make:
+            return "never_made", "models.yaml says that it is never made"
+        if target in self.contrasts.enhanced and target not in self.policy.research:
+            return (
+                "research_only",
+                f"{target} shows a contrast agent, which is not invented; "
+                "models.yaml sets no research mode for it",
+            )
+        return None
 
     def _check_model(
         self, card: "ModelCard", target: ContrastLabel, anatomy: str
@@ -202,7 +242,8 @@ class Judge:
             )
         if facts is None:
             return "model_target", f"{card.id} does not make {target}"
-        if facts.state not in self.policy.states:
+        is_research = facts.state == "research" and target in self.policy.research
+        if facts.state not in self.policy.states and not is_research:
             wanted = ", ".join(self.policy.states)
             return (
                 "model_not_approved",
@@ -213,11 +254,12 @@ class Judge:
         return None
 
     def _choose_sources(
-        self, card: "ModelCard", make: Make, series: Sequence[Series]
+        self, card: "ModelCard", rule: Rule, make: Make, series: Sequence[Series]
     ) -> tuple[dict[ContrastLabel, Series], list[str]]:
         """Return the best series of each source that is there, in the order of preference."""
         chosen: dict[ContrastLabel, Series] = {}
         notes: list[str] = []
+        qualities = {slot.slot: slot.quality for slot in rule.expects}
         for label in make.sources:
             candidates = [
                 each
@@ -225,17 +267,21 @@ class Judge:
                 if _contrast(each) == label
                 and each.origin is Origin.ACQUIRED
                 and each.problem is None
+                and not find_shortfall(each, make.needs)
             ]
             if label not in card.sources or not candidates:
                 continue
-            best, why = choose_series(candidates)
+            choice = choose_series(
+                candidates, degraded=self.routing.degraded, quality=qualities.get(label)
+            )
             taken = {each.series_instance_uid for each in chosen.values()}
-            if best.series_instance_uid in taken:
+            if choice.series.series_instance_uid in taken:
                 notes.append(f"{label} shares a series with another source and is left out")
                 continue
-            chosen[label] = best
-            if why:
-                notes.append(f"{label}: {why}")
+            chosen[label] = choice.series
+            if choice.why:
+                notes.append(f"{label}: {choice.why}")
+        notes += _find_registrations(chosen)
         return chosen, notes
 
     def _plan(
@@ -291,12 +337,12 @@ def match_rule(rule: Rule, study: Study) -> RuleMatch:
     if rule.mode is Mode.OFF:
         return RuleMatch(rule=rule.name, matched=False, reasons=("its mode is off",))
     acquired = [each for each in study.series if each.origin is Origin.ACQUIRED]
-    like = [each for each in acquired if matches(rule.study.any_series, _header(each))]
+    like = [each for each in acquired if matches(rule.study.any_series, read_facts(each))]
     if not like:
         reasons = ("no acquired series looks like its study.any_series",)
         return RuleMatch(rule=rule.name, matched=False, reasons=reasons)
     against = rule.study.no_series
-    unlike = [each for each in study.series if against and matches(against, _header(each))]
+    unlike = [each for each in study.series if against and matches(against, read_facts(each))]
     if unlike:
         reasons = (f"series {unlike[0].series_instance_uid} looks like its study.no_series",)
         return RuleMatch(rule=rule.name, matched=False, reasons=reasons)
@@ -311,45 +357,13 @@ def match_rule(rule: Rule, study: Study) -> RuleMatch:
     )
 
 
-def choose_series(candidates: Sequence[Series]) -> tuple[Series, str]:
-    """Return the best of several series of one contrast, and why (empty when there is only one).
-
-    One that shows the whole anatomy before one that shows a part, 3D before 2D, thinner slices,
-    more slices, the last repeat.
-    """
-    longest = max(_extent(each)[0] for each in candidates)
-
-    def rank(series: Series) -> tuple[Any, ...]:
-        extent, spacing, slices = _extent(series)
-        header = _header(series)
-        return (
-            extent < COVERAGE * longest,
-            header.get("MRAcquisitionType") != "3D",
-            round(spacing, 1),
-            -slices,
-            -_number(header, "SeriesNumber"),
-            -_number(header, "AcquisitionNumber"),
-            series.series_instance_uid,
-            series.instances[0].sop_instance_uid,
-        )
-
-    best = min(candidates, key=rank)
-    if len(candidates) == 1:
-        return best, ""
-    extent, spacing, slices = _extent(best)
-    return best, (
-        f"series {best.series_instance_uid} is the best of {len(candidates)} "
-        f"({slices} slices, {spacing:.1f} mm apart, over {extent:.0f} mm)"
-    )
-
-
 def _find_members(study: Study, rule: Rule) -> list[Series]:
     return [each for each in study.series if _counts(each, rule)]
 
 
 def _counts(series: Series, rule: Rule) -> bool:
     left_out = rule.study.leaves_out
-    return left_out is None or not matches(left_out, _header(series))
+    return left_out is None or not matches(left_out, read_facts(series))
 
 
 def _could_be(series: Series, labels: set[ContrastLabel]) -> bool:
@@ -359,22 +373,31 @@ def _could_be(series: Series, labels: set[ContrastLabel]) -> bool:
     return series.label.contrast is None and not labels.isdisjoint(series.label.candidates)
 
 
-def _shows_acquisition(series: Series) -> bool:
-    """Say whether a series that fills no slot shows that its contrast was acquired."""
-    is_synthetic = (
-        series.label is not None and series.label.attributes.get("derivation") == "synthetic"
-    )
-    return series.origin is not Origin.OWN and not is_synthetic
+def _is_scanner_synthetic(series: Series) -> bool:
+    return series.label is not None and series.label.attributes.get("derivation") == "synthetic"
 
 
-def _explain_state(target: ContrastLabel, state: SlotState, series: Sequence[Series]) -> str:
+def _shows_acquisition(series: Series, slot: Slot) -> bool:
+    """Say whether a series that does not fill a slot shows that its contrast was acquired."""
+    passed_over = slot.scanner_synthetic == "passed_over" and _is_scanner_synthetic(series)
+    return series.origin is not Origin.OWN and not passed_over
+
+
+def _explain_state(
+    rule: Rule, target: ContrastLabel, state: SlotState, series: Sequence[Series]
+) -> str:
     if state is SlotState.AMBIGUOUS:
         doubtful = next(_find_doubtful(target, series), "a series")
         return f"{doubtful} could not be labelled and may be {target}"
-    for each in series:
-        if _contrast(each) == target and each.problem:
+    slot = next(slot for slot in rule.expects if slot.slot == target)
+    named = [each for each in series if _contrast(each) in {slot.slot, *slot.or_else}]
+    for each in named:
+        if each.problem:
             code, why = each.problem
             return f"series {each.series_instance_uid} is {target} but not usable ({code}: {why})"
+    for each in named:
+        if shortfall := find_shortfall(each, slot.quality):
+            return f"series {each.series_instance_uid} is {target}, but {shortfall}"
     return f"a series computed from {target} is there, so that it was acquired; send the original"
 
 
@@ -382,6 +405,52 @@ def _find_doubtful(target: ContrastLabel, series: Sequence[Series]) -> Iterator[
     for each in series:
         if _could_be(each, {target}):
             yield f"series {each.series_instance_uid}"
+
+
+def _explain_ineligible(
+    make: Make, study: Study, states: Mapping[ContrastLabel, SlotState]
+) -> tuple[str, str] | None:
+    """Return why nothing is made of this study, whatever the model, as code and sentence."""
+    for label, wanted in make.where.items():
+        if states[label] not in wanted:
+            return "slots_differ", f"{label} is {states[label]}, wanted {' or '.join(wanted)}"
+    acquired = [each for each in study.series if each.origin is Origin.ACQUIRED]
+    if make.age is not None:
+        ages = {age for each in acquired if (age := read_facts(each).get(AGE)) is not None}
+        if not ages and make.age.unknown == "refuse":
+            return "age_unknown", "no header tells the age of the patient"
+        if any(not make.age.at_least <= age <= make.age.at_most for age in ages):
+            return (
+                "age",
+                f"it is made for ages of {make.age.at_least:g} to {make.age.at_most:g} years",
+            )
+    for exclusion in make.unless:
+        for each in acquired:
+            if matches(exclusion.when, read_facts(each)):
+                return "ruled_out", f"series {each.series_instance_uid}: {exclusion.because}"
+    return None
+
+
+def _find_side_conflict(sources: Mapping[ContrastLabel, Series]) -> str:
+    """Return in which way sources are of different sides of the body; empty when they are not."""
+    sides = {
+        label: side
+        for label, each in sources.items()
+        if (side := str(read_facts(each).get("Laterality", "")).upper()) in _SIDES
+    }
+    if len(set(sides.values())) < len(_SIDES):
+        return ""
+    return "the sources are of both sides: " + ", ".join(f"{k} {v}" for k, v in sides.items())
+
+
+def _find_registrations(sources: Mapping[ContrastLabel, Series]) -> list[str]:
+    """Return a sentence for each source whose frame of reference is not that of the first."""
+    frames = [(label, each.frame_of_reference_uid) for label, each in sources.items()]
+    return [
+        f"{label} has another frame of reference than {frames[0][0]}: it is registered to it"
+        for label, frame in frames[1:]
+        if frame != frames[0][1]
+    ]
 
 
 def _explain_lack(wanted: str, make: Make, series: Sequence[Series]) -> tuple[str, str]:
@@ -393,6 +462,12 @@ def _explain_lack(wanted: str, make: Make, series: Sequence[Series]) -> tuple[st
                 "source_unusable",
                 f"series {each.series_instance_uid} cannot be a source ({code}: {why})",
             )
+        is_source = _contrast(each) in make.sources and each.origin is Origin.ACQUIRED
+        if is_source and (shortfall := find_shortfall(each, make.needs)):
+            return (
+                "source_quality",
+                f"series {each.series_instance_uid} cannot be a source: {shortfall}",
+            )
     return "no_source", f"the study holds no usable series of {wanted}"
 
 
@@ -400,31 +475,5 @@ def _refuse(rule: Rule, make: Make, code: str, reason: str) -> Refusal:
     return Refusal(rule=rule.name, target=make.target, code=code, reason=reason)
 
 
-def _extent(series: Series) -> tuple[float, float, int]:
-    """Return the length of a stack in mm, the distance of its slices in mm, and their number."""
-    positions = [
-        position
-        for instance in series.instances
-        for position in (instance.header or {}).get(
-            FRAME_POSITIONS, [(instance.header or {}).get("ImagePositionPatient")]
-        )
-        if position
-    ]
-    slices = len(positions)
-    if slices <= 1:
-        return 0.0, 0.0, slices
-    extent = float(np.linalg.norm(np.ptp(positions, axis=0)))
-    return extent, extent / (slices - 1), slices
-
-
-def _number(header: Mapping[str, Any], keyword: str) -> float:
-    value = header.get(keyword)
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
 def _contrast(series: Series) -> ContrastLabel | None:
     return series.label.contrast if series.label is not None else None
-
-
-def _header(series: Series) -> Mapping[str, Any]:
-    return series.instances[0].header or {}

@@ -6,9 +6,17 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from dicom_node.conditions import Condition
 from dicom_node.domain import ContrastLabel, Mode, SlotState
@@ -16,6 +24,26 @@ from dicom_node.domain import ContrastLabel, Mode, SlotState
 CONTRASTS_FILE = "contrasts.yaml"
 ROUTING_FILE = "routing.yaml"
 MODELS_FILE = "models.yaml"
+
+
+Millimeters = Annotated[float, Field(gt=0, le=5000)]
+Plane = Literal["axial", "sagittal", "coronal", "oblique"]
+
+
+def _read_ids(value: object) -> tuple[object, ...]:
+    """Return one id as a list of one: a union of both would tell one mistake twice."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("the id of a model, or a list of them in order of preference")
+    return tuple(value)
+
+
+ModelIds = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_read_ids),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 
 
 class Strict(BaseModel):
@@ -157,6 +185,12 @@ class Contrasts(Strict):
     attributes: Mapping[str, Condition] = Field(default_factory=dict)
     contrasts: Mapping[ContrastLabel, Contrast]
 
+    @property
+    def enhanced(self) -> frozenset[ContrastLabel]:
+        """Contrasts that show an agent that was given."""
+        agents = (contrast.with_agent for contrast in self.contrasts.values())
+        return frozenset(each for each in agents if each is not None)
+
     @model_validator(mode="after")
     def _agrees(self) -> "Contrasts":
         for label, contrast in self.contrasts.items():
@@ -182,6 +216,24 @@ class StudyMatch(Strict):
     leaves_out: Condition | None = None
 
 
+class Quality(Strict):
+    """What a series must be like to be of use; what is not said does not matter.
+
+    Attributes:
+        spacing_at_most_mm: between the centers of its slices.
+        coverage_at_least_mm: from its first slice to its last.
+        field_of_view_at_least_mm: the shorter side of its slices.
+        planes: how its slices may lie.
+        dimension: whether it was acquired as a volume (3D) or slice by slice (2D).
+    """
+
+    spacing_at_most_mm: Millimeters | None = None
+    coverage_at_least_mm: Millimeters | None = None
+    field_of_view_at_least_mm: Millimeters | None = None
+    planes: tuple[Plane, ...] | None = Field(default=None, min_length=1)
+    dimension: Literal["2D", "3D"] | None = None
+
+
 class Slot(Strict):
     """One contrast that a protocol expects.
 
@@ -189,11 +241,38 @@ class Slot(Strict):
         slot: the contrast.
         need: required, or optional (its absence is noted and nothing is wrong).
         or_else: other contrasts that fill the slot as well.
+        quality: what a series must be like to fill it; one that is not makes the slot incomplete.
+        scanner_synthetic: whether an image that a scanner computed from a relaxometry scan
+            (SyMRI, MAGiC) fills it, or is passed over.
     """
 
     slot: ContrastLabel
     need: Literal["required", "optional"] = "required"
     or_else: tuple[ContrastLabel, ...] = ()
+    quality: Quality | None = None
+    scanner_synthetic: Literal["fills", "passed_over"] = "passed_over"
+
+
+class Age(Strict):
+    """For patients of which age something is made.
+
+    Attributes:
+        at_least: years.
+        at_most: years.
+        unknown: whether it is made for a patient whose age no header tells.
+    """
+
+    at_least: float = Field(default=0, ge=0, le=150)
+    at_most: float = Field(default=150, ge=0, le=150)
+    unknown: Literal["refuse", "accept"] = "refuse"
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "Age":
+        if self.at_least > self.at_most:
+            raise ValueError(
+                f"at_least not above at_most (seen {self.at_least:g}, {self.at_most:g})"
+            )
+        return self
 
 
 class Make(Strict):
@@ -203,22 +282,33 @@ class Make(Strict):
         target: the contrast to make; one of the rule's slots.
         sources: contrasts to make it from, best first: the first one that the study holds is the
             reference, on whose grid the result lies; the model is given all that are held.
-        model: id of a model folder.
+        model: id of a model folder; or several, of which the first that may be used and whose
+            sources are there is taken.
         when: slot states that count as a gap. The shipped rules name `missing` only: something
             incomplete or ambiguous may be the real thing, and a person should look.
+        where: what other slots of the rule must be like, slot to the states that will do.
+        age: of the patients for whom it is made.
+        needs: what every source must be like; one that is not is left out.
+        unless: what rules it out when any acquired series of the study looks like it (implants …).
     """
 
     target: ContrastLabel
     sources: tuple[ContrastLabel, ...] = Field(min_length=1)
-    model: str
-    when: tuple[Literal[SlotState.MISSING, SlotState.INCOMPLETE, SlotState.AMBIGUOUS], ...] = (
-        SlotState.MISSING,
+    model: ModelIds
+    when: tuple[Literal["missing", "incomplete", "ambiguous"], ...] = ("missing",)
+    where: Mapping[ContrastLabel, Annotated[tuple[SlotState, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
     )
+    age: Age | None = None
+    needs: Quality | None = None
+    unless: tuple[Exclusion, ...] = ()
 
     @model_validator(mode="after")
     def _is_no_circle(self) -> "Make":
         if self.target in self.sources:
             raise ValueError(f"{self.target} is made from itself; take it out of sources")
+        if self.target in self.where:
+            raise ValueError(f"the states of {self.target} itself stand in `when`, not in `where`")
         return self
 
 
@@ -258,6 +348,9 @@ class Rule(Strict):
         for make in self.makes:
             if make.target not in slots:
                 raise ValueError(f"makes: {make.target} is not among the slots that it expects")
+        for target, count in Counter(make.target for make in self.makes).items():
+            if count > 1:
+                raise ValueError(f"makes: {target} stands twice; list its models in order instead")
         if self.mode in (Mode.SEND, Mode.HOLD) and self.makes and not self.send_to:
             raise ValueError(f"send_to: a rule in mode {self.mode} needs at least one peer")
         return self
@@ -267,10 +360,13 @@ class Routing(Strict):
     """routing.yaml: the protocols.
 
     Attributes:
+        degraded: how a series shows that it is of less use than a repeat of it (motion): it is
+            taken only where there is no other.
         rules: all that match a study apply, by falling priority, then in the order of the file;
             when two want the same target, the first makes it.
     """
 
+    degraded: Condition | None = None
     rules: tuple[Rule, ...]
 
     @field_validator("rules")
@@ -292,14 +388,24 @@ class ModelPolicy(Strict):
     Attributes:
         states: states of a model card's target that may be used.
         never_make: contrasts that no rule may make, whatever a card says.
+        research: contrasts for which the site has set research mode: models in the state research
+            may make them, and enhancement (T1c, CTc), which is never made otherwise, may be made.
         digests: model id to the only digest that may be used, where a site pins one.
         seed: of every random draw; recorded with each plan.
     """
 
     states: tuple[Literal["approved", "research", "candidate"], ...]
     never_make: tuple[ContrastLabel, ...] = ()
+    research: tuple[ContrastLabel, ...] = ()
     digests: Mapping[str, str] = Field(default_factory=dict)
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "ModelPolicy":
+        for target in self.research:
+            if target in self.never_make:
+                raise ValueError(f"{target} in one of never_make and research, not in both")
+        return self
 
 
 class Disagreement(NamedTuple):
@@ -317,31 +423,72 @@ class Disagreement(NamedTuple):
 
 
 def find_disagreements(
-    contrasts: Contrasts, routing: Routing, policy: ModelPolicy, send_peers: Collection[str]
+    contrasts: Contrasts,
+    routing: Routing,
+    policy: ModelPolicy,
+    send_peers: Collection[str],
 ) -> Iterator[Disagreement]:
     """Yield each name that another file does not know."""
     known = contrasts.contrasts
-    for k, target in enumerate(policy.never_make):
-        if target not in known:
-            yield Disagreement(MODELS_FILE, ("never_make", k), _no_contrast(target))
+    for key, targets in (("never_make", policy.never_make), ("research", policy.research)):
+        for k, target in enumerate(targets):
+            if target not in known:
+                yield Disagreement(MODELS_FILE, (key, k), _no_contrast(target))
     for k, rule in enumerate(routing.rules):
-        for location, label in _find_labels(rule):
-            if label not in known:
-                yield Disagreement(ROUTING_FILE, ("rules", k, *location), _no_contrast(label))
-        for n, peer in enumerate(rule.send_to):
-            if peer not in send_peers:
-                wanted = ", ".join(sorted(send_peers)) or "none yet"
-                says = (
-                    f"{peer!r} is no peer of node.yaml with the role send; wanted one of: {wanted}"
-                )
-                yield Disagreement(ROUTING_FILE, ("rules", k, "send_to", n), says)
-        for n, make in enumerate(rule.makes):
-            if make.target in policy.never_make and rule.mode != Mode.OFF:
-                says = (
-                    f"{make.target} may never be made (models.yaml: never_make); "
-                    "drop one of the two"
-                )
-                yield Disagreement(ROUTING_FILE, ("rules", k, "makes", n, "target"), says)
+        found = (
+            *_find_unknown_labels(rule, known),
+            *_find_unknown_slots(rule),
+            *_find_unknown_peers(rule, send_peers),
+            *_find_forbidden_targets(rule, contrasts, policy),
+        )
+        for location, says in found:
+            yield Disagreement(ROUTING_FILE, ("rules", k, *location), says)
+
+
+_Finding = tuple[tuple[int | str, ...], str]
+
+
+def _find_unknown_labels(rule: Rule, known: Collection[ContrastLabel]) -> Iterator[_Finding]:
+    for location, label in _find_labels(rule):
+        if label not in known:
+            yield location, _no_contrast(label)
+
+
+def _find_unknown_slots(rule: Rule) -> Iterator[_Finding]:
+    slots = [slot.slot for slot in rule.expects]
+    for k, make in enumerate(rule.makes):
+        for label in make.where:
+            if label not in slots:
+                says = f"{label!r} is no slot of the rule; wanted one of: {', '.join(slots)}"
+                yield ("makes", k, "where", str(label)), says
+
+
+def _find_unknown_peers(rule: Rule, send_peers: Collection[str]) -> Iterator[_Finding]:
+    for n, peer in enumerate(rule.send_to):
+        if peer not in send_peers:
+            wanted = ", ".join(sorted(send_peers)) or "none yet"
+            says = f"{peer!r} is no peer of node.yaml with the role send; wanted one of: {wanted}"
+            yield ("send_to", n), says
+
+
+def _find_forbidden_targets(
+    rule: Rule, contrasts: Contrasts, policy: ModelPolicy
+) -> Iterator[_Finding]:
+    if rule.mode is Mode.OFF:
+        return
+    for n, make in enumerate(rule.makes):
+        location = ("makes", n, "target")
+        if make.target in policy.never_make:
+            yield (
+                location,
+                f"{make.target} may never be made (models.yaml: never_make); drop one of the two",
+            )
+        elif make.target in contrasts.enhanced and make.target not in policy.research:
+            yield (
+                location,
+                f"{make.target} shows a contrast agent, which is never invented; to try it for "
+                "research, list it in models.yaml under research",
+            )
 
 
 def _find_labels(rule: Rule) -> Iterator[tuple[tuple[int | str, ...], ContrastLabel]]:

@@ -129,6 +129,8 @@ class Document:
         wanted = said.removeprefix("Value error, ").removeprefix("Input should be ")
         if kind == "extra_forbidden":
             wanted = "no such key"
+        if kind == "too_short":
+            wanted = "at least one value"
         shown = json.dumps(seen) if not isinstance(seen, dict | list) else "a whole section"
         return self.tell(location, f"seen {shown}, wanted {wanted}")
 

@@ -2,11 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, config
 from pydicom.uid import JPEG2000Lossless
 
 from dicom_node.elements import encode
-from dicom_node.headers import FRAME_POSITIONS, IDENTITY, PROBLEM, read_header
+from dicom_node.headers import AGE, BIRTH, FRAME_POSITIONS, IDENTITY, PROBLEM, SEX, read_header
 from doubles.series import make_series
 
 
@@ -52,6 +52,40 @@ def test_padding_is_no_difference_between_patients(image: Dataset, tmp_path: Pat
     image.PatientID = "ODD "
 
     assert read_header(write(image, tmp_path))[IDENTITY] == one
+
+
+@pytest.mark.parametrize(
+    ("facts", "age"),
+    [
+        ({"PatientAge": "034Y"}, 34),
+        ({"PatientAge": "018M"}, 1.5),
+        ({"PatientAge": "026W"}, 0.5),
+        ({"PatientAge": "old"}, None),
+        ({"PatientBirthDate": "19800102", "StudyDate": "20200102"}, 40),
+        ({"PatientBirthDate": "20210102", "StudyDate": "20200102"}, None),
+        ({"PatientAge": "034Y", "PatientBirthDate": "20100102", "StudyDate": "20200102"}, 34),
+    ],
+)
+def test_age_is_read_in_years(
+    image: Dataset, tmp_path: Path, facts: dict[str, str], age: float | None
+) -> None:
+    image.PatientBirthDate = ""
+    with config.disable_value_validation():
+        for keyword, value in facts.items():
+            setattr(image, keyword, value)
+        path = write(image, tmp_path)
+
+    assert read_header(path).get(AGE) == (None if age is None else pytest.approx(age, abs=0.01))
+
+
+def test_birth_date_and_sex_are_digests_only(image: Dataset, tmp_path: Path) -> None:
+    image.PatientBirthDate, image.PatientSex = "19800102", ""
+
+    header = read_header(write(image, tmp_path))
+
+    assert header[BIRTH]
+    assert SEX not in header
+    assert "19800102" not in json.dumps(header)
 
 
 def test_empty_patient_id_is_empty(image: Dataset, tmp_path: Path) -> None:

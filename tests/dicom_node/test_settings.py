@@ -11,7 +11,9 @@ from pydicom.uid import UID_dictionary
 from dicom_node import settings
 from dicom_node.errors import ConfigurationError
 from dicom_node.node_settings import NodeSettings, parse_node, read_node
+from dicom_node.rules import Routing
 from dicom_node.storage_classes import STORAGE_CLASSES
+from dicom_node.strict_yaml import read_document
 
 SHIPPED = Path(__file__).parents[2] / "config"
 
@@ -351,6 +353,111 @@ def test_mistake_in_a_condition_is_one_message_with_its_line(folder, written, to
     (line,) = str(refused.value).splitlines()
     assert line.startswith("routing.yaml: line 10: rules.brain.study.any_series")
     assert told in line
+
+
+@pytest.mark.parametrize(
+    ("written", "line", "told"),
+    [
+        ("quality: {spacing_at_most: 6}", 13, "quality.spacing_at_most : seen 6, wanted no such"),
+        ("quality: {spacing_at_most_mm: 0}", 13, "quality.spacing_at_most_mm : seen 0, wanted gr"),
+        ("quality: {planes: [axial, up]}", 13, "quality.planes.1 : seen \"up\", wanted 'axial'"),
+        (
+            "quality: {planes: []}",
+            13,
+            "quality.planes : seen a whole section, wanted at least one value",
+        ),
+        ("quality: {dimension: 4D}", 13, "quality.dimension : seen \"4D\", wanted '2D' or '3D'"),
+        ("scanner_synthetic: counts", 13, "wanted 'fills' or 'passed_over'"),
+        ("model: []", 15, "makes.0.model : seen a whole section, wanted the id of a model"),
+        ("model: 5", 15, "makes.0.model : seen 5, wanted the id of a model"),
+        ("when: [gone]", 15, "makes.0.when.0 : seen \"gone\", wanted 'missing'"),
+        ("where: {T1w: [there]}", 15, 'makes.0.where.T1w.0 : seen "there", wanted'),
+        ("where: {T1w: []}", 15, "makes.0.where.T1w : seen a whole section, wanted"),
+        ("where: {T1w: present}", 15, 'makes.0.where.T1w : seen "present", wanted a valid'),
+        ("where: {FLAIR: [missing]}", 15, "makes.0 : seen a whole section, wanted the states of"),
+        ("age: {at_least: x}", 15, 'makes.0.age.at_least : seen "x", wanted a valid number'),
+        ("age: {at_least: 9, at_most: 8}", 15, "wanted at_least not above at_most (seen 9, 8)"),
+        ("age: {unknown: maybe}", 15, "makes.0.age.unknown : seen \"maybe\", wanted 'refuse'"),
+        ("needs: {coverage_at_least_mm: -1}", 15, "makes.0.needs.coverage_at_least_mm : seen -1"),
+        (
+            "unless: [{when: {keyword: Modality, equals: MR}}]",
+            15,
+            "unless.0.because : seen nothing",
+        ),
+        ("degraded: {keyword: Series, has_word: [x]}", 19, 'degraded.keyword : seen "Series"'),
+    ],
+)
+def test_mistake_in_a_rule_is_one_message_with_its_line(written, line, told):
+    with pytest.raises(ConfigurationError) as refused:
+        read_document(write_rule(written, line).encode(), "routing.yaml").check(Routing)
+
+    (message,) = str(refused.value).splitlines()
+    assert message.startswith(f"routing.yaml: line {line}: ")
+    assert told in message
+
+
+@pytest.mark.parametrize(
+    ("written", "line", "told"),
+    [
+        ("or_else: [T9]", 13, "expects.1.or_else.0 : 'T9' is no contrast of contrasts.yaml"),
+        ("where: {T1c: [present]}", 15, "makes.0.where.T1c : 'T1c' is no slot of the rule"),
+    ],
+)
+def test_name_in_a_rule_that_nobody_knows_is_told_with_its_line(folder, written, line, told):
+    (folder / "routing.yaml").write_text(write_rule(written, line))
+
+    with pytest.raises(ConfigurationError) as refused:
+        settings.load(folder)
+
+    (message,) = str(refused.value).splitlines()
+    assert message.startswith(f"routing.yaml: line {line}: ")
+    assert told in message
+
+
+def write_rule(written: str, line: int) -> str:
+    """Return a routing.yaml in which a key stands on one line."""
+    keys = {13: "", 15: "model: m", 18: "", 19: ""} | {line: written}
+    model = "" if "model" in keys[15] else "model: m,"
+    return f"""rules:
+  - name: brain
+    study:
+      any_series: {{keyword: Modality, equals: MR}}
+    says: a brain
+    owner: site
+    mode: shadow
+    priority: 1
+    anatomy: BRAIN
+    send_to: []
+    expects:
+      - {{slot: T1w}}
+      - {{slot: FLAIR, {keys[13]}}}
+    makes:
+      - {{{model} {keys[15]},
+         target: FLAIR,
+         sources: [T1w]}}
+    {keys[18]}
+{keys[19]}
+"""
+
+
+def test_contrast_agent_is_asked_for_in_research_mode_only(folder):
+    routing = (folder / "routing.yaml").read_text()
+    text = routing.replace(
+        "{target: FLAIR, sources: [T2w, T1w, T1c]", "{target: T1c, sources: [T1w]"
+    )
+    (folder / "routing.yaml").write_text(text)
+    models = folder / "models.yaml"
+    for never_make, research, told in (
+        ("[T1c]", "[]", "T1c may never be made"),
+        ("[]", "[]", "T1c shows a contrast agent, which is never invented"),
+        ("[T1c]", "[T1c]", "T1c in one of never_make and research"),
+    ):
+        models.write_text(f"states: [approved]\nnever_make: {never_make}\nresearch: {research}\n")
+        with pytest.raises(ConfigurationError, match=told):
+            settings.load(folder)
+
+    models.write_text("states: [approved]\nresearch: [T1c]\n")
+    assert settings.load(folder).models.research == ("T1c",)
 
 
 def test_peer_that_takes_nothing_is_no_destination(folder):
