@@ -9,7 +9,6 @@ import contextlib
 import logging
 import shutil
 import socket
-import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from dicom_node.network import (
 )
 from dicom_node.services import Services
 from dicom_node.spool import Spool
+from dicom_node.tls import ServerSide, describe_failure, read_fingerprint
 from dicom_node.upper_layer import (
     AssociationRequest,
     ContextResult,
@@ -64,7 +64,8 @@ class Door:
     """What the configuration says about who comes in, and how.
 
     Attributes:
-        find_caller: AE title and address to a peer, or to None.
+        find_caller: AE title, address and fingerprint of the certificate (None in plain) to a
+            peer; raises `RejectedError` when it is none.
         may_be_plain: whether an address may talk without TLS.
         storage: storage SOP class to the transfer syntaxes that are taken, best first.
         folder: whose file system must have `minimum_free_bytes`.
@@ -75,11 +76,11 @@ class Door:
     """
 
     ae_title: str
-    find_caller: Callable[[str, Address], Caller | None]
+    find_caller: Callable[[str, Address, str | None], Caller]
     may_be_plain: Callable[[Address], bool]
     storage: Mapping[str, tuple[str, ...]]
     folder: Path
-    tls: ssl.SSLContext | None = None
+    tls: ServerSide | None = None
     minimum_free_bytes: int = 0
     handshake_seconds: float = 3.0
     request_seconds: float = 5.0
@@ -90,11 +91,24 @@ class Door:
     limits: Limits = field(default_factory=Limits)
 
 
-class RejectedError(ProtocolError):
-    """The association is not wanted; `answer` is the A-ASSOCIATE-RJ that says why."""
+class NotSecuredError(ProtocolError):
+    """There is no TLS session; `reason` says why, in our own words."""
 
-    def __init__(self, code: str, result: int, source: int, reason: int) -> None:
+    def __init__(self, reason: str) -> None:
+        super().__init__("tls_failed", None)
+        self.reason = reason
+
+
+class RejectedError(ProtocolError):
+    """The association is not wanted; `answer` is the A-ASSOCIATE-RJ that says why.
+
+    Attributes:
+        facts: more for the log, in our own words.
+    """
+
+    def __init__(self, code: str, result: int, source: int, reason: int, **facts: str) -> None:
         super().__init__(code, None)
+        self.facts = facts
         self.answer = upper_layer.encode_reject(result, source, reason)
 
 
@@ -143,10 +157,13 @@ class Acceptor:
         wire: Wire | None = None
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            wire = Wire(self._secure(sock, address), self._door.limits, self._stopping)
-            self._associate(wire, address)
+            secured = self._secure(sock, address)
+            wire = Wire(secured, self._door.limits, self._stopping)
+            self._associate(wire, address, read_fingerprint(secured))
+        except NotSecuredError as error:
+            self._complaints.note(error.code, who=str(address), reason=error.reason)
         except RejectedError as error:
-            self._complaints.note(error.code, who=str(address))
+            self._complaints.note(error.code, who=str(address), **error.facts)
             if wire is not None:
                 wire.finish(error.answer)
         except ProtocolError as error:
@@ -177,8 +194,8 @@ class Acceptor:
         try:
             sock.settimeout(self._door.handshake_seconds)
             first = sock.recv(1, socket.MSG_PEEK)
-        except TimeoutError:
-            raise ProtocolError("tls_failed", None) from None
+        except TimeoutError as error:
+            raise NotSecuredError(describe_failure(error)) from None
         except OSError:
             raise _LeftAtOnceError from None
         if not first:
@@ -187,15 +204,15 @@ class Acceptor:
             return sock
         try:
             sock.settimeout(max(deadline - time.monotonic(), 0.001))  # of the whole handshake
-            return self._door.tls.wrap_socket(sock, server_side=True)
-        except OSError:
-            raise ProtocolError("tls_failed", None) from None
+            return self._door.tls.context().wrap_socket(sock, server_side=True)
+        except OSError as error:
+            raise NotSecuredError(describe_failure(error)) from None
 
-    def _associate(self, wire: Wire, address: Address) -> None:
+    def _associate(self, wire: Wire, address: Address, certificate: str | None) -> None:
         """Read the request, answer it, and serve the association if there is one."""
         request_body = self._read_request(wire)
         request = upper_layer.decode_request(request_body)
-        caller = self._check_request(request, address)
+        caller = self._check_request(request, address, certificate)
         self._find_room(str(address), caller.alias)
         with contextlib.ExitStack() as place:
             place.callback(self._admission.part, str(address), caller.alias)
@@ -259,15 +276,15 @@ class Acceptor:
         ]
         return Association(wire, accepted, request.maximum_length)
 
-    def _check_request(self, request: AssociationRequest, address: Address) -> Caller:
+    def _check_request(
+        self, request: AssociationRequest, address: Address, certificate: str | None
+    ) -> Caller:
         """Return who is calling, or refuse the association."""
         if not request.protocol_version & 1:
             raise RejectedError("protocol_version", 1, 2, 2)
         if request.called_ae_title != self._door.ae_title:
             raise RejectedError("called_ae_title", 1, 1, 7)
-        caller = self._door.find_caller(request.calling_ae_title, address)
-        if caller is None:
-            raise RejectedError("calling_ae_title", 1, 1, 3)
+        caller = self._door.find_caller(request.calling_ae_title, address, certificate)
         ids = [context.context_id for context in request.contexts]
         if (
             not request.application_context

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from dicom_node.complaints import AUDIT
+
 OWN_PACKAGES = ("dicom_node", "synthesis")
 """Packages that keep the rule that no message holds a patient attribute."""
 
@@ -33,6 +35,7 @@ def configure_logging(level: int | str = logging.INFO, stream: TextIO | None = N
 
     Each process of the node calls it once, first of all; `stream` is stderr unless given.
     """
+    logging.addLevelName(AUDIT, "AUDIT")
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.addFilter(is_ours_or_serious)
     handler.setFormatter(EventFormatter())

@@ -30,6 +30,7 @@ from dicom_node.routing import Judge
 from dicom_node.settings import Configuration, load
 from dicom_node.status import read_status
 from dicom_node.store import Store
+from dicom_node.tls import inspect_own
 from synthesis.errors import SynthesisError
 from synthesis.registry import load_cards
 
@@ -119,6 +120,8 @@ def check(
     problems = doctor.find_model_problems(configuration, {card.id for card in cards})
     if told := "\n".join(dict.fromkeys(problems)):
         raise ConfigurationError(told)
+    if configuration.node.receiver.tls is not None:
+        inspect_own(configuration.node.receiver.tls)
     studies = []
     if study_folder is not None:
         with _progress("reading headers", as_json):

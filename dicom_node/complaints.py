@@ -11,6 +11,14 @@ from collections import OrderedDict
 from typing import Protocol
 
 QUIET_SECONDS = 10.0
+
+AUDIT = 35
+"""Level of lines for whoever watches over security; between WARNING and ERROR."""
+
+SECURITY_ALERT = 110113
+"""What PS3.15 section A.5 calls somebody who is not who they should be."""
+
+_ALERTS = frozenset({"called_ae_title", "calling_ae_title", "plain_not_allowed", "tls_failed"})
 _REMEMBERED = 1_024
 
 _logger = logging.getLogger(__name__)
@@ -35,6 +43,8 @@ class Complaints:
     ) -> None:
         """Write one line, or count it when the same was said a moment ago.
 
+        What is a matter of identity is written a second time, as a security alert.
+
         Args:
             event: short stable word.
             who: the peer's alias in the configuration, or its address when it has none.
@@ -53,3 +63,11 @@ class Complaints:
                 self._said.popitem(last=False)
         counts = {**numbers, "left_out": left_out} if left_out else numbers
         _logger.log(level, "receive.%s", event, extra={"peer": who, **counts})
+        if event in _ALERTS:
+            raise_alert(event, who=who, **counts)
+
+
+def raise_alert(event: str, *, who: str, **facts: int | str) -> None:
+    """Write a security alert; the arguments are those of `Complaints.note`."""
+    extra = {"code": SECURITY_ALERT, "event": event, "peer": who, **facts}
+    _logger.log(AUDIT, "security.alert", extra=extra)

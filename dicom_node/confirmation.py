@@ -43,6 +43,7 @@ from dicom_node.commitment import (
     judge_loss,
     take_report,
 )
+from dicom_node.complaints import raise_alert
 from dicom_node.delivery import open_peer
 from dicom_node.domain import Delivery
 from dicom_node.errors import DeliveryError
@@ -50,6 +51,7 @@ from dicom_node.ledger import Attempt, Ledger, Unconfirmed
 from dicom_node.network import IMPLICIT_VR_LITTLE_ENDIAN, Message, Requestor
 from dicom_node.node_settings import NodeSettings
 from dicom_node.outcomes import find_pause
+from dicom_node.tls import InsecurePeerError
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
@@ -136,6 +138,8 @@ class Confirmation:
             self._failures,
             str(error) or "no response in time",
         )
+        if isinstance(error, InsecurePeerError):
+            raise_alert("tls_failed", who=self._alias, reason=error.reason)
 
     def _request(self, association: Requestor, context: Context, jobs: list[Unconfirmed]) -> None:
         """Ask for storage commitment, and wait a moment for the reports.

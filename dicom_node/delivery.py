@@ -15,7 +15,6 @@ tried and one instance in it; its answer, whatever it says, lets all the others 
 import hashlib
 import logging
 import random
-import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -23,6 +22,7 @@ from io import BytesIO
 
 from pydicom import Dataset, dcmread, dcmwrite
 
+from dicom_node.complaints import raise_alert
 from dicom_node.crashpoints import reach
 from dicom_node.domain import Delivery, DeliveryState
 from dicom_node.errors import DeliveryError, StorageError
@@ -31,13 +31,13 @@ from dicom_node.network import (
     IMPLICIT_VR_LITTLE_ENDIAN,
     AssociationRejectedError,
     Requestor,
-    client_context,
     open_association,
 )
 from dicom_node.node_settings import NodeSettings, Peer
 from dicom_node.outcomes import find_pause, judge_status
 from dicom_node.part10 import decode_file_meta
 from dicom_node.store import Store
+from dicom_node.tls import InsecurePeerError, call_with_tls
 
 SWEEP_SECONDS = 15.0
 """After so long a sweep leaves the rest to the next: a stop is soon."""
@@ -126,6 +126,8 @@ class Destination:
             failures,
             error,
         )
+        if isinstance(error, InsecurePeerError):
+            raise_alert("tls_failed", who=self.alias, reason=error.reason)
         park_overdue(self._ledger, self._settings, self._clock, self.alias)
 
 
@@ -289,7 +291,7 @@ def open_peer(settings: NodeSettings, peer: Peer, classes: Sequence[str]) -> Req
         called_ae_title=peer.ae_title,
         calling_ae_title=settings.ae_title,
         sop_classes=classes,
-        tls=_tls(settings, peer),
+        tls=call_with_tls(settings, peer),
     )
 
 
@@ -346,18 +348,6 @@ def find_oldest_pending(backlogs: Mapping[str, Backlog], now: datetime) -> float
     """Return how many seconds the instance has waited that waits longest; 0 when none does."""
     since = [each.pending_since for each in backlogs.values() if each.pending_since]
     return (now - min(since)).total_seconds() if since else 0.0
-
-
-def _tls(settings: NodeSettings, peer: Peer) -> ssl.SSLContext | None:
-    own = settings.receiver.tls
-    if not peer.tls or own is None:
-        return None
-    try:
-        return client_context(own.certificate, own.key, own.ca)
-    except OSError as error:
-        raise DeliveryError(
-            f"the certificate cannot be used: {type(error).__name__}", retry=True
-        ) from None
 
 
 def _encode(file: bytes, transfer_syntax_uid: str) -> bytes:

@@ -8,7 +8,6 @@ admin enters at the PACS.
 import ctypes
 import shutil
 import socket
-import ssl
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
@@ -22,14 +21,15 @@ from pydicom.uid import Comprehensive3DSRStorage, ParametricMapStorage
 from dicom_node.commitment import STORAGE_COMMITMENT
 from dicom_node.confirmation import STUDY_ROOT_FIND
 from dicom_node.domain import Mode
-from dicom_node.errors import DeliveryError, StorageError, WorkerLost
+from dicom_node.errors import ConfigurationError, DeliveryError, StorageError, WorkerLost
 from dicom_node.executors import call
 from dicom_node.images import SOP_CLASSES
 from dicom_node.ledger import Ledger
-from dicom_node.network import VERIFICATION, client_context, open_association, server_context
-from dicom_node.node_settings import TLS, NodeSettings, Peer
+from dicom_node.network import VERIFICATION, open_association
+from dicom_node.node_settings import NodeSettings, Peer
 from dicom_node.rules import ROUTING_FILE
 from dicom_node.settings import Configuration
+from dicom_node.tls import WARNINGS, ClientSide, call_with_tls, check_own_chain, inspect_own
 from synthesis.errors import UntrustedModel
 from synthesis.registry import load_cards
 
@@ -39,7 +39,8 @@ TRIAL_LIMIT = timedelta(minutes=5)
 LOW_DISK_BYTES = 20 * 1024**3
 """A busy scanner fills this in a day or two (reliability catalogue, row E3)."""
 
-EXPIRES_SOON = timedelta(days=30)
+CALL_SECONDS = 10.0
+"""How long a peer may take to show its certificate."""
 
 _CLOCK_ERROR = 5  # TIME_ERROR of adjtimex(2): the clock is not synchronized
 _TIMEX_BYTES = 1024  # more than struct timex has on any platform
@@ -80,7 +81,11 @@ def examine(configuration: Configuration, executor: Executor) -> Iterator[Findin
         configuration: what the node runs with.
         executor: whose workers try the models.
     """
-    for check in (_check_disk, _check_clock, _check_ledger, _check_tls, _check_door, _check_peers):
+    checks: tuple[Check, ...] = (
+        *(_check_disk, _check_clock, _check_ledger, _check_tls),
+        *(_check_identities, _check_door, _check_peers),
+    )
+    for check in checks:
         yield from check(configuration)
     yield from _check_models(configuration, executor)
 
@@ -154,34 +159,42 @@ def _check_tls(configuration: Configuration) -> Iterator[Finding]:
     if tls is None:
         return
     try:
-        left = _shake_hands(tls) - datetime.now(UTC)
-    except (OSError, ssl.SSLError) as error:
-        yield Finding(check="tls", state=State.FAILED, detail=f"no handshake with itself: {error}")
+        check_own_chain(tls)
+        own = inspect_own(tls)
+    except ConfigurationError as error:
+        yield Finding(check="tls", state=State.FAILED, detail=str(error))
         return
+    left = own.expires - datetime.now(UTC)
     yield Finding(
         check="tls",
-        state=State.OK if left > EXPIRES_SOON else State.WARNING,
-        detail=f"certificate, key and authority fit; {left.days} days are left",
+        state=State.OK if left > max(WARNINGS) else State.WARNING,
+        detail=(
+            f"certificate, key and authority fit; {left.days} days are left; "
+            f"fingerprint {own.fingerprint}"
+        ),
     )
 
 
-def _shake_hands(tls: TLS) -> datetime:
-    """Let our certificate talk to itself, both ways, and return when it expires."""
-    client_side = client_context(tls.certificate, tls.key, tls.ca)
-    client_side.check_hostname = False
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    server_side = server_context(tls.certificate, tls.key, tls.ca)
-    server = server_side.wrap_bio(to_server, to_client, server_side=True)
-    client = client_side.wrap_bio(to_client, to_server)
-    waiting: list[ssl.SSLObject] = [client, server]
-    while waiting:
-        side = waiting.pop(0)
-        try:
-            side.do_handshake()
-        except ssl.SSLWantReadError:
-            waiting.append(side)
-    certificate = client.getpeercert() or {}
-    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
+def _check_identities(configuration: Configuration) -> Iterator[Finding]:
+    """Tell of peers that are known by little, or talked to where others can read along."""
+    node = configuration.node
+    for alias, peer in node.peers.items():
+        if node.receiver.tls and peer.may_call and not peer.certificates:
+            detail = (
+                "any certificate of receiver.tls.ca opens for its AE title and address: name its "
+                f"own in peers.{alias}.certificates"
+            )
+            yield Finding(check=f"identity {alias}", state=State.WARNING, detail=detail)
+        if peer.host is not None and not peer.tls and not _is_this_machine(peer.host):
+            detail = f"it is called without TLS: whoever is on the way to {peer.host} reads along"
+            yield Finding(check=f"secrecy {alias}", state=State.WARNING, detail=detail)
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_door(configuration: Configuration) -> Iterator[Finding]:
@@ -230,14 +243,15 @@ def _check_peers(configuration: Configuration) -> Iterator[Finding]:
 
 def _call(node: NodeSettings, alias: str, peer: Peer, sent: dict[str, str]) -> Finding:
     """Echo a peer, and see which of the classes that it will be sent it takes."""
-    tls = node.receiver.tls
+    tls = call_with_tls(node, peer)
+    shown = _describe_certificate(tls, peer)
     with open_association(
         str(peer.host),
         int(peer.port or 0),
         called_ae_title=peer.ae_title,
         calling_ae_title=node.ae_title,
         sop_classes=[VERIFICATION, *sent.values()],
-        tls=client_context(tls.certificate, tls.key, tls.ca) if peer.tls and tls else None,
+        tls=tls,
     ) as association:
         status = association.echo()
         refused = [name for name, uid in sent.items() if association.find_context(uid) is None]
@@ -248,7 +262,16 @@ def _call(node: NodeSettings, alias: str, peer: Peer, sent: dict[str, str]) -> F
         detail = f"echoes, and does not take {', '.join(refused)}: allow them at {peer.ae_title}"
         return Finding(check=f"peer {alias}", state=State.FAILED, detail=detail)
     takes = f" and takes {', '.join(sent)}" if sent else ""
-    return Finding(check=f"peer {alias}", state=State.OK, detail=f"echoes{takes}")
+    return Finding(check=f"peer {alias}", state=State.OK, detail=f"echoes{takes}{shown}")
+
+
+def _describe_certificate(tls: ClientSide | None, peer: Peer) -> str:
+    """Return what a peer that is called with TLS shows, to be compared and entered."""
+    if tls is None:
+        return ""
+    seen = tls.look_at(str(peer.host), int(peer.port or 0), CALL_SECONDS)
+    left = seen.expires - datetime.now(UTC)
+    return f"; its certificate is {seen.fingerprint}, {left.days} days are left"
 
 
 def _find_sent_classes(configuration: Configuration) -> dict[str, str]:

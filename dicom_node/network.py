@@ -1,22 +1,20 @@
-"""The network: transfer syntaxes, addresses, TLS, and how to ask a peer for an association.
+"""The network: transfer syntaxes, addresses, and how to ask a peer for an association.
 
 Both sides use it. A request here is one thread and one socket, so that no response can be taken by
 anybody else (as in pynetdicom 3.0.4, whose own thread races its caller for it).
 """
 
-import contextlib
 import ipaddress
 import socket
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from dicom_node import command, upper_layer
 from dicom_node.association import ANNOUNCED_BYTES, Association, Context, Limits, Wire
 from dicom_node.errors import DeliveryError
+from dicom_node.tls import ClientSide
 from dicom_node.upper_layer import AssociationRequest, ProposedContext, ProtocolError
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -37,8 +35,6 @@ SMALLEST_PDU = 1_024
 """A peer that takes only shorter P-DATA PDUs than this is broken or an attacker."""
 
 _PERMANENT = 1
-_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Authenticated ciphers with forward secrecy, for TLS 1.2 (PS3.15 B.12; 1.3 has only such)."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -217,7 +213,7 @@ def open_association(
     called_ae_title: str,
     calling_ae_title: str,
     sop_classes: Sequence[str],
-    tls: ssl.SSLContext | None = None,
+    tls: ClientSide | None = None,
     limits: Limits | None = None,
     connect_seconds: float = 10.0,
 ) -> Requestor:
@@ -292,18 +288,6 @@ def open_association(
     return Requestor(Association(wire, accepted, accept.maximum_length), limits)
 
 
-def server_context(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
-    """Return the TLS settings of the receiver: a peer must show a certificate of `authority`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.verify_mode = ssl.CERT_REQUIRED
-    return _restrict(context, certificate, key, authority)
-
-
-def client_context(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
-    """Return the TLS settings of the sender: the peer's certificate must name its host."""
-    return _restrict(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, key, authority)
-
-
 def normalize_address(text: str) -> Address:
     """Return the address of a connection; IPv4 inside IPv6 is IPv4."""
     address = ipaddress.ip_address(text.partition("%")[0])
@@ -312,20 +296,7 @@ def normalize_address(text: str) -> Address:
     return address
 
 
-def _restrict(
-    context: ssl.SSLContext, certificate: Path, key: Path, authority: Path
-) -> ssl.SSLContext:
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_ciphers(_CIPHERS)
-    context.load_cert_chain(certificate, key)
-    context.load_verify_locations(authority)
-    return context
-
-
-def _connect(
-    host: str, port: int, tls: ssl.SSLContext | None, connect_seconds: float
-) -> socket.socket:
+def _connect(host: str, port: int, tls: ClientSide | None, connect_seconds: float) -> socket.socket:
     """Return a connected socket, after the TLS handshake where there is one."""
     try:
         sock = socket.create_connection((host, port), timeout=connect_seconds)
@@ -333,8 +304,10 @@ def _connect(
         raise DeliveryError(f"no connection: {type(error).__name__}", retry=True) from None
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return tls.wrap_socket(sock, server_hostname=host) if tls else sock
+        return tls.wrap(sock, host) if tls else sock
     except OSError as error:
-        with contextlib.suppress(OSError):
-            sock.close()
-        raise DeliveryError(f"no TLS session: {type(error).__name__}", retry=True) from None
+        sock.close()
+        raise DeliveryError(f"no connection: {type(error).__name__}", retry=True) from None
+    except DeliveryError:
+        sock.close()
+        raise

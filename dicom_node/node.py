@@ -42,6 +42,7 @@ from dicom_node.settings import Configuration
 from dicom_node.signals import EndRequest
 from dicom_node.store import Store
 from dicom_node.timers import Timer
+from dicom_node.tls import CertificateWatch
 from synthesis.registry import ModelCard, load_cards
 
 LOCK = "node.lock"
@@ -58,6 +59,9 @@ RECEIVER_WATCH = timedelta(seconds=1)
 
 UNSERVED_EVERY = timedelta(hours=1)
 """How often it is looked for what waits for peers that are not configured any more."""
+
+CERTIFICATE_EVERY = timedelta(minutes=1)
+"""How soon it is noticed that the certificate was changed, or has ended."""
 
 LOW_DISK_BYTES = 1024**3
 """Below it /healthz fails; some time later the receiver stops taking associations."""
@@ -130,6 +134,8 @@ class Node:
             config_folder=configuration.folder,
             overrides=overrides,
         )
+        tls = node.receiver.tls
+        self._certificate = None if tls is None else CertificateWatch(tls, now)
         self._cards: Sequence[ModelCard] | None = None
         self._timers = (
             Timer("assembly", self._assemble, node.assembly.sweep_every),
@@ -137,6 +143,7 @@ class Node:
             *self._build_deliveries(),
             Timer("retention", self._forget, node.retention.sweep_every),
             Timer("receiver", self._watch_receiver, RECEIVER_WATCH),
+            *self._build_certificate_watch(),
         )
         self._parts = ExitStack()
 
@@ -164,16 +171,19 @@ class Node:
         if free < LOW_DISK_BYTES:
             problems.append(f"disk: {free} bytes are free; wanted {LOW_DISK_BYTES}")
         counts: Mapping[str, int] = {}
-        alerts: Sequence[str] = ()
+        alerts: list[str] = []
         gauges: dict[str, float] = {"disk_free_bytes": free}
         try:
             self._ledger.check()
             counts = self._ledger.counts()
             backlogs, outages = self._ledger.backlogs(), self._ledger.outages()
-            alerts = tuple(find_alerts(backlogs, outages, self._configuration.node, now()))
+            alerts = list(find_alerts(backlogs, outages, self._configuration.node, now()))
             gauges["oldest_pending_delivery_seconds"] = find_oldest_pending(backlogs, now())
         except StorageError as error:
             problems.append(f"ledger: {error}")
+        if self._certificate is not None and self._certificate.left is not None:
+            alerts += self._certificate.find_alerts()
+            gauges["certificate_left_seconds"] = self._certificate.left.total_seconds()
         for timer in self._timers:
             gauge = f"{timer.name.partition(' ')[0]}_sweep_age_seconds"
             gauges[gauge] = max(timer.age(), gauges.get(gauge, 0.0))
@@ -242,6 +252,10 @@ class Node:
             confirmation = Confirmation(alias, self._ledger, node, now)
             yield Timer(f"confirmation {alias}", confirmation.sweep, node.delivery.sweep_every)
         yield Timer("unserved", self._park_unserved, UNSERVED_EVERY)
+
+    def _build_certificate_watch(self) -> Iterator[Timer]:
+        if self._certificate is not None:
+            yield Timer("certificate", self._certificate.sweep, CERTIFICATE_EVERY)
 
     def _park_unserved(self) -> None:
         park_unserved(self._ledger, self._configuration.node, now)

@@ -23,6 +23,7 @@ from dicom_node.value_types import (
     Alias,
     Count,
     Duration,
+    Fingerprint,
     IPNetwork,
     Network,
     Port,
@@ -33,6 +34,8 @@ from dicom_node.value_types import (
 NODE_FILE = "node.yaml"
 
 _MOST_PROCESSES = 4
+_WIDEST = {4: 8, 6: 7}
+"""Prefix lengths of 10.0.0.0/8 and fc00::/7: no site has a wider network."""
 
 
 class _Settings(BaseModel):
@@ -44,8 +47,10 @@ class TLS(_Settings):
 
     Attributes:
         certificate: PEM file with the certificate and its chain.
-        key: PEM file with the private key, readable by the node only.
-        ca: PEM file with the authorities whose certificates peers must show.
+        key: PEM file with the private key, without passphrase; mode 0600 and the node's own user,
+            or mode 0640 and root.
+        ca: PEM file with the authorities whose certificates peers must show. With revocation lists
+            in it, each authority needs one.
     """
 
     certificate: Path
@@ -167,6 +172,11 @@ class Receiver(_Settings):
                 f"tls, or an allow_plain that names the networks that may talk in plain, because "
                 f"{self.host} can be reached from other machines"
             )
+        if any(map(_is_everywhere, self.allow_plain)):
+            raise ValueError(
+                "an allow_plain of your own networks, none wider than 10.0.0.0/8 or fc00::/7, "
+                "because whoever is in them needs no certificate and reads along"
+            )
         return self
 
 
@@ -182,6 +192,9 @@ class Peer(_Settings):
         host: where we call it.
         port: where we call it.
         tls: call it with TLS.
+        certificates: SHA-256 fingerprints of those that it may show, when it calls and when it is
+            called; two while it changes from one to the next. Without any, every certificate of
+            `receiver.tls.ca` opens, and the one that it shows when it is called must name `host`.
         commitment: how a peer that takes results is asked whether it keeps them, which then has to
             be so before they are deleted here. `storage_commitment`: by N-ACTION (PS3.4 annex J);
             it may call back with its report. `query`: by C-FIND.
@@ -194,6 +207,7 @@ class Peer(_Settings):
     host: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.:-]{1,253}$")
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     tls: bool = False
+    certificates: tuple[Fingerprint, ...] = ()
     commitment: Literal["storage_commitment", "query", "none"] = "none"
     roles: frozenset[PeerRole] = Field(min_length=1)
 
@@ -209,6 +223,18 @@ class Peer(_Settings):
             raise ValueError("address, because its commitment may come over a call of its own")
         if self.commitment == "query" and "query" not in self.roles:
             raise ValueError("the role query, because it is asked what it holds")
+        if (
+            self.may_call
+            and not self.certificates
+            and self.address
+            and _is_everywhere(self.address)
+        ):
+            raise ValueError(
+                "certificates, or an address no wider than 10.0.0.0/8 or fc00::/7, because an AE "
+                "title is no secret"
+            )
+        if self.certificates and self.roles & {"send", "query"} and not self.tls:
+            raise ValueError("tls: true, because it shows no certificate without")
         return self
 
     @property
@@ -374,6 +400,8 @@ class NodeSettings(_Settings):
         for alias, peer in self.peers.items():
             if peer.tls and self.receiver.tls is None:
                 raise ValueError(f"receiver.tls, because peers.{alias} is called with TLS")
+            if peer.certificates and self.receiver.tls is None:
+                raise ValueError(f"receiver.tls, because peers.{alias} has to show a certificate")
         return self
 
     @property
@@ -425,6 +453,10 @@ def _locate(node: NodeSettings, folder: Path) -> NodeSettings:
             "receiver": node.receiver.model_copy(update={"tls": tls}),
         }
     )
+
+
+def _is_everywhere(network: IPNetwork) -> bool:
+    return network.prefixlen < _WIDEST[network.version]
 
 
 def _overlap(one: IPNetwork, other: IPNetwork) -> bool:

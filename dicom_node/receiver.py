@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from dicom_node.acceptor import Caller, Door
+from dicom_node.acceptor import Caller, Door, RejectedError
 from dicom_node.admission import Admission, Budget
 from dicom_node.association import Limits
 from dicom_node.audit import configure_logging
@@ -37,13 +37,14 @@ from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.hall import Hall
 from dicom_node.ledger import Ledger
 from dicom_node.lifeline import ORPHANED
-from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address, server_context
+from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address
 from dicom_node.node_settings import NodeSettings, read_node
 from dicom_node.recorder import Recorder
 from dicom_node.signals import EndRequest
 from dicom_node.spool import Spool, rebuild
 from dicom_node.store import Durability, Store
 from dicom_node.structure import StructureLimits
+from dicom_node.tls import ServerSide
 
 DRAIN_SECONDS = 30.0
 """How long a stop waits for the instances that are coming in."""
@@ -281,8 +282,7 @@ def build_door(node: NodeSettings) -> Door:
     receiver, limits = node.receiver, node.receiver.limits
     callers = [
         (
-            peer.ae_title,
-            peer.address,
+            peer,
             Caller(
                 alias=alias,
                 may_store="receive" in peer.roles,
@@ -290,14 +290,22 @@ def build_door(node: NodeSettings) -> Door:
             ),
         )
         for alias, peer in node.peers.items()
-        if peer.address is not None and peer.may_call
+        if peer.may_call
     ]
 
-    def find_caller(ae_title: str, address: Address) -> Caller | None:
-        for title, network, caller in callers:
-            if title == ae_title and address in network:
+    def find_caller(ae_title: str, address: Address, certificate: str | None) -> Caller:
+        facts = {"lacks": "ae_title"}
+        for peer, caller in callers:
+            if peer.ae_title != ae_title or peer.address is None:
+                continue
+            if address not in peer.address:
+                facts = {"lacks": "address", "claims": caller.alias}
+            elif peer.certificates and certificate not in peer.certificates:
+                facts = {"lacks": "certificate", "claims": caller.alias}
+                break
+            else:
                 return caller
-        return None
+        raise RejectedError("calling_ae_title", 1, 1, 3, **facts)
 
     def may_be_plain(address: Address) -> bool:
         return address.is_loopback or any(address in each for each in receiver.allow_plain)
@@ -309,7 +317,7 @@ def build_door(node: NodeSettings) -> Door:
         may_be_plain=may_be_plain,
         storage=dict.fromkeys(receiver.storage_classes.all, (*UNCOMPRESSED, *LOSSLESS)),
         folder=node.store_folder,
-        tls=None if tls is None else server_context(tls.certificate, tls.key, tls.ca),
+        tls=None if tls is None else ServerSide(tls),
         minimum_free_bytes=receiver.minimum_free,
         handshake_seconds=limits.handshake.total_seconds(),
         request_seconds=limits.first_pdu.total_seconds(),

@@ -1,4 +1,4 @@
-"""The kinds of values that node.yaml is written in: durations, sizes, networks, titles, classes.
+"""The kinds of values that node.yaml is written in, from durations to fingerprints.
 
 Each refuses what it does not know, in the words of what it wants.
 """
@@ -17,6 +17,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|min|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"(\d+) ?(B|KiB|MiB|GiB)")
+_FINGERPRINT = re.compile(r"[0-9A-F]{2}(:[0-9A-F]{2}){31}")
 _BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 
@@ -61,11 +62,22 @@ def _read_ae_title(value: object) -> str:
     return value
 
 
+def _read_fingerprint(value: object) -> str:
+    text = value.upper() if isinstance(value, str) else ""
+    if not _FINGERPRINT.fullmatch(text):
+        raise ValueError(
+            "32 pairs of hexadecimal digits with colons, as printed by "
+            "openssl x509 -noout -fingerprint -sha256 -in FILE"
+        )
+    return text
+
+
 Duration = Annotated[timedelta, PlainValidator(_read_duration)]
 Size = Annotated[int, PlainValidator(_read_size)]
 Network = Annotated[IPNetwork, PlainValidator(_read_network)]
 Address = Annotated[str, PlainValidator(_read_address)]
 StorageClass = Annotated[str, PlainValidator(_read_storage_class)]
+Fingerprint = Annotated[str, PlainValidator(_read_fingerprint)]
 AETitle = Annotated[str, PlainValidator(_read_ae_title)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]

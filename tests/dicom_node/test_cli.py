@@ -8,6 +8,7 @@ from dicom_node.cli import main
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Job
 from doubles.bench import CONFIGURATION, Bench
+from doubles.certificates import make_authority, make_certificate
 from doubles.models import write_copying_model
 from doubles.series import make_series, write_files
 
@@ -86,6 +87,20 @@ def test_rule_whose_model_is_not_there_ends_with_2(run: Run, bench: Bench, tmp_p
 
     assert status == 2
     assert "brain-any-unet25d" in err
+
+
+@pytest.mark.integration
+def test_key_that_others_can_read_ends_with_2(run: Run, bench: Bench, tmp_path: Path):
+    authority = make_authority(tmp_path)
+    certificate, key = make_certificate(tmp_path, authority, "node")
+    tls = f"receiver.tls={{certificate: {certificate}, key: {key}, ca: {authority}}}"
+    assert run("check", overrides=[*bench.overrides, tls])[0] == 0
+    key.chmod(0o644)
+
+    status, _, err = run("check", overrides=[*bench.overrides, tls])
+
+    assert status == 2
+    assert err.startswith(f"node.yaml: receiver.tls.key : seen {key} (mode 0644")
 
 
 def test_unknown_command_ends_with_2(capsys: pytest.CaptureFixture[str]):

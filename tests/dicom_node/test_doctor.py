@@ -1,4 +1,5 @@
 import socket
+import ssl
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -12,7 +13,7 @@ from dicom_node.errors import WorkerLost
 from dicom_node.executors import InlineExecutor
 from dicom_node.settings import load
 from doubles.bench import CONFIGURATION, Bench
-from doubles.certificates import make_authority, make_certificate
+from doubles.certificates import find_fingerprint, make_authority, make_certificate
 from doubles.models import write_copying_model
 from doubles.scripted_pacs import MR, ScriptedPacs
 
@@ -34,6 +35,14 @@ class Worker(Executor):
         else:
             future.set_result(self._answer)
         return future
+
+
+def find_server_context(folder: Path, name: str) -> ssl.SSLContext:
+    """Return the TLS settings of a peer with certificates in `folder`."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / "authority.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+    return context
 
 
 QUICK = Worker({"seconds": 2.5, "peak_rss_mb": 700})
@@ -138,7 +147,10 @@ def test_certificate_that_fits_is_told_with_its_days(find, tmp_path):
     found = find(f"receiver.tls={{certificate: {certificate}, key: {key}, ca: {authority}}}")["tls"]
 
     assert found.state is State.WARNING
-    assert found.detail == "certificate, key and authority fit; 1 days are left"
+    assert found.detail == (
+        "certificate, key and authority fit; 1 days are left; "
+        f"fingerprint {find_fingerprint(certificate)}"
+    )
 
 
 @pytest.mark.integration
@@ -150,6 +162,48 @@ def test_certificate_of_another_authority_fails(find, tmp_path):
     found = find(f"receiver.tls={{certificate: {certificate}, key: {key}, ca: {other}}}")["tls"]
 
     assert found.state is State.FAILED
+
+
+@pytest.mark.integration
+def test_peer_without_certificates_of_its_own_is_warned_of(find, tmp_path):
+    authority = make_authority(tmp_path)
+    certificate, key = make_certificate(tmp_path, authority, "node")
+    own = f"peers.modality.certificates=['{find_fingerprint(certificate)}']"
+
+    found = find(f"receiver.tls={{certificate: {certificate}, key: {key}, ca: {authority}}}", own)
+
+    assert found["identity pacs"].state is State.WARNING
+    assert "peers.pacs.certificates" in found["identity pacs"].detail
+    assert "identity modality" not in found
+
+
+def test_peer_that_is_called_in_plain_over_a_network_is_warned_of(find):
+    remote = "peers.remote={ae_title: A, host: pacs.example, port: 1, roles: [query]}"
+
+    found = find(remote)
+
+    assert found["secrecy remote"].state is State.WARNING
+    assert "secrecy pacs" not in found
+
+
+@pytest.mark.integration
+def test_peer_that_is_called_with_tls_is_told_with_its_certificate(find, tmp_path):
+    authority = make_authority(tmp_path)
+    certificate, key = make_certificate(tmp_path, authority, "node")
+    shown, _ = make_certificate(tmp_path, authority, "pacs")
+    pin = find_fingerprint(shown)
+    with ScriptedPacs(
+        classes=(MR, CT, REPORT, MAP), ae_title="ORTHANC", tls=find_server_context(tmp_path, "pacs")
+    ) as pacs:
+        found = find(
+            f"receiver.tls={{certificate: {certificate}, key: {key}, ca: {authority}}}",
+            f"peers.pacs.port={pacs.port}",
+            "peers.pacs.tls=true",
+            f"peers.pacs.certificates=['{pin}']",
+        )["peer pacs"]
+
+    assert found.state is State.OK
+    assert f"its certificate is {pin}, 1 days are left" in found.detail
 
 
 @pytest.mark.integration

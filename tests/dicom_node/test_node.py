@@ -8,7 +8,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from dicom_node.demonstration.walk import Node
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Ledger
+from doubles.certificates import make_authority, make_certificate
 from doubles.committing_pacs import CommittingPacs
 from doubles.dcmtk import echoscu, storescu
 from doubles.models import write_copying_model
@@ -66,7 +67,9 @@ class Running:
             return answer.read().decode()
 
     def count(self, metric: str) -> int:
-        found = re.search(rf"^{re.escape(metric)} (\d+)$", self.ask("/metrics"), re.MULTILINE)
+        found = re.search(
+            rf"^{re.escape(metric)} (\d+)(?:\.\d+)?$", self.ask("/metrics"), re.MULTILINE
+        )
         assert found is not None
         return int(found[1])
 
@@ -150,6 +153,28 @@ def test_node_says_that_it_is_well(start):
     running = start()
 
     assert json.loads(running.ask("/healthz")) == {"status": "ok", "problems": []}
+
+
+def test_node_says_that_its_certificate_ends(start, tmp_path):
+    authority = make_authority(tmp_path)
+    certificate, key = make_certificate(tmp_path, authority, "node")
+    running = start(f"receiver.tls={{certificate: {certificate}, key: {key}, ca: {authority}}}")
+
+    wait_until(lambda: json.loads(running.ask("/healthz"))["status"] == "attention")
+
+    assert "expires in 1 days" in running.ask("/healthz")
+    assert running.count("dicom_node_certificate_left_seconds") > 0
+
+
+def test_node_with_a_certificate_that_has_ended_does_not_start(start, tmp_path):
+    authority = make_authority(tmp_path)
+    dates = {"starts": timedelta(days=-2), "lasts": timedelta(days=1)}
+    certificate, key = make_certificate(tmp_path, authority, "node", **dates)
+
+    with pytest.raises(
+        RuntimeError, match=rf"ended with {EXIT_WRONG}(?s:.*)receiver\.tls\.certificate : seen"
+    ):
+        start(f"receiver.tls={{certificate: {certificate}, key: {key}, ca: {authority}}}")
 
 
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])

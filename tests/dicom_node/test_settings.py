@@ -142,6 +142,8 @@ def test_address_may_be_opened_on_purpose(opening):
 CALLED = "peers.pacs={ae_title: A, host: h, port: 104"
 PEER = "peers.scanner={ae_title: A, address: 10.1.2.3, roles: [receive]}"
 
+PIN = ":".join(["ab"] * 32)
+
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
@@ -244,6 +246,26 @@ PEER = "peers.scanner={ae_title: A, address: 10.1.2.3, roles: [receive]}"
             [PEER, "peers.other={ae_title: A, address: 10.1.0.0/16, roles: [echo]}"],
             "peers : seen a whole section, wanted scanner and other with another AE title or addr",
         ),
+        (
+            ["receiver.allow_plain=[10.0.0.0/8, 0.0.0.0/1]"],
+            "receiver : seen a whole section, wanted an allow_plain of your own networks, none",
+        ),
+        (
+            ["peers.pacs={ae_title: A, address: '::/0', roles: [echo]}"],
+            "peers.pacs : seen a whole section, wanted certificates, or an address no wider than",
+        ),
+        (
+            ["peers.pacs={ae_title: A, address: 10.1.2.3, roles: [echo], certificates: [AB:CD]}"],
+            'peers.pacs.certificates.0 : seen "AB:CD", wanted 32 pairs of hexadecimal digits',
+        ),
+        (
+            [f"{PEER[:-1]}, certificates: [{PIN}]}}"],
+            "wanted receiver.tls, because peers.scanner has to show a certificate",
+        ),
+        (
+            [f"{CALLED}, roles: [send], certificates: [{PIN}]}}"],
+            "peers.pacs : seen a whole section, wanted tls: true, because it shows no certificate",
+        ),
         (["receiver.port"], "override: seen 'receiver.port', wanted key=value"),
         (["=3"], "override: seen '=3', wanted key=value"),
         (["ae_title.x=3"], "override: ae_title.x : seen a key below a value, wanted a setting"),
@@ -264,6 +286,13 @@ def test_what_has_no_safe_default_must_be_written(name):
 
     with pytest.raises(ConfigurationError, match=f"node.yaml: line 1: {name} : seen nothing"):
         parse_node(text, Path())
+
+
+def test_a_certificate_is_named_by_its_fingerprint_in_any_case():
+    files = "receiver.tls={certificate: a, key: b, ca: c}"
+    peer = f"{{ae_title: A, address: 0.0.0.0/0, roles: [receive], certificates: [{PIN}]}}"
+
+    assert parse(files, f"peers.pacs={peer}").peers["pacs"].certificates == (PIN.upper(),)
 
 
 def test_peers_with_one_title_are_told_apart_by_address():

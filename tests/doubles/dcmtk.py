@@ -8,10 +8,10 @@ from doubles.tools import require_program
 
 
 def echoscu(
-    port: int, *, called: str, calling: str = "STORESCU"
+    port: int, *, called: str, calling: str = "STORESCU", options: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Verify by C-ECHO."""
-    return _run("echoscu", ["-aet", calling, "-aec", called, "127.0.0.1", str(port)])
+    return _run("echoscu", ["-aet", calling, "-aec", called, *options, "127.0.0.1", str(port)])
 
 
 def storescu(

@@ -1,5 +1,6 @@
 """A PACS that answers each instance as a script says; pynetdicom, so not our own protocol code."""
 
+import ssl
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -34,6 +35,7 @@ class ScriptedPacs:
         syntaxes: tuple[str, ...] = (EXPLICIT, IMPLICIT),
         ae_title: str = "PACS",
         known: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.received: list[str] = []
         self.datasets: dict[str, Dataset] = {}
@@ -41,6 +43,7 @@ class ScriptedPacs:
         self.port = 0
         self.ae_title = ae_title
         self._answer = answer
+        self._tls = tls
         self._ae = AE(ae_title)
         self._ae.require_called_aet = True
         if known is not None:
@@ -54,6 +57,7 @@ class ScriptedPacs:
             ("127.0.0.1", self.port),
             block=False,
             evt_handlers=self._handlers(),
+            ssl_context=self._tls,
         )
         self.port = server.server_address[1]
         return self
