@@ -16,6 +16,7 @@ RUNTIME := $(VENV)/.runtime-installed
 TOOLS := $(VENV)/.tools-installed
 ORTHANC := orthanc orthanc-dicomweb
 CHECKERS := dcmtk dicom3tools
+DATABASE := postgresql
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
@@ -32,11 +33,11 @@ serve: $(RUNTIME)  ## Run the node in the foreground with the folder CONFIG.
 	@exec $(BIN)/dicom-node serve --config "$(CONFIG)"
 
 test: $(TOOLS)  ## Run every ring: unit, integration, acceptance.
-	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS)
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(TOOLS)  ## Run the unit and integration rings.
-	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS)
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE)
 	$(BIN)/python -m pytest -m "not acceptance and not gpu" $(PYTEST_ARGS)
 
 bench: $(TOOLS)  ## Measure reception beside other receivers; about 25 minutes. BENCH_ARGS=--help.

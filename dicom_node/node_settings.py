@@ -10,7 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -307,14 +308,57 @@ class Retention(_Settings):
     sweep_every: Duration = timedelta(hours=1)
 
 
-class LedgerSettings(_Settings):
-    """Where the ledger is.
+class SQLiteLedger(_Settings):
+    """The ledger as a file in the data folder, for workers on this machine.
 
     Attributes:
-        kind: `sqlite` is one file in the data folder.
+        kind: `sqlite`.
     """
 
     kind: Literal["sqlite"] = "sqlite"
+
+
+class PostgreSQLLedger(_Settings):
+    """The ledger as a database of a PostgreSQL server, for workers on many machines.
+
+    Attributes:
+        kind: `postgresql`.
+        dsn_env: name of the environment variable that says where it is. Its value is
+            `postgresql://user:password@host:port/database`, with the parameters of libpq; beyond
+            this machine it is called with sslmode=verify-full, unless the parameters say otherwise.
+    """
+
+    kind: Literal["postgresql"]
+    dsn_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_secret(cls, given: Any) -> Any:
+        values = [each for each in given.values() if isinstance(each, str)]
+        if any("://" in each for each in values):
+            raise ValueError(
+                "dsn_env with the NAME of the environment variable that holds the address, "
+                "because no secret may be in this file"
+            )
+        return given
+
+    def read_url(self) -> str:
+        """Return the address, as `Ledger` wants it.
+
+        Raises:
+            ConfigurationError: the environment does not say it, or says something else.
+        """
+        dsn = os.environ.get(self.dsn_env, "")
+        address = urlsplit(dsn)
+        if address.scheme != "postgresql":
+            raise ConfigurationError(
+                f"{NODE_FILE}: ledger.dsn_env : seen no address of a database in the environment "
+                f"variable {self.dsn_env}, wanted postgresql://user:password@host:port/database"
+            )
+        if _is_here(address.hostname or "") or "sslmode" in parse_qs(address.query):
+            return dsn
+        query = "&".join(filter(None, (address.query, "sslmode=verify-full")))
+        return urlunsplit(address._replace(query=query))
 
 
 class ExecutorSettings(_Settings):
@@ -380,7 +424,7 @@ class NodeSettings(_Settings):
     dispatch: Dispatch = Dispatch()
     delivery: Delivery = Delivery()
     retention: Retention = Retention()
-    ledger: LedgerSettings = LedgerSettings()
+    ledger: Annotated[SQLiteLedger | PostgreSQLLedger, Field(discriminator="kind")] = SQLiteLedger()
     executor: ExecutorSettings = ExecutorSettings()
     web: Web = Web()
 
@@ -411,7 +455,13 @@ class NodeSettings(_Settings):
 
     @property
     def ledger_url(self) -> str:
-        """The ledger, as `Ledger` wants it."""
+        """The ledger, as `Ledger` wants it.
+
+        Raises:
+            ConfigurationError: the environment does not say where it is.
+        """
+        if isinstance(self.ledger, PostgreSQLLedger):
+            return self.ledger.read_url()
         return f"sqlite:///{self.data_folder / 'ledger.sqlite'}"
 
 
@@ -457,6 +507,14 @@ def _locate(node: NodeSettings, folder: Path) -> NodeSettings:
 
 def _is_everywhere(network: IPNetwork) -> bool:
     return network.prefixlen < _WIDEST[network.version]
+
+
+def _is_here(host: str) -> bool:
+    """Say whether a host is this machine by its name: then nobody can listen on the way."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in {"", "localhost"}
 
 
 def _overlap(one: IPNetwork, other: IPNetwork) -> bool:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -72,6 +73,8 @@ def _words(enumeration: type[StudyState | JobState | DeliveryState | Role]) -> E
 UID = String(64)
 PLAN_ID = String(32)
 SHA256 = String(64)
+NUMBER = BigInteger().with_variant(Integer, "sqlite")
+"""A key that the database counts up for good; SQLite's INTEGER has 64 bits, too."""
 
 metadata = MetaData()
 
@@ -95,7 +98,7 @@ study = Table(
 instance = Table(
     "instance",
     metadata,
-    Column("sequence", Integer, primary_key=True),
+    Column("sequence", NUMBER, primary_key=True),
     Column("sop_instance_uid", UID, nullable=False),
     Column("sha256", SHA256, nullable=False),
     Column("sop_class_uid", UID, nullable=False),
@@ -183,7 +186,7 @@ derived = Table(
 delivery = Table(
     "delivery",
     metadata,
-    Column("delivery_id", Integer, primary_key=True),
+    Column("delivery_id", NUMBER, primary_key=True),
     Column("plan_id", ForeignKey("job.plan_id"), nullable=False, index=True),
     Column("sop_instance_uid", ForeignKey("derived.sop_instance_uid"), nullable=False),
     Column("peer", String(64), nullable=False),
@@ -224,7 +227,7 @@ commitment = Table(
 event = Table(
     "event",
     metadata,
-    Column("sequence", Integer, primary_key=True),
+    Column("sequence", NUMBER, primary_key=True),
     Column("at", Utc, nullable=False),
     Column("name", String(64), nullable=False),
     Column("study_instance_uid", UID, index=True),

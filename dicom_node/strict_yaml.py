@@ -23,6 +23,9 @@ MAXIMUM_BYTES = 1_048_576
 OVERRIDE = "override"
 """What messages call a value that stands in no file, and so on no line."""
 
+_SECRET = re.compile(r"://[^/\s]*@")
+"""User and password in an address, which no message repeats."""
+
 T = TypeVar("T", bound=BaseModel)
 Location = Sequence[int | str]
 """Keys, and places in lists, from the top of a document to one of its values."""
@@ -106,6 +109,8 @@ class Document:
     def _describe_all(self, error: ValidationError) -> list[str]:
         """Return each mistake once: as its innermost part, and for all aliases of its anchor."""
         found = error.errors(include_url=False)
+        for each in found:
+            each["loc"] = self._skip_kinds(each["loc"])
         wholes = {each["loc"][:k] for each in found for k in range(len(each["loc"]))}
         told: dict[tuple[int, int | str, str], str] = {}
         for each in found:
@@ -129,10 +134,25 @@ class Document:
         wanted = said.removeprefix("Value error, ").removeprefix("Input should be ")
         if kind == "extra_forbidden":
             wanted = "no such key"
-        if kind == "too_short":
+        elif kind == "too_short":
             wanted = "at least one value"
-        shown = json.dumps(seen) if not isinstance(seen, dict | list) else "a whole section"
-        return self.tell(location, f"seen {shown}, wanted {wanted}")
+        elif kind == "union_tag_not_found":
+            wanted = "a kind"
+        elif kind == "union_tag_invalid":
+            wanted = f"as its kind one of {said.rpartition(': ')[2]}"
+        return self.tell(location, f"seen {_show(seen)}, wanted {wanted}")
+
+    def _skip_kinds(self, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        """Return `location` without the words of `kind` that pydantic puts in to name a type."""
+        node, keys = self.root, list[int | str]()
+        for part in location:
+            kind = _child(node, "kind") if isinstance(node, yaml.MappingNode) else None
+            below = _child(node, part)
+            if below is None and kind is not None and kind.value == part:
+                continue
+            keys.append(part)
+            node = below
+        return tuple(keys)
 
     def _find(self, location: Location) -> list[yaml.Node | None]:
         """Return the nodes on the way to `location`, as far as it goes."""
@@ -207,6 +227,14 @@ class _Faults:
             raise ConfigurationError(f"{name}: seen bytes that are no text, wanted UTF-8") from None
         if isinstance(error, RecursionError):
             raise ConfigurationError(f"{name}: seen endless nesting, wanted a few levels") from None
+
+
+def _show(seen: object) -> str:
+    if isinstance(seen, dict | list):
+        return "a whole section"
+    if isinstance(seen, str) and _SECRET.search(seen):
+        return "an address with a secret"
+    return json.dumps(seen)
 
 
 def _child(node: yaml.Node | None, part: int | str) -> yaml.Node | None:

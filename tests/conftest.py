@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from dicom_node.demonstration.pacs import Orthanc
+from doubles.postgresql import PostgreSQL, run_postgresql
 from doubles.tools import require_program
 
 RINGS = ("integration", "acceptance")
@@ -31,3 +32,10 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     orthanc.start()
     yield orthanc
     orthanc.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A running PostgreSQL; a test makes a database of its own."""
+    with run_postgresql() as server:
+        yield server

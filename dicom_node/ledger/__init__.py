@@ -11,7 +11,8 @@ with its event row. Read the files in the order of the walk:
     outbox       deliveries, peers that do not answer
     promises     what peers say that they keep
     chronicle    events, counts, retention
-    database     connection, transactions, durability (below all of them)
+    database     connection and transactions (below all of them)
+    engines      SQLite and PostgreSQL: durability, one writer at a time
     migrations   ledgers of earlier versions
     documents    domain values as rows and JSON; records: what reading gives back
 """
@@ -63,6 +64,6 @@ __all__ = [
 class Ledger(Reception, Conflicts, Judgements, Queue, Outbox, Promises, Chronicle):
     """The ledger, open between `open` and `close`; safe to share between threads.
 
-    Args of the constructor: a SQLAlchemy URL (`sqlite:////var/lib/…/ledger.sqlite`) and a clock
-    that gives aware times. Processes open one each.
+    Args of the constructor: a URL (`sqlite:////var/lib/…/ledger.sqlite`, or `postgresql://…` as
+    libpq reads it) and a clock that gives aware times. Processes open one each.
     """

@@ -1,10 +1,7 @@
 """The ledger's connection: one transaction at a time for writers, durable when it returns.
 
-The only place that knows which database it is. On SQLite a writer takes its lock at BEGIN (a later
-upgrade from reader to writer cannot wait and would fail), commits reach the disk before they return
-(WAL with synchronous=FULL: NORMAL loses acknowledged rows in a power cut), and foreign keys hold.
-Every error of SQLAlchemy or of a driver leaves as `StorageError`, without the values of the
-statement.
+What that takes on each database is in `engines`. Every error of SQLAlchemy or of a driver leaves as
+`StorageError`, without the values of the statement.
 """
 
 import logging
@@ -14,41 +11,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Row, Table, create_engine, insert, inspect, text
-from sqlalchemy import event as hooks
+from sqlalchemy import Connection, Engine, Row, Table, insert, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from dicom_node import schema
 from dicom_node.errors import StorageError
+from dicom_node.ledger.engines import LEDGER_STATUS, build_engine, check_durable
 from dicom_node.ledger.migrations import is_migratable, migrate, read_version
-
-LEDGER_STATUS = 0xA701
-"""DIMSE status when the ledger cannot keep a row (0xA7xx is 'out of resources', PS3.4 B.2.3)."""
-
-BUSY_TIMEOUT_MS = 30_000
-"""How long a writer waits for another; after it the sender is told to try again."""
-
-SYNCHRONOUS_FULL = 2
-
-NETWORK_FILE_SYSTEMS = frozenset(
-    (
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "afs",
-        "ceph",
-        "glusterfs",
-        "fuse.sshfs",
-        "fuse.glusterfs",
-    )
-)
-"""Where SQLite's locks and shared memory do not hold (sqlite.org/wal.html)."""
 
 _Insert = sqlite.Insert | postgresql.Insert
 
@@ -74,31 +45,32 @@ class Database:
         Args:
             create: False refuses a ledger that is not there: a node that has worked before must
                 not go on with an empty one.
-            migrate: bring the ledger of an earlier version to this one, which keeps a copy of it
+            migrate: bring the ledger of an earlier version to this one; of a file, a copy is kept
                 beside it. Only for whoever holds the data folder: nobody else may be using it.
 
         Raises:
             StorageError: no ledger is there, it is not durable, it lies on a network file system,
                 or another version wrote it.
+            ConfigurationError: the driver of its database is not installed.
         """
-        engine = create_engine(self._url, hide_parameters=True)
-        if engine.dialect.name == "sqlite":
-            hooks.listen(engine, "connect", _prepare_sqlite)
-            hooks.listen(engine, "begin", _begin_sqlite)
-            _prepare_file(Path(self._url.database or ""), create)
-        self._engine = engine
-        with self._writing() as connection:
-            if not inspect(connection).has_table(schema.schema_version.name):
-                if not create:
-                    raise StorageError("the ledger has no tables: restore it", LEDGER_STATUS)
-                schema.metadata.create_all(connection)
-                connection.execute(
-                    insert(schema.schema_version).values(version=schema.SCHEMA_VERSION)
-                )
+        self._engine = build_engine(self._url, create=create)
+        try:
+            self._begin(create=create, migrate=migrate)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _begin(self, *, create: bool, migrate: bool) -> None:
+        with self._reading() as connection:
+            is_there = _has_tables(connection)
+        if not is_there:
+            if not create:
+                raise StorageError("the ledger has no tables: restore it", LEDGER_STATUS)
+            self._create()
         if migrate:
             self._migrate()
         self.check()
-        return self
 
     def close(self) -> None:
         """Give the connections back."""
@@ -113,7 +85,7 @@ class Database:
         self.close()
 
     def check(self) -> None:
-        """Check the ledger's version and, on SQLite, that a commit survives a power cut.
+        """Check the ledger's version, and that a commit survives a power cut.
 
         Raises:
             StorageError: with what was seen and what was wanted.
@@ -127,18 +99,16 @@ class Database:
                     f"{schema.SCHEMA_VERSION}{advice}",
                     LEDGER_STATUS,
                 )
-            if connection.dialect.name != "sqlite":
-                return
-            for pragma, wanted in {
-                "journal_mode": "wal",
-                "synchronous": SYNCHRONOUS_FULL,
-                "foreign_keys": 1,
-            }.items():
-                seen = connection.exec_driver_sql(f"PRAGMA {pragma}").scalar()
-                if seen != wanted:
-                    raise StorageError(
-                        f"the ledger says {pragma}={seen}; wanted {wanted}", LEDGER_STATUS
-                    )
+            check_durable(connection)
+
+    def _create(self) -> None:
+        """Create the tables, unless another process was faster."""
+        with self._writing() as connection:
+            if not _has_tables(connection):
+                schema.metadata.create_all(connection)
+                connection.execute(
+                    insert(schema.schema_version).values(version=schema.SCHEMA_VERSION)
+                )
 
     def _migrate(self) -> None:
         """Bring the ledger of an earlier version to this one; a crash leaves the one or the other.
@@ -150,6 +120,15 @@ class Database:
             version = read_version(connection)
         if not is_migratable(version):
             return
+        if self._url.get_backend_name() == "sqlite":
+            self._copy_file(version)
+        with self._writing() as connection:
+            migrate(connection)
+            self._note(connection, "ledger.migrated", version=version, to=schema.SCHEMA_VERSION)
+        _logger.info("ledger.migrated version=%s to=%s", version, schema.SCHEMA_VERSION)
+
+    def _copy_file(self, version: int | None) -> None:
+        """Copy the ledger beside it, as it is before a migration."""
         path = Path(self._url.database or "")
         copy = path.with_name(f"{path.name}.version-{version}")
         try:
@@ -161,10 +140,6 @@ class Database:
             connection.execution_options(bare=True)
             connection.execute(text("VACUUM INTO :copy"), {"copy": str(copy)})
             connection.commit()
-        with self._writing() as connection:
-            migrate(connection)
-            self._note(connection, "ledger.migrated", version=version, to=schema.SCHEMA_VERSION)
-        _logger.info("ledger.migrated version=%s to=%s", version, schema.SCHEMA_VERSION)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -184,7 +159,13 @@ class Database:
     def _connected(self) -> Iterator[Connection]:
         if self._engine is None:
             raise StorageError("the ledger is not open", LEDGER_STATUS)
-        with self._engine.connect() as connection:
+        try:
+            connection = self._engine.connect()
+        except OperationalError as error:
+            # No statement has been run, so that the driver's words hold none of its values.
+            said = " ".join(str(error.orig).split())
+            raise StorageError(f"the ledger cannot be reached: {said}", LEDGER_STATUS) from error
+        with connection:
             yield connection
 
     def _note(
@@ -237,6 +218,10 @@ def _insert_new(connection: Connection, table: Table, key: Sequence[str] | None)
     )
 
 
+def _has_tables(connection: Connection) -> bool:
+    return inspect(connection).has_table(schema.schema_version.name)
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
@@ -244,50 +229,3 @@ def _translated() -> Iterator[None]:
     except SQLAlchemyError as error:
         cause = type(getattr(error, "orig", None) or error).__name__
         raise StorageError(f"the ledger did not answer: {cause}", LEDGER_STATUS) from error
-
-
-def find_file_system(path: Path, mounts: str) -> str:
-    """Return the type of the file system that holds `path`, after the text of /proc/self/mounts."""
-    under = [
-        (len(place), kind)
-        for _, place, kind, *_ in map(str.split, mounts.splitlines())
-        if path.is_relative_to(place.encode().decode("unicode_escape"))
-    ]
-    return max(under, default=(0, "unknown"))[1]
-
-
-def _prepare_file(path: Path, create: bool) -> None:
-    """Refuse a place where SQLite is not safe; let the file be nobody else's to read."""
-    if not path.is_file() and not create:
-        raise StorageError("the ledger's file is not there: restore it", LEDGER_STATUS)
-    try:
-        mounts = Path("/proc/self/mounts")
-        kind = find_file_system(path.resolve(), mounts.read_text() if mounts.exists() else "")
-        path.touch(mode=0o600)
-    except OSError as error:
-        raise StorageError(f"the ledger's file: {error.strerror}", LEDGER_STATUS) from error
-    if kind in NETWORK_FILE_SYSTEMS:
-        raise StorageError(
-            f"the ledger is on a network file system ({kind}); it wants a disk of this machine",
-            LEDGER_STATUS,
-        )
-
-
-def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    """Take BEGIN out of the driver's hands and set what makes a commit durable."""
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    if not options.get("bare"):  # VACUUM wants no transaction
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")

@@ -1,5 +1,7 @@
 """Values of the domain as the JSON documents and rows of the ledger, and back."""
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -21,6 +23,24 @@ from dicom_node.domain import (
     SynthesisPlan,
 )
 from dicom_node.ledger.records import JudgedSeries
+
+
+def encode_json(document: Any) -> str:
+    """Return a document as JSON; a number that JSON does not know (NaN, infinity) becomes null."""
+    try:
+        return json.dumps(document, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_strange_numbers(document))
+
+
+def _without_strange_numbers(document: Any) -> Any:
+    if isinstance(document, float):
+        return document if math.isfinite(document) else None
+    if isinstance(document, Mapping):
+        return {key: _without_strange_numbers(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_without_strange_numbers(value) for value in document]
+    return document
 
 
 def plan_document(plan: SynthesisPlan) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The ledgers of earlier versions, brought to this one: numbered steps, all of them or none.
 
-A step is SQL that never changes again, because the tables of `schema` do. Version 1 was on SQLite
-only.
+A step is SQL that never changes again, because the tables of `schema` do. It is written for each
+database that may hold its version; version 1 was on SQLite only. On PostgreSQL too the whole way is
+one transaction; a copy to go back to is the admin's (`pg_dump`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,8 +67,8 @@ _TO_2 = (
     """,
 )
 
-_STEPS: Mapping[int, Sequence[str]] = {1: _TO_2}
-"""Version to the statements that lead to the next one."""
+_STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {1: {"sqlite": _TO_2}}
+"""Version to the statements that lead to the next one, for each database."""
 
 
 def read_version(connection: Connection) -> int | None:
@@ -83,6 +84,6 @@ def is_migratable(version: int | None) -> bool:
 def migrate(connection: Connection) -> None:
     """Take every step from the ledger's version on; the caller's transaction holds all of them."""
     for version in range(read_version(connection) or 0, schema.SCHEMA_VERSION):
-        for statement in _STEPS[version]:
+        for statement in _STEPS[version][connection.dialect.name]:
             connection.exec_driver_sql(statement)
     connection.execute(update(schema.schema_version).values(version=schema.SCHEMA_VERSION))

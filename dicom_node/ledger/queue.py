@@ -83,9 +83,9 @@ class Queue(Database):
         """
         with self._writing() as connection:
             lost = connection.execute(
-                select(job).where(
-                    job.c.state == JobState.RUNNING, job.c.lease_until < self._clock()
-                )
+                select(job)
+                .where(job.c.state == JobState.RUNNING, job.c.lease_until < self._clock())
+                .order_by(job.c.plan_id)
             ).all()
             for row in lost:
                 self._lose(connection, row, "the lease ran out", max_attempts)
@@ -97,7 +97,9 @@ class Queue(Database):
         The node's end is no evidence against the job, so it counts as no loss.
         """
         with self._writing() as connection:
-            running = connection.execute(select(job).where(job.c.state == JobState.RUNNING)).all()
+            running = connection.execute(
+                select(job).where(job.c.state == JobState.RUNNING).order_by(job.c.plan_id)
+            ).all()
             for row in running:
                 self._move(connection, row, JobEvent.LOSE, reason="the node restarted")
         return [row.plan_id for row in running]
@@ -258,9 +260,9 @@ class Queue(Database):
             plan = _select_job(connection, plan_id).plan
             wanted = set(plan.source_instances)
             rows = connection.execute(
-                select(instance).where(
-                    instance.c.sop_instance_uid.in_([uid for uid, _ in plan.source_instances])
-                )
+                select(instance)
+                .where(instance.c.sop_instance_uid.in_([uid for uid, _ in plan.source_instances]))
+                .order_by(instance.c.sequence)
             )
             found = [
                 read_instance(row) for row in rows if (row.sop_instance_uid, row.sha256) in wanted

@@ -188,7 +188,17 @@ PIN = ":".join(["ab"] * 32)
         (["assembly.quiet_period=1 week"], 'quiet_period : seen "1 week", wanted a duration such'),
         (["dispatch.attempts=0"], "dispatch.attempts : seen 0, wanted greater than or equal to 1"),
         (["delivery.jitter=2"], "delivery.jitter : seen 2, wanted less than or equal to 1"),
-        (["ledger.kind=postgresql"], "ledger.kind : seen \"postgresql\", wanted 'sqlite'"),
+        (
+            ["ledger.kind=mysql"],
+            "ledger : seen a whole section, wanted as its kind one of 'sqlite', 'postgresql'",
+        ),
+        (["ledger={}"], "ledger : seen a whole section, wanted a kind"),
+        (["ledger={kind: sqlite, path: x}"], 'ledger.path : seen "x", wanted no such key'),
+        (["ledger={kind: postgresql}"], "ledger.dsn_env : seen nothing, wanted a value"),
+        (
+            ["ledger={kind: postgresql, dsn_env: my-dsn}"],
+            'ledger.dsn_env : seen "my-dsn", wanted',
+        ),
         (["executor.kind=dask"], "executor.kind : seen \"dask\", wanted 'embedded'"),
         (["executor.workers=0"], "executor.workers : seen 0, wanted greater than"),
         (
@@ -278,6 +288,59 @@ def test_mistake_in_node_yaml_is_told(overrides, message):
 
     assert message in str(refused.value)
     assert str(refused.value).startswith(("node.yaml: ", "override: "))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "ledger={kind: postgresql, dsn: 'postgresql://node:hunter2@db/ledger'}",
+        "ledger={kind: postgresql, dsn_env: 'postgresql://node:hunter2@db/ledger'}",
+        "ledger={kind: sqlite, dsn: 'postgresql://node:hunter2@db/ledger'}",
+        "ledger=postgresql://node:hunter2@db/ledger",
+    ],
+)
+def test_secret_in_the_file_is_refused_and_not_repeated(written):
+    with pytest.raises(ConfigurationError) as refused:
+        parse(written)
+
+    told = str(refused.value)
+    assert "hunter2" not in told
+    assert "sqlite" in written or "=postgresql" in written or "NAME of the environment" in told
+
+
+@pytest.mark.parametrize(
+    ("dsn", "url"),
+    [
+        ("postgresql://node:pw@127.0.0.1:5433/ledger", None),
+        ("postgresql://node@/ledger?host=/run/postgresql", None),
+        ("postgresql://node:pw@db.site/ledger?sslmode=disable", None),
+        (
+            "postgresql://node:p%40w@db.site/ledger",
+            "postgresql://node:p%40w@db.site/ledger?sslmode=verify-full",
+        ),
+        (
+            "postgresql://node@10.1.2.3/ledger?sslrootcert=/etc/ca.pem",
+            "postgresql://node@10.1.2.3/ledger?sslrootcert=/etc/ca.pem&sslmode=verify-full",
+        ),
+    ],
+)
+def test_database_beyond_this_machine_is_called_with_tls(dsn, url, monkeypatch):
+    monkeypatch.setenv("LEDGER_DSN", dsn)
+
+    assert parse("ledger={kind: postgresql, dsn_env: LEDGER_DSN}").ledger_url == (url or dsn)
+
+
+@pytest.mark.parametrize("dsn", [None, "", "host=db password=hunter2", "mysql://u:hunter2@db/x"])
+def test_environment_that_says_no_database_is_told_without_what_it_says(dsn, monkeypatch):
+    monkeypatch.delenv("LEDGER_DSN", raising=False)
+    if dsn is not None:
+        monkeypatch.setenv("LEDGER_DSN", dsn)
+    node = parse("ledger={kind: postgresql, dsn_env: LEDGER_DSN}")
+
+    with pytest.raises(ConfigurationError, match="LEDGER_DSN, wanted postgresql://") as refused:
+        _ = node.ledger_url
+
+    assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", SMALLEST)

@@ -165,3 +165,9 @@ def test_alias_inside_itself_is_refused():
 def test_missing_file_is_told(tmp_path):
     with pytest.raises(ConfigurationError, match=r"node.yaml: seen no readable file in .*No such"):
         read_file(tmp_path / "node.yaml")
+
+
+def test_password_in_an_address_is_not_repeated():
+    (mistake,) = find_mistakes("name: a\nitems: [postgresql://node:hunter2@db/ledger]")
+
+    assert mistake.startswith("node.yaml: line 2: items.0 : seen an address with a secret, wanted ")

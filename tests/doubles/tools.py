@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,18 @@ SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 BESIDE_THE_CLONE = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def require_program(name: str, package: str) -> str:
-    """Return the path of a program, or end the test."""
-    path = shutil.which(name, path=SEARCH_PATH)
-    if path is None:
+def require_program(name: str, package: str, path: str | None = None) -> str:
+    """Return the path of a program, looked for on `path` or the usual one, or end the test."""
+    found = shutil.which(name, path=path or SEARCH_PATH)
+    if found is None:
         _give_up(f"{name} is missing: apt-get install --no-install-recommends {package}")
-    return path
+    return found
+
+
+def require_module(name: str, package: str) -> None:
+    """End the test unless a module of an extra can be imported."""
+    if find_spec(name) is None:
+        _give_up(f"{name} is missing: pip install '{package}'")
 
 
 def find_data() -> Path | None:

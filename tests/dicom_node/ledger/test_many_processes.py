@@ -32,7 +32,7 @@ def record_some(url: str, first: int) -> None:
             ledger.record_instances([make_instance(number)], PEER, None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool():
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
@@ -40,8 +40,7 @@ def pool():
 
 
 @pytest.mark.integration
-def test_four_processes_claim_three_hundred_jobs_once_each(tmp_path, pool):
-    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+def test_four_processes_claim_three_hundred_jobs_once_each(url, pool):
     plans = [make_plan(f"{number:032x}") for number in range(JOBS)]
     with open_ledger(url) as ledger:
         receive_and_judge(ledger, plans)
@@ -53,10 +52,17 @@ def test_four_processes_claim_three_hundred_jobs_once_each(tmp_path, pool):
 
 
 @pytest.mark.integration
-def test_four_processes_record_at_once_and_nothing_is_lost(tmp_path, pool):
-    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+def test_four_processes_record_at_once_and_nothing_is_lost(url, pool):
     with open_ledger(url) as ledger:
         # Each writes 25 instances that its neighbor writes too.
         list(pool.map(record_some, [url] * PROCESSES, range(0, 25 * PROCESSES, 25)))
 
         assert ledger.study_row(STUDY).seen == 25 * (PROCESSES + 1)
+
+
+@pytest.mark.integration
+def test_four_processes_that_come_first_make_one_ledger(url, pool):
+    list(pool.map(record_some, [url] * PROCESSES, [0] * PROCESSES))
+
+    with open_ledger(url) as ledger:
+        assert ledger.study_row(STUDY).seen == 50

@@ -240,7 +240,7 @@ def test_one_uid_never_belongs_to_two_jobs(ledger):
     finish(ledger)
     [job] = ledger.claim(1, LEASE)
 
-    with pytest.raises(StorageError, match="IntegrityError"):
+    with pytest.raises(StorageError, match=r"IntegrityError|UniqueViolation"):
         ledger.record_derived(job.plan.plan_id, job.attempt, [make_derived()], **EMPTY)
 
     assert ledger.job(job.plan.plan_id).state == JobState.RUNNING
