@@ -9,12 +9,13 @@ hold this thread for the times of `Limits` and this process for one PDU of memor
 
 import contextlib
 import mmap
+import select
 import socket
 import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dicom_node import upper_layer
@@ -23,6 +24,9 @@ from dicom_node.upper_layer import ProtocolError
 
 ANNOUNCED_BYTES = 65_536
 """The longest P-DATA PDU that this node asks for; larger ones gain nothing (measured)."""
+
+Piece = bytes | bytearray | memoryview
+"""Bytes to be written, which are not copied on their way to the system."""
 
 _HEADER_BYTES = 6
 _PDV = struct.Struct(">IBB")
@@ -41,7 +45,8 @@ _FIXED = dict.fromkeys(
 _MAXIMUM_PDVS = 4_096
 _MAXIMUM_EMPTY_PDUS = 16
 _SENT_BYTES = 131_072  # the longest PDU sent, also to a peer that takes any
-_WRITE_BYTES = 1_048_576  # a message goes out in writes of this size: few, and memory stays small
+_WRITE_BYTES = 1_048_576  # most messages are one write; each write has its deadline
+_MOST_PIECES = 1_000  # of one write; systems take 1,024 (IOV_MAX)
 _BUFFER_BYTES = 1_048_576  # most instances lie in it whole, and go to their file in one write
 _FLUSH_BYTES = 1_048_576  # garbage read after an end, before the socket is closed all the same
 _WAKE_SECONDS = 0.5  # how soon an idle association notices that the node is stopping
@@ -57,6 +62,7 @@ class Limits:
         pdu_seconds: from the first byte of a PDU to its last.
         message_seconds: between two PDUs of one message, and until a response comes.
         idle_seconds: between two messages.
+        send_seconds: for a write, of 1 MiB at most, to be taken.
         flush_seconds: for a peer that does not close after the end of the association.
     """
 
@@ -157,22 +163,44 @@ class Wire:
         """Say whether one more PDU fits beside those that were read."""
         return len(self._buffer) - self._start >= self._room
 
-    def send(self, data: bytes | bytearray) -> None:
-        """Write all of `data`.
+    def send(self, *pieces: Piece) -> None:
+        """Write all bytes of `pieces`, in one system call where the system takes them at once.
 
         Raises:
             ProtocolError: the peer does not read, or has gone.
         """
+        deadline = time.monotonic() + self.limits.send_seconds
         try:
-            if self._is_tls:
-                self._socket.settimeout(self.limits.send_seconds)
-            self._socket.sendall(data)
+            # OpenSSL has no gathering write; it copies what it encrypts anyway.
+            rest = memoryview(b"".join(pieces)) if self._is_tls else self._send_gathered(pieces)
+            while rest:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                if self._is_tls:
+                    self._socket.settimeout(left)
+                rest = rest[self._socket.send(rest) :]
             if self._is_tls:
                 self._socket.settimeout(_WAKE_SECONDS)
         except (TimeoutError, BlockingIOError):
             raise ProtocolError("send_timeout", None) from None
         except OSError:
             raise ProtocolError("connection_lost", None) from None
+
+    def _send_gathered(self, pieces: Sequence[Piece]) -> memoryview:
+        """Write `pieces` without joining them, and return what the system did not take."""
+        sent = self._socket.sendmsg(pieces)
+        if sent == sum(map(len, pieces)):
+            return memoryview(b"")
+        return memoryview(b"".join(pieces))[sent:]
+
+    def has_input(self) -> bool:
+        """Say whether the peer has sent something, or has gone, since the last read."""
+        if self._start != self._end:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def finish(self, last_words: bytes = b"", *, flush_seconds: float | None = None) -> None:
         """Send `last_words`, let the peer close first (Sta13), then close.
@@ -332,21 +360,28 @@ class Association:
                 yield fragments, is_last
                 fragments = []
 
-    def send(self, context_id: int, command: bytes, data_set: bytes | None = None) -> None:
-        """Send one message, in as few writes as memory allows.
+    def send(self, context_id: int, command: bytes, data_set: Piece | None = None) -> None:
+        """Send one message, in as few writes as can be; the data set is not copied.
 
         Raises:
             ProtocolError: the peer does not read, or has gone.
         """
-        out = bytearray()
+        pieces: list[Piece] = []
+        size = 0
         for control, part in ((_IS_COMMAND, command), (0, data_set)):
             for header, fragment in self._fragments(context_id, control, part):
-                out += header
-                out += fragment
-                if len(out) >= _WRITE_BYTES:
-                    self._wire.send(out)
-                    out.clear()
-        self._wire.send(out)
+                pieces += (header, fragment)
+                size += len(fragment)
+                if size >= _WRITE_BYTES or len(pieces) >= _MOST_PIECES:
+                    self._wire.send(*pieces)
+                    pieces.clear()
+                    size = 0
+        if pieces:
+            self._wire.send(*pieces)
+
+    def has_input(self) -> bool:
+        """Say whether the peer has said something, or has gone, since the last message."""
+        return self._wire.has_input()
 
     def confirm_release(self) -> None:
         """Answer the peer's release request and close."""
@@ -354,17 +389,28 @@ class Association:
             upper_layer.encode_pdu(upper_layer.RELEASE_RP, bytes(upper_layer.FIXED_BODY))
         )
 
-    def release(self) -> None:
-        """Ask for the release, wait for the confirmation and close, whatever the peer does."""
+    def release(self, seconds: float | None = None) -> None:
+        """Ask for the release, wait for the confirmation and close, whatever the peer does.
+
+        A peer that has asked for it already is given its confirmation, and not asked again.
+
+        Args:
+            seconds: for the confirmation; None: as long as a PDU may take.
+        """
+        seconds = self._wire.limits.pdu_seconds if seconds is None else seconds
+        answers = {**self._longest, upper_layer.RELEASE_RP: upper_layer.FIXED_BODY}
+        is_asked = False
         try:
-            self._wire.send(
-                upper_layer.encode_pdu(upper_layer.RELEASE_RQ, bytes(upper_layer.FIXED_BODY))
-            )
-            answers = {**self._longest, upper_layer.RELEASE_RP: upper_layer.FIXED_BODY}
-            seconds = self._wire.limits.pdu_seconds
             while True:
+                if not is_asked and not self.has_input():
+                    self._wire.send(
+                        upper_layer.encode_pdu(
+                            upper_layer.RELEASE_RQ, bytes(upper_layer.FIXED_BODY)
+                        )
+                    )
+                    is_asked = True
                 pdu_type, _ = self._wire.read_pdu(answers, wait=seconds, whole=seconds)
-                if pdu_type == upper_layer.RELEASE_RQ:  # both asked at once (PS3.8 9.2.3, AR-8)
+                if pdu_type == upper_layer.RELEASE_RQ:  # or both at once (PS3.8 9.2.3, AR-8)
                     self.confirm_release()
                 if pdu_type != upper_layer.P_DATA_TF:
                     break
@@ -377,7 +423,7 @@ class Association:
         self._wire.finish(upper_layer.encode_abort(*source_and_reason))
 
     def _fragments(
-        self, context_id: int, control: int, part: bytes | None
+        self, context_id: int, control: int, part: Piece | None
     ) -> Iterator[tuple[bytes, memoryview]]:
         """Yield header (of PDU and PDV) and payload of each P-DATA PDU of `part`."""
         if part is None:
@@ -385,12 +431,14 @@ class Association:
         payload = memoryview(part)
         room = min(self._maximum_length or _SENT_BYTES, _SENT_BYTES) - _PDV.size
         room -= room % 2  # fragments of even length (PS3.8 annex E.1)
-        for start in range(0, max(len(payload), 1), room):
-            fragment = payload[start : start + room]
-            last = _IS_LAST if start + room >= len(payload) else 0
-            length = len(fragment) + _PDV_OVERHEAD
-            header = struct.pack(">BxI", upper_layer.P_DATA_TF, length + 4)
-            yield header + _PDV.pack(length, context_id, control | last), fragment
+        last = max(len(payload) - 1, 0) // room * room
+        header = _encode_header(room, context_id, control)
+        for start in range(0, last, room):
+            yield header, payload[start : start + room]
+        yield (
+            _encode_header(len(payload) - last, context_id, control | _IS_LAST),
+            payload[last:],
+        )
 
     def _next_fragment_in_message(
         self, *, keep: bool = False
@@ -439,3 +487,10 @@ class Association:
             found.append((context_id, control, body[position + _PDV.size : end]))
             position = end
         return found
+
+
+def _encode_header(size: int, context_id: int, control: int) -> bytes:
+    """Return what stands in front of a fragment that has a P-DATA PDU of its own."""
+    length = size + _PDV_OVERHEAD
+    header = struct.pack(">BxI", upper_layer.P_DATA_TF, length + 4)
+    return header + _PDV.pack(length, context_id, control)

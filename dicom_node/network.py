@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from dicom_node import command, upper_layer
-from dicom_node.association import ANNOUNCED_BYTES, Association, Context, Limits, Wire
+from dicom_node.association import ANNOUNCED_BYTES, Association, Context, Limits, Piece, Wire
 from dicom_node.errors import DeliveryError
 from dicom_node.tls import ClientSide
 from dicom_node.upper_layer import AssociationRequest, ProposedContext, ProtocolError
@@ -33,6 +33,9 @@ small file of it may unpack to anything."""
 
 SMALLEST_PDU = 1_024
 """A peer that takes only shorter P-DATA PDUs than this is broken or an attacker."""
+
+MOST_CONTEXTS = 128
+"""Presentation contexts that an association may have: the odd ids of a byte (PS3.8 9.3.2.2)."""
 
 _PERMANENT = 1
 
@@ -62,12 +65,19 @@ class Message:
 
 
 class Requestor:
-    """An association that this node asked for; a context manager that releases it at the end."""
+    """An association that this node asked for; a context manager that releases it at the end.
 
-    def __init__(self, association: Association, limits: Limits) -> None:
+    Attributes:
+        window: how many requests may be under way at a time: as many as were asked for and the
+            peer grants, else one.
+    """
+
+    def __init__(self, association: Association, limits: Limits, window: int = 1) -> None:
+        self.window = window
         self._association = association
         self._limits = limits
         self._message_id = 0
+        self._under_way: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -79,17 +89,41 @@ class Requestor:
         traceback: TracebackType | None,
     ) -> None:
         if error is None:
-            self._association.release()
+            self.release()
         else:
-            self._association.abort()
+            self.abort()
 
-    def find_context(self, abstract_syntax: str) -> Context | None:
-        """Return the context under which the peer takes `abstract_syntax`, or None."""
+    def release(self, seconds: float | None = None) -> None:
+        """Release the association, whatever the peer does about it.
+
+        Args:
+            seconds: for the peer to confirm; None: as long as a PDU may take.
+        """
+        self._association.release(seconds)
+
+    def abort(self) -> None:
+        """Abort the association."""
+        self._association.abort()
+
+    def has_input(self) -> bool:
+        """Say whether the peer has said something unasked, or has gone."""
+        return self._association.has_input()
+
+    def find_context(
+        self, abstract_syntax: str, transfer_syntax: str | None = None
+    ) -> Context | None:
+        """Return a context under which the peer takes `abstract_syntax`, or None.
+
+        Args:
+            abstract_syntax: a SOP class.
+            transfer_syntax: None: any of those that were proposed.
+        """
         return next(
             (
                 context
                 for context in self._association.contexts.values()
                 if context.abstract_syntax == abstract_syntax
+                and transfer_syntax in {None, context.transfer_syntax}
             ),
             None,
         )
@@ -108,15 +142,27 @@ class Requestor:
             command.COMMAND_FIELD: command.C_ECHO_RQ,
             command.COMMAND_DATA_SET_TYPE: command.NO_DATA_SET,
         }
-        return self._ask(context, elements, None)
+        self._ask(context, elements, None)
+        return self.read_status()[1]
 
     def store(
-        self, context: Context, sop_class_uid: str, sop_instance_uid: str, data_set: bytes
+        self, context: Context, sop_class_uid: str, sop_instance_uid: str, data_set: Piece
     ) -> int:
         """Send a C-STORE and return its status; `data_set` is in the context's transfer syntax.
 
         Raises:
             DeliveryError: no response came; whether the peer has the instance is not known.
+        """
+        self.begin_store(context, sop_class_uid, sop_instance_uid, data_set)
+        return self.read_status()[1]
+
+    def begin_store(
+        self, context: Context, sop_class_uid: str, sop_instance_uid: str, data_set: Piece
+    ) -> int:
+        """Send a C-STORE request and return its Message ID; the caller keeps to the window.
+
+        Raises:
+            DeliveryError: it was not sent; whether the peer has the instance is not known.
         """
         elements: dict[int, int | str] = {
             command.AFFECTED_SOP_CLASS_UID: sop_class_uid,
@@ -126,6 +172,27 @@ class Requestor:
             command.AFFECTED_SOP_INSTANCE_UID: sop_instance_uid,
         }
         return self._ask(context, elements, data_set)
+
+    def read_status(self) -> tuple[int, int]:
+        """Return Message ID and status of the next response to any request that is under way.
+
+        Raises:
+            DeliveryError: none came.
+        """
+        try:
+            answer = self._association.read_command(self._limits.message_seconds)
+            if answer is None:
+                raise ProtocolError("release_instead_of_response")
+            response = answer[1]
+            message_id = command.number(response, command.MESSAGE_ID_BEING_RESPONDED_TO)
+            wanted = self._under_way.pop(message_id, None)
+            if wanted != command.number(response, command.COMMAND_FIELD) & ~command.RESPONSE:
+                raise ProtocolError("other_response")
+            return message_id, command.number(response, command.STATUS)
+        except TimeoutError:
+            raise DeliveryError("the peer sent no response in time", retry=True) from None
+        except ProtocolError as error:
+            raise DeliveryError(f"no response: {error.code}", retry=True) from None
 
     def write(
         self, context: Context, elements: Mapping[int, int | str], data_set: bytes | None = None
@@ -182,28 +249,17 @@ class Requestor:
         return Message(context=context, elements=elements, data_set=data_set)
 
     def _ask(
-        self, context: Context, elements: Mapping[int, int | str], data_set: bytes | None
+        self, context: Context, elements: Mapping[int, int | str], data_set: Piece | None
     ) -> int:
-        """Send one request and wait for its response."""
+        """Send one request and return its Message ID."""
         self._message_id = self._message_id % 0xFFFF + 1
         request = {**elements, command.MESSAGE_ID: self._message_id}
         try:
             self._association.send(context.context_id, command.encode_command(request), data_set)
-            answer = self._association.read_command(self._limits.message_seconds)
-            if answer is None:
-                raise ProtocolError("release_instead_of_response")
-            response = answer[1]
-            wanted = (elements[command.COMMAND_FIELD], self._message_id)
-            if wanted != (
-                command.number(response, command.COMMAND_FIELD) & ~command.RESPONSE,
-                command.number(response, command.MESSAGE_ID_BEING_RESPONDED_TO),
-            ):
-                raise ProtocolError("other_response")
-            return command.number(response, command.STATUS)
-        except TimeoutError:
-            raise DeliveryError("the peer sent no response in time", retry=True) from None
         except ProtocolError as error:
             raise DeliveryError(f"no response: {error.code}", retry=True) from None
+        self._under_way[self._message_id] = int(elements[command.COMMAND_FIELD])
+        return self._message_id
 
 
 def open_association(
@@ -212,27 +268,45 @@ def open_association(
     *,
     called_ae_title: str,
     calling_ae_title: str,
-    sop_classes: Sequence[str],
+    sop_classes: Sequence[str] = (),
+    instances: Sequence[tuple[str, str]] = (),
+    window: int = 1,
     tls: ClientSide | None = None,
     limits: Limits | None = None,
     connect_seconds: float = 10.0,
 ) -> Requestor:
     """Ask a peer for an association.
 
-    Each of `sop_classes` is proposed in Explicit and Implicit VR Little Endian, in one context.
+    Args:
+        host: the peer's.
+        port: the peer's.
+        called_ae_title: the peer's.
+        calling_ae_title: our own.
+        sop_classes: each is proposed in Explicit and Implicit VR Little Endian, in one context, of
+            which the peer chooses one.
+        instances: SOP class and transfer syntax, each pair proposed in a context of its own, so
+            that the peer may take both of two.
+        window: requests that are to be under way at a time; the peer is asked when it is not 1.
+        tls: None talks in plain DICOM.
+        limits: what the peer may take of this node.
+        connect_seconds: until there is a connection, and a TLS session.
 
     Raises:
         AssociationRejectedError: the peer said no.
         DeliveryError: nobody answers there, or not as a DICOM peer does.
     """
     limits = limits or Limits()
+    pairs = [
+        *((sop_class, UNCOMPRESSED) for sop_class in sop_classes),
+        *((sop_class, (transfer_syntax,)) for sop_class, transfer_syntax in instances),
+    ]
     proposed = tuple(
         ProposedContext(
             context_id=2 * index + 1,
-            abstract_syntax=sop_class,
-            transfer_syntaxes=UNCOMPRESSED,
+            abstract_syntax=abstract_syntax,
+            transfer_syntaxes=transfer_syntaxes,
         )
-        for index, sop_class in enumerate(sop_classes)
+        for index, (abstract_syntax, transfer_syntaxes) in enumerate(pairs[:MOST_CONTEXTS])
     )
     request = AssociationRequest(
         protocol_version=1,
@@ -241,6 +315,7 @@ def open_association(
         application_context=upper_layer.APPLICATION_CONTEXT,
         contexts=proposed,
         maximum_length=ANNOUNCED_BYTES,
+        operations=window,
     )
     wire = Wire(_connect(host, port, tls, connect_seconds), limits)
     try:
@@ -285,7 +360,8 @@ def open_association(
         and result.context_id in by_id
         and result.transfer_syntax in by_id[result.context_id].transfer_syntaxes
     ]
-    return Requestor(Association(wire, accepted, accept.maximum_length), limits)
+    granted = min(window, accept.operations or window)
+    return Requestor(Association(wire, accepted, accept.maximum_length), limits, granted)
 
 
 def normalize_address(text: str) -> Address:

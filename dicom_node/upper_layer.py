@@ -43,6 +43,7 @@ _TRANSFER_SYNTAX_ITEM = 0x40
 _USER_INFORMATION_ITEM = 0x50
 _MAXIMUM_LENGTH_ITEM = 0x51
 _IMPLEMENTATION_CLASS_ITEM = 0x52
+_OPERATIONS_WINDOW_ITEM = 0x53
 _ROLE_SELECTION_ITEM = 0x54
 _IMPLEMENTATION_VERSION_ITEM = 0x55
 
@@ -89,6 +90,8 @@ class AssociationRequest:
     Attributes:
         called_ae_title: without padding; Latin-1, so that no byte is lost and none raises.
         maximum_length: the longest P-DATA PDU that the requestor takes; 0 means any.
+        operations: how many requests the requestor wants to have under way at a time, 0 means any:
+            the asynchronous operations window (PS3.7 section D.3.3.3), asked for when it is not 1.
     """
 
     protocol_version: int
@@ -97,6 +100,7 @@ class AssociationRequest:
     application_context: str
     contexts: tuple[ProposedContext, ...]
     maximum_length: int = 0
+    operations: int = 1
     roles: tuple[RoleSelection, ...] = ()
 
 
@@ -111,10 +115,15 @@ class ContextResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssociationAccept:
-    """An A-ASSOCIATE-AC."""
+    """An A-ASSOCIATE-AC.
+
+    Attributes:
+        operations: how many requests the requestor may have under way at a time; 0 means any.
+    """
 
     contexts: tuple[ContextResult, ...]
     maximum_length: int
+    operations: int = 1
 
 
 def encode_pdu(pdu_type: int, body: bytes) -> bytes:
@@ -146,7 +155,10 @@ def encode_request(request: AssociationRequest) -> bytes:
     application = _item(_APPLICATION_CONTEXT_ITEM, request.application_context.encode("ascii"))
     return encode_pdu(
         ASSOCIATE_RQ,
-        fixed + application + contexts + _user_information(request.maximum_length, request.roles),
+        fixed
+        + application
+        + contexts
+        + _user_information(request.maximum_length, request.roles, request.operations),
     )
 
 
@@ -200,6 +212,7 @@ def decode_request(body: bytes) -> AssociationRequest:
     application_context = ""
     contexts: list[ProposedContext] = []
     maximum_length = 0
+    operations = 1
     roles: tuple[RoleSelection, ...] = ()
     for item_type, value in _items(body, _FIXED_LENGTH):
         if item_type == _APPLICATION_CONTEXT_ITEM:
@@ -208,6 +221,7 @@ def decode_request(body: bytes) -> AssociationRequest:
             contexts.append(_proposed_context(value))
         elif item_type == _USER_INFORMATION_ITEM:
             maximum_length = _maximum_length(value)
+            operations = _operations(value)
             roles = _roles(value)
     return AssociationRequest(
         protocol_version=int.from_bytes(body[:2], "big"),
@@ -216,6 +230,7 @@ def decode_request(body: bytes) -> AssociationRequest:
         application_context=application_context,
         contexts=tuple(contexts),
         maximum_length=maximum_length,
+        operations=operations,
         roles=roles,
     )
 
@@ -230,6 +245,7 @@ def decode_accept(body: bytes) -> AssociationAccept:
         raise ProtocolError("association_accept")
     contexts: list[ContextResult] = []
     maximum_length = 0
+    operations = 1
     for item_type, value in _items(body, _FIXED_LENGTH):
         if item_type == _CONTEXT_AC_ITEM:
             if len(value) < _CONTEXT_FIXED:
@@ -244,11 +260,15 @@ def decode_accept(body: bytes) -> AssociationAccept:
             )
         elif item_type == _USER_INFORMATION_ITEM:
             maximum_length = _maximum_length(value)
-    return AssociationAccept(contexts=tuple(contexts), maximum_length=maximum_length)
+            operations = _operations(value)
+    return AssociationAccept(
+        contexts=tuple(contexts), maximum_length=maximum_length, operations=operations
+    )
 
 
 _CONTEXT_FIXED = 4
 _MAXIMUM_LENGTH_BYTES = 4
+_OPERATIONS = struct.Struct(">HH")  # invoked and performed by the requestor
 
 
 def _item(item_type: int, value: bytes) -> bytes:
@@ -292,6 +312,13 @@ def _maximum_length(user_information: bytes) -> int:
     return 0
 
 
+def _operations(user_information: bytes) -> int:
+    for item_type, value in _items(user_information):
+        if item_type == _OPERATIONS_WINDOW_ITEM and len(value) == _OPERATIONS.size:
+            return int(_OPERATIONS.unpack(value)[0])
+    return 1
+
+
 def _roles(user_information: bytes) -> tuple[RoleSelection, ...]:
     roles: list[RoleSelection] = []
     for item_type, value in _items(user_information):
@@ -313,11 +340,17 @@ def _encode_role(role: RoleSelection) -> bytes:
     )
 
 
-def _user_information(maximum_length: int, roles: Sequence[RoleSelection] = ()) -> bytes:
+def _user_information(
+    maximum_length: int, roles: Sequence[RoleSelection] = (), operations: int = 1
+) -> bytes:
+    window = b""
+    if operations != 1:  # without the item it is one at a time
+        window = _item(_OPERATIONS_WINDOW_ITEM, _OPERATIONS.pack(operations, 1))
     return _item(
         _USER_INFORMATION_ITEM,
         _item(_MAXIMUM_LENGTH_ITEM, maximum_length.to_bytes(_MAXIMUM_LENGTH_BYTES, "big"))
         + _item(_IMPLEMENTATION_CLASS_ITEM, IMPLEMENTATION_CLASS_UID.encode("ascii"))
+        + window
         + b"".join(map(_encode_role, roles))
         + _item(_IMPLEMENTATION_VERSION_ITEM, IMPLEMENTATION_VERSION_NAME.encode("ascii")),
     )

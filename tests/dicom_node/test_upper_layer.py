@@ -1,9 +1,11 @@
 import contextlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import AsynchronousOperationsWindowNegotiation
 
 from dicom_node.upper_layer import (
     APPLICATION_CONTEXT,
@@ -63,6 +65,28 @@ def test_pynetdicom_reads_the_acceptance_that_is_written():
     accept = decode_accept(encoded[HEADER:])
     assert accept.contexts == tuple(results)
     assert accept.maximum_length == 65_536
+
+
+def test_pynetdicom_reads_the_window_that_is_asked_for():
+    asking = replace(REQUEST, operations=8)
+    pdu = A_ASSOCIATE_RQ()
+    pdu.decode(encode_request(asking))
+
+    [window] = [
+        each
+        for each in pdu.to_primitive().user_information
+        if isinstance(each, AsynchronousOperationsWindowNegotiation)
+    ]
+    assert window.maximum_number_operations_invoked == 8
+    assert window.maximum_number_operations_performed == 1
+    assert decode_request(encode_request(asking)[HEADER:]) == asking
+
+
+def test_no_window_is_asked_for_where_one_at_a_time_is_enough():
+    pdu = A_ASSOCIATE_RQ()
+    pdu.decode(encode_request(REQUEST))
+
+    assert pdu.user_information.async_ops_window is None
 
 
 @pytest.mark.parametrize("cut", [10, 67, 70, 120])
