@@ -17,7 +17,7 @@
     `conformance` checks.
 11. The result and its deliveries are one commit, fenced by the attempt; what the quality gate
     refuses is held for a person.
-12. `delivery` stores each instance at each peer and keeps the status that the peer gave
+12. `delivery` and `courier` store each instance at each peer and keep the status that it gave
     (`outcomes`); `confirmation` asks the peer whether it keeps it (`commitment`, `attributes`).
 13. `retention` deletes bytes in time; rows and events stay.
 

@@ -1,6 +1,6 @@
 """Step 12 of the walk: a worker for each destination sends it instances, and records what it said.
 
-    due deliveries → one association → C-STORE → status (`outcomes`) → ledger, some at a time
+    due deliveries → associations that stay open → C-STORE → status (`courier`) → ledger
 
 Nothing is called sent that the peer did not take. A crash between its answers and their rows sends
 those few once more, the same bytes under the same UID. What may succeed later is tried later, ever
@@ -10,41 +10,50 @@ No worker waits for another, so that a destination that is dead, slow or silent 
 An association that comes to nothing is the destination's failure and not that of the instances:
 they stay due, and the ledger keeps one outage for all of them. After each pause one association is
 tried and one instance in it; its answer, whatever it says, lets all the others go.
+
+Associations outlive a sweep: the next one goes on over them, until nothing was due for a while.
 """
 
-import hashlib
 import logging
 import random
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from io import BytesIO
-
-from pydicom import Dataset, dcmread, dcmwrite
+from itertools import islice
 
 from dicom_node.complaints import raise_alert
-from dicom_node.crashpoints import reach
-from dicom_node.domain import Delivery, DeliveryState
+from dicom_node.courier import BATCH, Courier, Kind, find_contexts
+from dicom_node.domain import Delivery
 from dicom_node.errors import DeliveryError, StorageError
-from dicom_node.ledger import TAKEN, Attempt, Backlog, Ledger, Outage
+from dicom_node.ledger import Backlog, Ledger, Outage
 from dicom_node.network import (
-    IMPLICIT_VR_LITTLE_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
     AssociationRejectedError,
     Requestor,
     open_association,
 )
 from dicom_node.node_settings import NodeSettings, Peer
-from dicom_node.outcomes import find_pause, judge_status
+from dicom_node.outcomes import find_pause
 from dicom_node.part10 import decode_file_meta
 from dicom_node.store import Store
 from dicom_node.tls import InsecurePeerError, call_with_tls
 
 SWEEP_SECONDS = 15.0
-"""After so long a sweep leaves the rest to the next: a stop is soon."""
+"""After so long a sweep leaves the rest to the next, so that what has become due is looked at."""
 
-BATCH = 32
-"""Deliveries read, and answers recorded, at a time: what the study has outgrown meanwhile is not
-sent any more, and a crash sends no more than these twice."""
+LOOK_AHEAD = 128
+"""Deliveries read at a time: what the study has outgrown meanwhile is not sent any more."""
+
+WORTH_AN_ASSOCIATION = 8
+"""Instances that must be due for each association beyond the first."""
+
+FAREWELL_SECONDS = 1.0
+"""How long a peer may take to confirm a release: nothing depends on it."""
+
+_HEAD_BYTES = 1_024  # of a file, in which its file meta information lies
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +87,10 @@ class Destination:
         self._settings = settings
         self._clock = clock
         self._rng = rng or random.SystemRandom()
+        self._stopping = threading.Event()
+        self._busy = threading.Lock()
+        self._lines = [_Line(settings, self._peer) for _ in range(self._peer.associations)]
+        self._strangers: set[Kind] = set()
 
     def sweep(self) -> int:
         """Send what is due, for `SWEEP_SECONDS` at most, and return how many the peer took.
@@ -85,27 +98,135 @@ class Destination:
         Raises:
             StorageError: the ledger does not answer; what was sent and not recorded is sent again.
         """
-        outage = self._ledger.outages().get(self.alias)
-        if outage is not None and self._clock() < outage.next_call:
-            return 0
-        classes = self._ledger.find_due_classes(self.alias, self._clock())
-        if not classes:
-            return 0
-        sending = _Sending(self._ledger, self._store, self._settings, self._clock, self._rng)
-        try:
-            with open_peer(self._settings, self._peer, classes) as association:
-                sending.run(self.alias, association, set(classes), probe=outage is not None)
-        except DeliveryError as error:
-            if not sending.answered:
-                self._fail(error, 1 if outage is None else outage.failures + 1)
+        with self._busy:
+            outage = self._ledger.outages().get(self.alias)
+            is_early = outage is not None and self._clock() < outage.next_call
+            if is_early or self._stopping.is_set():
                 return 0
-            logger.warning("delivery.broken_off peer=%s: %s", self.alias, error)
+            kinds = self._find_kinds()
+            if not kinds:
+                for line in self._lines:
+                    line.hang_up(unless_used_within=self._peer.keep_open.total_seconds())
+                return 0
+            return self._deliver(kinds, outage)
+
+    def stop(self) -> None:
+        """Let a sweep that runs end as soon as what is under way is answered."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Release the associations, once no sweep runs any more; none is opened again."""
+        self.stop()
+        with self._busy:
+            for line in self._lines:
+                line.hang_up()
+
+    def _deliver(self, kinds: frozenset[Kind], outage: Outage | None) -> int:
+        """Send over as many associations as are worth it, and say how it went."""
+        supply = _Supply(self._ledger, self.alias, self._peer, self._clock, self._stopping)
+        run = _Run(supply, kinds)
+        failure: DeliveryError | None = None
+        try:
+            # One first: its answer shows that the peer is there.
+            self._work(self._lines[0], run, most=1)
+            self._work_together(run)
+        except DeliveryError as error:
+            failure = error
+        self._strangers |= run.strangers
+        if failure is not None and not run.answered:
+            self._fail(failure, 1 if outage is None else outage.failures + 1)
+            return 0
+        if failure is not None:
+            logger.warning("delivery.broken_off peer=%s: %s", self.alias, failure)
         if outage is not None:
             self._ledger.end_outage(self.alias)
             logger.info("destination.answers peer=%s failures=%d", self.alias, outage.failures)
-        if sending.taken:
-            logger.info("delivery.taken peer=%s instances=%d", self.alias, sending.taken)
-        return sending.taken
+        if run.reencoded:
+            logger.warning("delivery.implicit_vr peer=%s instances=%d", self.alias, run.reencoded)
+        if run.taken:
+            logger.info("delivery.taken peer=%s instances=%d", self.alias, run.taken)
+        return run.taken
+
+    def _work_together(self, run: "_Run") -> None:
+        """Send what is due over all associations that are worth it.
+
+        Raises:
+            DeliveryError: the first of them came to nothing; what the others do is in the log.
+        """
+        helpers = self._lines[1 : 1 + run.supply.count() // WORTH_AN_ASSOCIATION]
+        if not helpers:
+            self._work(self._lines[0], run)
+            return
+        with ThreadPoolExecutor(len(helpers), thread_name_prefix="delivery") as pool:
+            works = [pool.submit(self._help, line, run) for line in helpers]
+            self._work(self._lines[0], run)
+            for work in works:
+                work.result()
+
+    def _help(self, line: "_Line", run: "_Run") -> None:
+        """Send over one more association; without it there is one less, and no harm is done."""
+        try:
+            self._work(line, run)
+        except DeliveryError as error:
+            logger.warning("delivery.association_lost peer=%s: %s", self.alias, error)
+
+    def _work(self, line: "_Line", run: "_Run", most: int | None = None) -> None:
+        """Send over one association until nothing is due, or `most` instances have gone.
+
+        An association that was kept open may have ended without a word meanwhile, which is no
+        failure of anybody: what it did not answer at all goes over a new one.
+
+        Raises:
+            DeliveryError: there is no association, or the peer fell silent.
+        """
+        was_kept = True
+        while was_kept:
+            was_kept = line.call(run.kinds)
+            courier = self._hire(line)
+            try:
+                courier.carry(islice(run.supply, most))
+            except DeliveryError as error:
+                line.drop()
+                is_stale = was_kept and not courier.answered
+                run.supply.give_back((courier.unanswered if is_stale else []) + courier.unsent)
+                if not is_stale:
+                    courier.give_up(error)
+                    raise
+            except BaseException:
+                line.drop()
+                raise
+            else:
+                return
+            finally:
+                run.add(courier)
+
+    def _hire(self, line: "_Line") -> Courier:
+        patience = self._settings.delivery
+        return Courier(
+            line.association,
+            line.proposed,
+            self._ledger,
+            self._store,
+            patience,
+            self._clock,
+            self._rng.uniform(1 - patience.jitter, 1 + patience.jitter),
+        )
+
+    def _find_kinds(self) -> frozenset[Kind]:
+        """Return SOP classes and transfer syntaxes of what is due: those that are proposed."""
+        samples = self._ledger.find_due_samples(self.alias, self._clock())
+        kinds = {(sop_class, self._read_syntax(path)) for sop_class, path in samples}
+        if kinds:
+            kinds |= self._strangers
+            self._strangers.clear()
+        return frozenset(kinds)
+
+    def _read_syntax(self, path: str) -> str:
+        try:
+            return decode_file_meta(self._store.read(path, _HEAD_BYTES)).transfer_syntax_uid
+        except (StorageError, ValueError):
+            # Whoever is to send it will find the same, and say so of this one instance.
+            return EXPLICIT_VR_LITTLE_ENDIAN
 
     def _fail(self, error: DeliveryError, failures: int) -> None:
         """Record that the association came to nothing, and park what has no time left."""
@@ -131,140 +252,130 @@ class Destination:
         park_overdue(self._ledger, self._settings, self._clock, self.alias)
 
 
-class _Sending:
-    """What goes to one peer over one association.
+class _Line:
+    """An association with a peer, which is kept open while there is work.
 
     Attributes:
-        answered: instances to which the peer said anything.
-        taken: of them, those that it took.
+        proposed: kinds of instances for which it was asked.
     """
+
+    def __init__(self, settings: NodeSettings, peer: Peer) -> None:
+        self.proposed: frozenset[Kind] = frozenset()
+        self._settings = settings
+        self._peer = peer
+        self._association: Requestor | None = None
+        self._used_at = 0.0
+
+    @property
+    def association(self) -> Requestor:
+        """The association that `call` has seen to."""
+        if self._association is None:
+            raise DeliveryError("the association is over", retry=True)
+        return self._association
+
+    def call(self, kinds: frozenset[Kind]) -> bool:
+        """See to an association for instances of `kinds`; True when it was open already.
+
+        Raises:
+            DeliveryError: there is none.
+        """
+        self._used_at = time.monotonic()
+        if self._association is not None:
+            # A peer that says anything unasked wants to part, or has.
+            if kinds <= self.proposed and not self._association.has_input():
+                return True
+            self.hang_up()
+        contexts, self.proposed = find_contexts(kinds)
+        self._association = open_peer(
+            self._settings, self._peer, instances=contexts, window=self._peer.window
+        )
+        return False
+
+    def hang_up(self, *, unless_used_within: float = 0.0) -> None:
+        """Release the association, if there is one that was not used for so many seconds."""
+        if self._association is None or time.monotonic() - self._used_at < unless_used_within:
+            return
+        association, self._association = self._association, None
+        association.release(FAREWELL_SECONDS)
+
+    def drop(self) -> None:
+        """Abort the association."""
+        if self._association is not None:
+            association, self._association = self._association, None
+            association.abort()
+
+
+class _Supply:
+    """What is due to one peer, for several threads: each delivery is given out once in a sweep."""
 
     def __init__(
         self,
         ledger: Ledger,
-        store: Store,
-        settings: NodeSettings,
+        alias: str,
+        peer: Peer,
         clock: Callable[[], datetime],
-        rng: random.Random,
+        stopping: threading.Event,
     ) -> None:
-        self.answered = 0
-        self.taken = 0
         self._ledger = ledger
-        self._store = store
-        self._patience = settings.delivery
+        self._alias = alias
         self._clock = clock
-        jitter = settings.delivery.jitter
-        # One for all: what failed together is tried again together.
-        self._jitter = rng.uniform(1 - jitter, 1 + jitter)
+        self._stopping = stopping
+        self._deadline = time.monotonic() + SWEEP_SECONDS
+        # What was given out stays due in the ledger until it is recorded.
+        self._limit = LOOK_AHEAD + peer.associations * (BATCH + peer.window)
+        self._lock = threading.Lock()
+        self._tried: set[int] = set()
+        self._ready: deque[Delivery] = deque()
 
-    def run(self, alias: str, association: Requestor, classes: set[str], *, probe: bool) -> None:
-        """Send until nothing is due that was not tried, or time is up.
+    def __iter__(self) -> Iterator[Delivery]:
+        while not self._stopping.is_set() and time.monotonic() < self._deadline:
+            with self._lock:
+                self._fill()
+                if not self._ready:
+                    return
+                delivery = self._ready.popleft()
+            yield delivery
 
-        Args:
-            alias: whose deliveries.
-            association: with it.
-            classes: those that were proposed.
-            probe: send one instance, and the others only when there was an answer.
+    def count(self) -> int:
+        """Return how many are due, `LOOK_AHEAD` at least when there are more."""
+        with self._lock:
+            self._fill()
+            return len(self._ready)
 
-        Raises:
-            DeliveryError: the peer said nothing.
-        """
-        tried: set[int] = set()
-        deadline = time.monotonic() + SWEEP_SECONDS
-        limit = 1 if probe else BATCH
-        while time.monotonic() < deadline:
-            due = [
-                delivery
-                for delivery in self._ledger.due_deliveries(alias, self._clock(), limit)
-                if delivery.instance.sop_class_uid in classes and delivery.delivery_id not in tried
-            ]
-            if not due:
-                break
-            self._send_batch(association, due)
-            tried.update(delivery.delivery_id for delivery in due)
-            limit = BATCH
+    def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Take back what was given out and has gone nowhere."""
+        with self._lock:
+            self._ready.extendleft(reversed(deliveries))
 
-    def _send_batch(self, association: Requestor, due: list[Delivery]) -> None:
-        """Send some instances and record what the peer said, also when it falls silent."""
-        attempts: list[Attempt] = []
-        try:
-            for attempt in self._send(association, due):
-                attempts.append(attempt)
-        finally:
-            taken = sum(attempt.state in TAKEN for attempt in attempts)
-            if taken:
-                reach("delivery.sent")
-            self._ledger.record_attempts(attempts)
-            self.taken += taken
+    def _fill(self) -> None:
+        if self._ready:
+            return
+        due = self._ledger.due_deliveries(self._alias, self._clock(), self._limit)
+        self._ready.extend(each for each in due if each.delivery_id not in self._tried)
+        self._tried.update(each.delivery_id for each in self._ready)
 
-    def _send(self, association: Requestor, due: list[Delivery]) -> Iterator[Attempt]:
-        """Send instances and yield how each attempt went.
 
-        Raises:
-            DeliveryError: the peer said nothing; the instance that it got was yielded before.
-        """
-        for delivery in due:
-            instance = delivery.instance
-            context = association.find_context(instance.sop_class_uid)
-            if context is None:
-                yield self._park(delivery, "the peer does not accept this SOP class")
-                continue
-            try:
-                file = self._store.read(instance.path)
-            except StorageError as error:
-                yield self._postpone(delivery, None, str(error))
-                continue
-            if hashlib.sha256(file).hexdigest() != instance.sha256:
-                yield self._park(delivery, "the file is not the one that was written")
-                continue
-            data_set = _encode(file, context.transfer_syntax)
-            try:
-                status = association.store(
-                    context, instance.sop_class_uid, instance.sop_instance_uid, data_set
-                )
-            except DeliveryError as error:
-                yield self._postpone(delivery, error.status, str(error))
-                raise
-            self.answered += 1
-            yield self._judge(delivery, status)
+class _Run:
+    """What one sweep does over all associations.
 
-    def _judge(self, delivery: Delivery, status: int) -> Attempt:
-        outcome = judge_status(status)
-        if outcome.state is DeliveryState.PENDING:
-            return self._postpone(delivery, status, outcome.reason)
-        if outcome.state is DeliveryState.PARKED:
-            return self._park(delivery, outcome.reason, status)
-        return Attempt(
-            delivery_id=delivery.delivery_id,
-            state=outcome.state,
-            status=status,
-            reason=outcome.reason,
-        )
+    Attributes:
+        kinds: of instances that are due.
+    """
 
-    def _park(self, delivery: Delivery, reason: str | None, status: int | None = None) -> Attempt:
-        """Say that a person must look."""
-        told = None if status is None else f"0x{status:04X}"
-        logger.error("delivery.parked peer=%s status=%s: %s", delivery.peer, told, reason)
-        return Attempt(
-            delivery_id=delivery.delivery_id,
-            state=DeliveryState.PARKED,
-            status=status,
-            reason=reason,
-        )
+    def __init__(self, supply: _Supply, kinds: frozenset[Kind]) -> None:
+        self.supply = supply
+        self.kinds = kinds
+        self.answered = self.taken = self.reencoded = 0
+        self.strangers: set[Kind] = set()
+        self._lock = threading.Lock()
 
-    def _postpone(self, delivery: Delivery, status: int | None, reason: str | None) -> Attempt:
-        """Say when to try again, unless the time is up and it has failed before."""
-        patience, now = self._patience, self._clock()
-        if delivery.attempts and delivery.queued_at < now - patience.give_up_after:
-            return self._park(delivery, f"not taken in time: {reason}", status)
-        pause = find_pause(patience.first_retry, patience.longest_retry, delivery.attempts)
-        return Attempt(
-            delivery_id=delivery.delivery_id,
-            state=DeliveryState.PENDING,
-            status=status,
-            reason=reason,
-            next_attempt=now + pause * self._jitter,
-        )
+    def add(self, courier: Courier) -> None:
+        """Count what has gone over one association."""
+        with self._lock:
+            self.answered += courier.answered
+            self.taken += courier.taken
+            self.reencoded += courier.reencoded
+            self.strangers |= courier.strangers
 
 
 def find_destinations(settings: NodeSettings) -> list[str]:
@@ -277,8 +388,15 @@ def find_confirming(settings: NodeSettings) -> list[str]:
     return [alias for alias, peer in settings.peers.items() if peer.commitment != "none"]
 
 
-def open_peer(settings: NodeSettings, peer: Peer, classes: Sequence[str]) -> Requestor:
-    """Ask a peer for an association under `classes`.
+def open_peer(
+    settings: NodeSettings,
+    peer: Peer,
+    classes: Sequence[str] = (),
+    *,
+    instances: Sequence[Kind] = (),
+    window: int = 1,
+) -> Requestor:
+    """Ask a peer for an association; `classes`, `instances`, `window`: see `open_association`.
 
     Raises:
         DeliveryError: there is none.
@@ -291,6 +409,8 @@ def open_peer(settings: NodeSettings, peer: Peer, classes: Sequence[str]) -> Req
         called_ae_title=peer.ae_title,
         calling_ae_title=settings.ae_title,
         sop_classes=classes,
+        instances=instances,
+        window=window,
         tls=call_with_tls(settings, peer),
     )
 
@@ -348,19 +468,3 @@ def find_oldest_pending(backlogs: Mapping[str, Backlog], now: datetime) -> float
     """Return how many seconds the instance has waited that waits longest; 0 when none does."""
     since = [each.pending_since for each in backlogs.values() if each.pending_since]
     return (now - min(since)).total_seconds() if since else 0.0
-
-
-def _encode(file: bytes, transfer_syntax_uid: str) -> bytes:
-    """Return a derived file's data set in the syntax that the peer accepted.
-
-    Derived files are Explicit VR Little Endian, so that usually nothing has to be done.
-    """
-    meta = decode_file_meta(file)
-    if meta.transfer_syntax_uid == transfer_syntax_uid:
-        return file[meta.data_set_offset :]
-    out = BytesIO()
-    bare = Dataset()  # without preamble and file meta information, which do not go over the wire
-    bare.update(dcmread(BytesIO(file)))
-    implicit = transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN
-    dcmwrite(out, bare, implicit_vr=implicit, little_endian=True)
-    return out.getvalue()

@@ -137,6 +137,7 @@ class Node:
         tls = node.receiver.tls
         self._certificate = None if tls is None else CertificateWatch(tls, now)
         self._cards: Sequence[ModelCard] | None = None
+        self._destinations: list[Destination] = []
         self._timers = (
             Timer("assembly", self._assemble, node.assembly.sweep_every),
             Timer("dispatch", self._dispatch.sweep, node.dispatch.sweep_every),
@@ -215,10 +216,15 @@ class Node:
 
         def stop() -> None:
             scheduler.shutdown(wait=False)
+            for destination in self._destinations:
+                destination.stop()
             deadline = time.monotonic() + PATIENCE.total_seconds()
             self.unfinished = [
                 timer.name for timer in self._timers if not timer.wait(deadline - time.monotonic())
             ]
+            for destination in self._destinations:
+                if f"delivery {destination.alias}" not in self.unfinished:
+                    destination.close()
 
         scheduler.start()
         parts.callback(stop)
@@ -247,6 +253,7 @@ class Node:
         node = self._configuration.node
         for alias in find_destinations(node):
             destination = Destination(alias, self._ledger, self._store, node, now)
+            self._destinations.append(destination)
             yield Timer(f"delivery {alias}", destination.sweep, node.delivery.sweep_every)
         for alias in find_confirming(node):
             confirmation = Confirmation(alias, self._ledger, node, now)

@@ -37,6 +37,8 @@ NODE_FILE = "node.yaml"
 _MOST_PROCESSES = 4
 _WIDEST = {4: 8, 6: 7}
 """Prefix lengths of 10.0.0.0/8 and fc00::/7: no site has a wider network."""
+_MOST_ASSOCIATIONS = 16
+_MOST_OPERATIONS = 64
 
 
 class _Settings(BaseModel):
@@ -196,6 +198,11 @@ class Peer(_Settings):
         certificates: SHA-256 fingerprints of those that it may show, when it calls and when it is
             called; two while it changes from one to the next. Without any, every certificate of
             `receiver.tls.ca` opens, and the one that it shows when it is called must name `host`.
+        associations: over how many at a time results go to it, when there is work for so many.
+        window: how many C-STOREs may wait for their answers in each of them. The peer is asked for
+            this asynchronous operations window (PS3.7 section D.3.3.3); one that does not grant it
+            gets one at a time.
+        keep_open: an association is released when nothing has gone over it for so long.
         commitment: how a peer that takes results is asked whether it keeps them, which then has to
             be so before they are deleted here. `storage_commitment`: by N-ACTION (PS3.4 annex J);
             it may call back with its report. `query`: by C-FIND.
@@ -209,6 +216,9 @@ class Peer(_Settings):
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     tls: bool = False
     certificates: tuple[Fingerprint, ...] = ()
+    associations: Annotated[int, Field(ge=1, le=_MOST_ASSOCIATIONS)] = 1
+    window: Annotated[int, Field(ge=1, le=_MOST_OPERATIONS)] = 1
+    keep_open: Duration = timedelta(seconds=10)
     commitment: Literal["storage_commitment", "query", "none"] = "none"
     roles: frozenset[PeerRole] = Field(min_length=1)
 

@@ -276,14 +276,14 @@ class Store:
                 part.keep(str(final))
         return digest.hexdigest()
 
-    def read(self, relative: str) -> bytes:
-        """Return the bytes of a file.
+    def read(self, relative: str, most: int = -1) -> bytes:
+        """Return the bytes of a file, or so many of them from its beginning.
 
         Raises:
             StorageError: the file cannot be read.
         """
-        with translated("read"):
-            return self.path(relative).read_bytes()
+        with translated("read"), self.path(relative).open("rb", buffering=0) as file:
+            return file.read(most)
 
     def delete(self, relative: str) -> None:
         """Delete a file, durably, with the folders below `derived` that it leaves empty.

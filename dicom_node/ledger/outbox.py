@@ -59,13 +59,14 @@ class Outbox(Database):
         with self._reading() as connection:
             return [read_delivery(row) for row in connection.execute(query)]
 
-    def find_due_classes(self, peer: str, now: datetime) -> list[str]:
-        """Return the SOP classes of what may go to `peer` now."""
-        query = select(derived.c.sop_class_uid).join_from(
+    def find_due_samples(self, peer: str, now: datetime) -> list[tuple[str, str]]:
+        """Return SOP class and path of one instance of each class of each job that is due."""
+        query = select(derived.c.sop_class_uid, func.min(derived.c.path)).join_from(
             delivery, derived, delivery.c.sop_instance_uid == derived.c.sop_instance_uid
         )
+        query = _where_due(query, peer, now).group_by(derived.c.plan_id, derived.c.sop_class_uid)
         with self._reading() as connection:
-            return sorted(connection.scalars(_where_due(query, peer, now).distinct()))
+            return [(row[0], row[1]) for row in connection.execute(query)]
 
     def record_attempts(self, attempts: Sequence[Attempt]) -> None:
         """Record in one commit how attempts to send instances went.

@@ -1,13 +1,17 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dicom_node.delivery import park_unserved
+from dicom_node.delivery import Destination, park_unserved
 from dicom_node.domain import DeliveryState
 from dicom_node.outcomes import find_pause, judge_status
 from doubles.ledger import (
@@ -16,6 +20,7 @@ from doubles.ledger import (
 )
 from doubles.outbox import DERIVED_STUDY, Outbox
 from doubles.scripted_pacs import ABORT, EXPLICIT, IMPLICIT, ScriptedPacs
+from doubles.window_pacs import WindowPacs
 
 PENDING, SENT, WARNED, PARKED = (
     DeliveryState.PENDING,
@@ -88,6 +93,158 @@ def test_what_the_peer_takes_is_called_sent(outbox):
     assert [each.status for each in outbox.deliveries()] == [0, 0, 0]
     assert pacs.received == outbox.uids
     assert pacs.associations == 1
+
+
+@contextmanager
+def working(outbox: Outbox, pacs: ScriptedPacs, **peer: Any) -> Iterator[Destination]:
+    """Give a worker, and close it at the end."""
+    with closing(outbox.destination("pacs", peer=peer, pacs=pacs)) as destination:
+        yield destination
+
+
+@pytest.mark.integration
+def test_a_sweep_goes_on_over_the_association_of_the_last(outbox):
+    statuses = dict.fromkeys(outbox.uids, 0) | {outbox.uids[2]: 0xA700}
+    with ScriptedPacs(statuses.__getitem__) as pacs, working(outbox, pacs) as destination:
+        destination.sweep()
+        statuses[outbox.uids[2]] = 0
+        outbox.clock.advance(minutes=1)
+        assert destination.sweep() == 1
+        destination.sweep()
+        still_open = pacs.releases == 0
+        destination.close()
+
+        assert pacs.wait_until(lambda it: it.releases == 1)
+    assert still_open
+    assert pacs.associations == 1
+
+
+@pytest.mark.integration
+def test_an_association_is_released_when_nothing_is_left_to_send(outbox):
+    with ScriptedPacs() as pacs, working(outbox, pacs, keep_open="0 s") as destination:
+        destination.sweep()
+        destination.sweep()
+
+        assert pacs.wait_until(lambda it: it.releases == 1)
+
+
+@pytest.mark.integration
+def test_an_association_that_the_peer_ended_while_it_was_idle_is_no_failure(outbox):
+    statuses = dict.fromkeys(outbox.uids, 0) | {outbox.uids[2]: 0xA700}
+    with ScriptedPacs(statuses.__getitem__) as pacs, working(outbox, pacs) as destination:
+        destination.sweep()
+        pacs.hang_up()
+        statuses[outbox.uids[2]] = 0
+        outbox.clock.advance(minutes=1)
+        assert destination.sweep() == 1
+
+    assert pacs.associations == 2
+    assert outbox.ledger.outages() == {}
+
+
+@pytest.mark.integration
+def test_a_kept_association_that_dies_at_its_first_message_is_no_failure(outbox):
+    """As behind a firewall that has forgotten the connection and resets it."""
+    first, *_, last = outbox.uids
+    tries = Counter()
+
+    def dies_at(uid: str) -> bool:
+        tries[uid] += 1
+        return uid == last and tries[uid] == 2
+
+    def answer(uid: str) -> int:
+        return 0xA700 if uid == last and tries[uid] == 1 else 0
+
+    with (
+        WindowPacs(answers=answer, dies_at=dies_at) as pacs,
+        working(outbox, pacs) as destination,
+    ):
+        destination.sweep()
+        outbox.clock.advance(minutes=1)
+        assert destination.sweep() == 1
+
+    assert pacs.received.count(last) == 3
+    assert pacs.received.count(first) == 1
+    assert [each.attempts for each in outbox.deliveries()] == [1, 1, 2]
+    assert outbox.ledger.outages() == {}
+
+
+@pytest.mark.integration
+def test_results_go_over_as_many_associations_as_the_peer_may_have(empty):
+    empty.fill(instances=60)
+    here = threading.Barrier(3)
+    numbers = count()
+
+    def answer(_: str) -> int:
+        # The first goes alone; then three are under way at a time.
+        if 1 <= next(numbers) <= 3:
+            here.wait(20)
+        return 0
+
+    with ScriptedPacs(answer) as pacs:
+        assert empty.sweep(pacs, associations=3) == 60
+
+    assert pacs.associations == 3
+    assert sorted(pacs.received) == sorted(empty.uids)
+    assert empty.states() == [SENT] * 60
+
+
+@pytest.mark.integration
+def test_one_association_is_enough_for_a_peer_that_grants_no_more(empty):
+    empty.fill(instances=60)
+    with ScriptedPacs(most_associations=1) as pacs:
+        assert empty.sweep(pacs, associations=4) == 60
+
+    assert sorted(pacs.received) == sorted(empty.uids)
+    assert empty.ledger.outages() == {}
+
+
+@pytest.mark.integration
+def test_an_association_that_breaks_stops_no_other(empty):
+    empty.fill(instances=60)
+    broken = empty.uids[2]
+    with ScriptedPacs(lambda uid: ABORT if uid == broken else 0) as pacs:
+        empty.sweep(pacs, associations=2)
+
+    states = dict(zip(empty.uids, empty.states(), strict=True))
+    assert states.pop(broken) is PENDING
+    assert set(states.values()) == {SENT}
+
+
+@pytest.mark.integration
+def test_a_stop_waits_for_what_is_under_way_and_begins_nothing(empty):
+    empty.fill(instances=20)
+    reached, release = threading.Event(), threading.Event()
+
+    def answer(uid: str) -> int:
+        if uid == empty.uids[4]:
+            reached.set()
+            release.wait(20)
+        return 0
+
+    with ScriptedPacs(answer) as pacs, working(empty, pacs) as destination:
+        sweep = threading.Thread(target=destination.sweep)
+        sweep.start()
+        assert reached.wait(20)
+        destination.stop()
+        release.set()
+        sweep.join(20)
+        destination.close()
+
+        assert pacs.wait_until(lambda it: it.releases == 1)
+    # One more may have been read ahead.
+    assert empty.states().count(SENT) in {5, 6}
+
+
+@pytest.mark.integration
+def test_a_kind_that_turns_up_later_gets_an_association_that_is_for_it(empty):
+    # Two syntaxes in one job: only one of them is seen before the association is asked for.
+    empty.fill(instances=6, syntaxes=(EXPLICIT, IMPLICIT))
+    with WindowPacs() as pacs, working(empty, pacs) as destination:
+        taken = [destination.sweep(), destination.sweep()]
+
+    assert taken == [3, 3]
+    assert len(pacs.proposed) == 2
 
 
 @pytest.mark.integration
@@ -323,11 +480,16 @@ def test_a_peer_that_falls_silent_delays_nobody_else(empty):
 
     with ScriptedPacs(fall_silent) as silent, ScriptedPacs() as live:
         pacs = {"alone": live, "beside": live, "silent": silent}
-        alone = measure(empty.destination("alone", **pacs).sweep)
-        other = threading.Thread(target=empty.destination("silent", **pacs).sweep)
+
+        def sweep(alias: str) -> None:
+            with closing(empty.destination(alias, **pacs)) as destination:
+                destination.sweep()
+
+        alone = measure(lambda: sweep("alone"))
+        other = threading.Thread(target=sweep, args=("silent",))
         other.start()
         assert reached.wait(10)
-        beside = measure(empty.destination("beside", **pacs).sweep)
+        beside = measure(lambda: sweep("beside"))
         is_waiting = other.is_alive()
         release.set()
         other.join()

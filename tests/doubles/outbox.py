@@ -1,5 +1,8 @@
 """A ledger and a store with derived instances that are due to peers, and the workers for them."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from copy import deepcopy
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +19,8 @@ from dicom_node.node_settings import NodeSettings, Peer, Receiver, StorageClasse
 from dicom_node.part10 import encode_file_meta
 from dicom_node.store import Store
 from doubles.ledger import Clock, finish, make_derived, make_plan, receive_and_judge
-from doubles.scripted_pacs import EXPLICIT, MR, ScriptedPacs
+from doubles.scripted_pacs import EXPLICIT, IMPLICIT, MR, ScriptedPacs
+from doubles.window_pacs import WindowPacs
 
 DERIVED_STUDY = "1.2.3.777"
 
@@ -41,18 +45,32 @@ class Outbox:
         self.uids: list[str] = []
 
     def fill(
-        self, peers: tuple[str, ...] = ("pacs",), sop_class: str = MR, instances: int = 3
+        self,
+        peers: tuple[str, ...] = ("pacs",),
+        sop_class: str = MR,
+        instances: int = 3,
+        **written: Any,
     ) -> None:
+        """Queue instances; `written` is handed to `write`."""
         receive_and_judge(self.ledger, [make_plan(deliver_to=peers)])
-        derived = [self.write(number, sop_class) for number in range(1, instances + 1)]
+        derived = [self.write(number, sop_class, **written) for number in range(1, instances + 1)]
         self.uids = [each.sop_instance_uid for each in derived]
         finish(self.ledger, *derived)
 
-    def write(self, number: int, sop_class: str) -> DerivedInstance:
+    def write(
+        self,
+        number: int,
+        sop_class: str,
+        *,
+        syntaxes: Sequence[str] = (EXPLICIT,),
+        content: Dataset | None = None,
+    ) -> DerivedInstance:
+        """Write an instance in one of `syntaxes`, by turns; `content` is what else is in it."""
         # A PACS that holds one UID in two studies commits to neither.
         uid = f"{self.study}.0.{number}"
         instance = make_derived(number, sop_instance_uid=uid, sop_class_uid=sop_class)
-        dataset = Dataset()
+        dataset = deepcopy(content or Dataset())
+        syntax = syntaxes[number % len(syntaxes)]
         dataset.SOPClassUID = sop_class
         dataset.SOPInstanceUID = instance.sop_instance_uid
         dataset.Rows = 512
@@ -60,8 +78,8 @@ class Outbox:
         dataset.StudyInstanceUID = self.study
         dataset.SeriesInstanceUID = f"{self.study}.{0 if self.one_series else number}"
         out = BytesIO()
-        dcmwrite(out, dataset, implicit_vr=False, little_endian=True)
-        meta = encode_file_meta(sop_class, instance.sop_instance_uid, EXPLICIT)
+        dcmwrite(out, dataset, implicit_vr=syntax == IMPLICIT, little_endian=True)
+        meta = encode_file_meta(sop_class, instance.sop_instance_uid, syntax)
         content = meta + out.getvalue()
         self.store.write(instance.path, content)
         return make_derived(
@@ -72,8 +90,13 @@ class Outbox:
             sha256=sha256(content).hexdigest(),
         )
 
-    def settings(self, commitment: str = "none", **pacs: Any) -> NodeSettings:
-        """Return settings whose peers are called as these are, each with AE title and port."""
+    def settings(
+        self, commitment: str = "none", peer: Mapping[str, Any] | None = None, **pacs: Any
+    ) -> NodeSettings:
+        """Return settings whose peers are called as these are, each with AE title and port.
+
+        `peer` has settings of all of them.
+        """
         peers = {
             alias: Peer(
                 ae_title=each.ae_title,
@@ -82,6 +105,7 @@ class Outbox:
                 port=each.port,
                 roles={"send", "query"},
                 commitment=commitment,
+                **(peer or {}),
             )
             for alias, each in pacs.items()
         }
@@ -93,11 +117,14 @@ class Outbox:
             peers=peers,
         )
 
-    def destination(self, alias: str, **pacs: Any) -> Destination:
-        return Destination(alias, self.ledger, self.store, self.settings(**pacs), self.clock)
+    def destination(self, alias: str, **options: Any) -> Destination:
+        """Return the worker of one of the peers; `options`: see `settings`."""
+        return Destination(alias, self.ledger, self.store, self.settings(**options), self.clock)
 
-    def sweep(self, pacs: ScriptedPacs | Orthanc) -> int:
-        return self.destination("pacs", pacs=pacs).sweep()
+    def sweep(self, pacs: ScriptedPacs | WindowPacs | Orthanc, **peer: Any) -> int:
+        """Sweep once; `peer` has settings of the peer."""
+        with closing(self.destination("pacs", peer=peer, pacs=pacs)) as destination:
+            return destination.sweep()
 
     def confirmation(self, pacs: Any, how: str = "storage_commitment") -> Confirmation:
         return Confirmation("pacs", self.ledger, self.settings(how, pacs=pacs), self.clock)

@@ -24,7 +24,9 @@ class ScriptedPacs:
     Attributes:
         received: SOP Instance UIDs in the order in which they came.
         datasets: what was kept, by SOP Instance UID.
+        encoded: the bytes of each data set as they came.
         associations: how many were established.
+        releases: how many were released.
     """
 
     def __init__(
@@ -36,16 +38,20 @@ class ScriptedPacs:
         ae_title: str = "PACS",
         known: str | None = None,
         tls: ssl.SSLContext | None = None,
+        most_associations: int = 10,
     ) -> None:
         self.received: list[str] = []
         self.datasets: dict[str, Dataset] = {}
+        self.encoded: dict[str, bytes] = {}
         self.associations = 0
+        self.releases = 0
         self.port = 0
         self.ae_title = ae_title
         self._answer = answer
         self._tls = tls
         self._ae = AE(ae_title)
         self._ae.require_called_aet = True
+        self._ae.maximum_associations = most_associations
         if known is not None:
             self._ae.require_calling_aet = [known]
         self._ae.add_supported_context(VERIFICATION)
@@ -78,15 +84,32 @@ class ScriptedPacs:
         return [
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_ESTABLISHED, self._on_established),
+            (evt.EVT_RELEASED, self._on_released),
         ]
 
     def _on_established(self, _: evt.Event) -> None:
         self.associations += 1
 
+    def _on_released(self, _: evt.Event) -> None:
+        self.releases += 1
+
+    def hang_up(self) -> None:
+        """Abort all associations that are open."""
+        for each in self._server.active_associations:
+            each.abort()
+
+    def wait_until(self, condition: Callable[[Self], bool]) -> bool:
+        """Wait, at most 10 seconds, until `condition` holds, and say whether it does."""
+        deadline = time.monotonic() + 10
+        while not condition(self) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return condition(self)
+
     def _on_store(self, event: evt.Event) -> int:
         uid = str(event.request.AffectedSOPInstanceUID)
         self.received.append(uid)
         self.datasets[uid] = event.dataset
+        self.encoded[uid] = event.request.DataSet.getvalue()
         status = self._answer(uid)
         if status == ABORT:
             event.assoc.abort()

@@ -1,0 +1,283 @@
+"""Takes instances to a peer over one association: each read, checked, sent, judged, recorded.
+
+    file → digest, transfer syntax → C-STORE → … → status → attempt → ledger, some at a time
+
+While the peer stores one instance the next is read and hashed, and answers are recorded. Where the
+peer grants an asynchronous operations window several instances are under way, and their answers
+come in any order. An instance that has failed before goes alone, so that one on which the peer
+chokes takes no other with it.
+
+What is sent are the bytes of the file; the one exception is told in `_pack`.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+
+from pydicom import Dataset, dcmread, dcmwrite
+
+from dicom_node.association import Context
+from dicom_node.crashpoints import reach
+from dicom_node.domain import Delivery, DeliveryState
+from dicom_node.errors import DeliveryError, StorageError
+from dicom_node.ledger import TAKEN, Attempt, Ledger
+from dicom_node.network import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    MOST_CONTEXTS,
+    Requestor,
+)
+from dicom_node.node_settings import Delivery as Patience
+from dicom_node.outcomes import find_pause, judge_status
+from dicom_node.part10 import decode_file_meta
+from dicom_node.store import Store
+
+BATCH = 32
+"""Answers recorded at a time: a crash sends no more than these, and what was under way, twice."""
+
+RECORD_SECONDS = 1.0
+"""Fewer are recorded when the first of them came so long ago."""
+
+REENCODED = "sent in Implicit VR Little Endian, for the peer takes no Explicit"
+
+Kind = tuple[str, str]
+"""SOP class and transfer syntax of an instance, as it lies in its file."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parcel:
+    """An instance that is ready to be sent; `note` says what was done to it, if anything."""
+
+    delivery: Delivery
+    context: Context
+    data_set: memoryview | bytes
+    note: str | None
+
+
+class Courier:
+    """One association, and what goes over it.
+
+    Attributes:
+        answered: instances to which the peer said anything.
+        taken: of them, those that it took.
+        reencoded: of them, those that went out in Implicit VR.
+        strangers: kinds of instances that were passed over, because they were not proposed.
+        unsent: what was read ahead and did not go when `carry` failed.
+    """
+
+    def __init__(
+        self,
+        association: Requestor,
+        proposed: Collection[Kind],
+        ledger: Ledger,
+        store: Store,
+        patience: Patience,
+        clock: Callable[[], datetime],
+        jitter: float,
+    ) -> None:
+        """Describe it.
+
+        Args:
+            association: with the peer; the courier does not end it.
+            proposed: kinds of instances for which it was asked.
+            ledger: where attempts are recorded.
+            store: where the files are.
+            patience: how soon what failed is tried again.
+            clock: gives aware UTC times.
+            jitter: factor for pauses. One for all: what failed together is tried together again.
+        """
+        self.answered = 0
+        self.taken = 0
+        self.reencoded = 0
+        self.strangers: set[Kind] = set()
+        self.unsent: list[Delivery] = []
+        self._association = association
+        self._proposed = proposed
+        self._ledger = ledger
+        self._store = store
+        self._patience = patience
+        self._clock = clock
+        self._jitter = jitter
+        self._under_way: dict[int, _Parcel] = {}
+        self._asked: dict[int, int] = {}
+        self._attempts: list[Attempt] = []
+        self._record_at = 0.0
+
+    def carry(self, deliveries: Iterable[Delivery]) -> None:
+        """Send instances until `deliveries` gives no more, and record what the peer says.
+
+        Raises:
+            DeliveryError: the peer fell silent or broke a rule; `unanswered` are under way.
+            StorageError: the ledger does not answer; what was not recorded is sent again.
+        """
+        try:
+            for delivery in deliveries:
+                parcel = self._pack(delivery)
+                if parcel is not None:
+                    self.unsent = [delivery]
+                    room = 1 if delivery.attempts else self._association.window
+                    while len(self._under_way) >= room:
+                        self._hear()
+                    self._send(parcel)
+                if len(self._attempts) >= BATCH or (
+                    self._attempts and time.monotonic() >= self._record_at
+                ):
+                    self._record()
+            while self._under_way:
+                self._hear()
+        finally:
+            self._record()
+
+    @property
+    def unanswered(self) -> list[Delivery]:
+        """What was under way when the peer fell silent; nobody knows whether it arrived."""
+        return [parcel.delivery for parcel in self._under_way.values()]
+
+    def give_up(self, error: DeliveryError) -> None:
+        """Record that what was under way was not answered, so that it is tried again."""
+        for delivery in self.unanswered:
+            self._note(self._postpone(delivery, error.status, str(error)))
+        self._under_way.clear()
+        self._record()
+
+    def _pack(self, delivery: Delivery) -> _Parcel | None:
+        """Read an instance and choose its context; None when it cannot be sent, which is noted.
+
+        The bytes of the file go out as they are. A peer that takes no Explicit VR gets the same
+        values in Implicit VR, the default that every peer takes (PS3.5 section 10.1), and the
+        attempt says so. Nothing is decompressed.
+        """
+        instance = delivery.instance
+        try:
+            file = self._store.read(instance.path)
+        except StorageError as error:
+            self._note(self._postpone(delivery, None, str(error)))
+            return None
+        if hashlib.sha256(file).hexdigest() != instance.sha256:
+            self._note(self._park(delivery, "the file is not the one that was written"))
+            return None
+        meta = decode_file_meta(file)
+        kind = (instance.sop_class_uid, meta.transfer_syntax_uid)
+        if kind not in self._proposed:
+            self.strangers.add(kind)
+            return None
+        context = self._association.find_context(*kind)
+        if context is not None:
+            data_set = memoryview(file)[meta.data_set_offset :]
+            return _Parcel(delivery=delivery, context=context, data_set=data_set, note=None)
+        if meta.transfer_syntax_uid == EXPLICIT_VR_LITTLE_ENDIAN:
+            context = self._association.find_context(
+                instance.sop_class_uid, IMPLICIT_VR_LITTLE_ENDIAN
+            )
+        if context is None:
+            reason = f"the peer does not accept its SOP class in {meta.transfer_syntax_uid}"
+            self._note(self._park(delivery, reason))
+            return None
+        return _Parcel(
+            delivery=delivery, context=context, data_set=encode_implicit(file), note=REENCODED
+        )
+
+    def _send(self, parcel: _Parcel) -> None:
+        delivery_id, instance = parcel.delivery.delivery_id, parcel.delivery.instance
+        self._under_way[delivery_id] = parcel
+        self.unsent = []
+        message_id = self._association.begin_store(
+            parcel.context, instance.sop_class_uid, instance.sop_instance_uid, parcel.data_set
+        )
+        self._asked[message_id] = delivery_id
+
+    def _hear(self) -> None:
+        """Wait for one answer, to whichever instance, and judge it."""
+        message_id, status = self._association.read_status()
+        parcel = self._under_way.pop(self._asked.pop(message_id))
+        self.answered += 1
+        self.reencoded += parcel.note is not None
+        self._note(self._judge(parcel, status))
+
+    def _note(self, attempt: Attempt) -> None:
+        if not self._attempts:
+            self._record_at = time.monotonic() + RECORD_SECONDS
+        self._attempts.append(attempt)
+
+    def _record(self) -> None:
+        attempts, self._attempts = self._attempts, []
+        if not attempts:
+            return
+        taken = sum(attempt.state in TAKEN for attempt in attempts)
+        if taken:
+            reach("delivery.sent")
+        self._ledger.record_attempts(attempts)
+        self.taken += taken
+
+    def _judge(self, parcel: _Parcel, status: int) -> Attempt:
+        outcome = judge_status(status)
+        reason = "; ".join(filter(None, (outcome.reason, parcel.note))) or None
+        if outcome.state is DeliveryState.PENDING:
+            return self._postpone(parcel.delivery, status, reason)
+        if outcome.state is DeliveryState.PARKED:
+            return self._park(parcel.delivery, reason, status)
+        return Attempt(
+            delivery_id=parcel.delivery.delivery_id,
+            state=outcome.state,
+            status=status,
+            reason=reason,
+        )
+
+    def _park(self, delivery: Delivery, reason: str | None, status: int | None = None) -> Attempt:
+        """Say that a person must look."""
+        told = None if status is None else f"0x{status:04X}"
+        logger.error("delivery.parked peer=%s status=%s: %s", delivery.peer, told, reason)
+        return Attempt(
+            delivery_id=delivery.delivery_id,
+            state=DeliveryState.PARKED,
+            status=status,
+            reason=reason,
+        )
+
+    def _postpone(self, delivery: Delivery, status: int | None, reason: str | None) -> Attempt:
+        """Say when to try again, unless the time is up and it has failed before."""
+        patience, now = self._patience, self._clock()
+        if delivery.attempts and delivery.queued_at < now - patience.give_up_after:
+            return self._park(delivery, f"not taken in time: {reason}", status)
+        pause = find_pause(patience.first_retry, patience.longest_retry, delivery.attempts)
+        return Attempt(
+            delivery_id=delivery.delivery_id,
+            state=DeliveryState.PENDING,
+            status=status,
+            reason=reason,
+            next_attempt=now + pause * self._jitter,
+        )
+
+
+def find_contexts(kinds: Iterable[Kind]) -> tuple[list[Kind], frozenset[Kind]]:
+    """Return the contexts to propose for instances of `kinds`, and the kinds that they are for.
+
+    Each kind has a context of its own, and one in Explicit VR another in Implicit, so that a peer
+    may take both. What an association has no room for is left for the next.
+    """
+    contexts: dict[Kind, None] = {}
+    served = set()
+    for sop_class, syntax in sorted(kinds):
+        wanted = {(sop_class, syntax): None}
+        if syntax == EXPLICIT_VR_LITTLE_ENDIAN:
+            wanted[sop_class, IMPLICIT_VR_LITTLE_ENDIAN] = None
+        if len(contexts | wanted) > MOST_CONTEXTS:
+            break
+        contexts |= wanted
+        served.add((sop_class, syntax))
+    return list(contexts), frozenset(served)
+
+
+def encode_implicit(file: bytes) -> bytes:
+    """Return the data set of a file in Implicit VR Little Endian, all values as they are."""
+    bare = Dataset()  # without preamble and file meta information, which do not go over the wire
+    bare.update(dcmread(BytesIO(file)))
+    out = BytesIO()
+    dcmwrite(out, bare, implicit_vr=True, little_endian=True)
+    return out.getvalue()
