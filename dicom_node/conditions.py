@@ -7,13 +7,16 @@ conditions with `all_of`, `any_of`, `none_of`. An absent or empty attribute sati
     {keyword: RepetitionTime, at_least: 300, at_most: 900}
     {keyword: [SeriesDescription, ProtocolName], has_word: [brain, head, kopf, "*mprage*"]}
 
-Text is compared folded (see `fold`): case, accents and punctuation never decide.
+Text is compared folded (see `fold`): case, accents and punctuation never decide. A study may hold
+thousands of series, and each is held against hundreds of conditions: equal conditions are compiled
+once, and a `Reading` remembers what it was asked.
 """
 
+import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property, lru_cache
 from typing import Annotated, Any
 
 from pydantic import (
@@ -131,19 +134,59 @@ class Condition(BaseModel):
             )
         return self
 
+    @cached_property
+    def key(self) -> "_Key":
+        """What equal conditions have in common."""
+        used = tuple(name for name in OPERATORS + JOINS if getattr(self, name) is not None)
+        operands = tuple(getattr(self, name) for name in used)
+        if used[0] in JOINS:
+            operands = tuple(part.key for part in operands[0])
+        return self.keyword or (), used, operands
+
+    @cached_property
+    def test(self) -> "_Test":
+        """What says whether a header satisfies this."""
+        return _compile(self.key)
+
+
+class Reading(dict[str, Any]):
+    """A header that many conditions are held against: each thing is looked up once.
+
+    Attributes:
+        memo: joins that were judged.
+    """
+
+    __slots__ = ("_codes", "_values", "memo")
+
+    def __init__(self, header: Mapping[str, Any]) -> None:
+        super().__init__(header)
+        self.memo: dict[_Test, bool] = {}
+        self._values: dict[tuple[str, ...], list[Scalar]] = {}
+        self._codes: dict[tuple[str, ...], frozenset[Scalar]] = {}
+
+    def read(self, keywords: tuple[str, ...]) -> list[Scalar]:
+        """Return the values of keywords, pooled, without empty ones."""
+        found = self._values.get(keywords)
+        if found is None:
+            found = self._values[keywords] = read_values(self, keywords)
+        return found
+
+    def read_codes(self, keywords: tuple[str, ...]) -> frozenset[Scalar]:
+        """Return the same as codes are compared: without case."""
+        found = self._codes.get(keywords)
+        if found is None:
+            found = self._codes[keywords] = frozenset(map(_code, self.read(keywords)))
+        return found
+
+
+_Key = tuple[tuple[str, ...], tuple[str, ...], tuple[Any, ...]]
+"""Keywords, operators and operands of a condition; operands of a join are the keys of its parts."""
+_Test = Callable[[Reading], bool]
+
 
 def matches(condition: Condition, header: Mapping[str, Any]) -> bool:
-    """Return whether `header` satisfies `condition`."""
-    if condition.all_of is not None:
-        return all(matches(part, header) for part in condition.all_of)
-    if condition.any_of is not None:
-        return any(matches(part, header) for part in condition.any_of)
-    if condition.none_of is not None:
-        return not any(matches(part, header) for part in condition.none_of)
-    values = read_values(header, condition.keyword or ())
-    if condition.absent is not None:
-        return condition.absent == (not values)
-    return bool(values) and _holds(condition, values)
+    """Return whether `header`, perhaps a `Reading`, satisfies `condition`."""
+    return condition.test(header if isinstance(header, Reading) else Reading(header))
 
 
 def read_values(header: Mapping[str, Any], keywords: str | Iterable[str]) -> list[Scalar]:
@@ -181,30 +224,73 @@ def drop_words(words: tuple[str, ...], text: str) -> str:
     return _words_pattern(words).sub(" ", fold(text)) if words else fold(text)
 
 
-def _holds(condition: Condition, values: list[Scalar]) -> bool:
-    if condition.equals is not None:
-        return len(values) == 1 and _key(values[0]) == _key(condition.equals)
-    if condition.contains is not None:
-        return _key(condition.contains) in map(_key, values)
-    if condition.one_of is not None:
-        return not _keys(condition.one_of).isdisjoint(map(_key, values))
-    if condition.matches is not None:
-        return any(re.search(condition.matches, fold(str(value))) for value in values)
-    if condition.has_word is not None:
-        return any(find_word(condition.has_word, str(value)) for value in values)
-    low = float("-inf") if condition.at_least is None else condition.at_least
-    high = float("inf") if condition.at_most is None else condition.at_most
-    return all(isinstance(value, int | float) and low <= value <= high for value in values)
+@lru_cache(maxsize=8192)
+def _compile(key: _Key) -> _Test:
+    """Return the test of a condition; equal conditions have the same."""
+    keywords, operators, operands = key
+    if operators[0] in JOINS:
+        return _compile_join(operators[0], tuple(map(_compile, operands)))
+    if operators[0] == "absent":
+        return lambda reading: operands[0] == (not reading.read(keywords))
+    if operators[0] in {"at_least", "at_most"}:
+        limits = dict(zip(operators, operands, strict=True))
+        return _compile_range(
+            keywords, limits.get("at_least", -math.inf), limits.get("at_most", math.inf)
+        )
+    return _compile_comparison(keywords, operators[0], operands[0])
 
 
-def _key(value: Scalar) -> Scalar:
+def _compile_join(operator: str, tests: tuple[_Test, ...]) -> _Test:
+    ends_at, otherwise = {
+        "all_of": (False, True),
+        "any_of": (True, False),
+        "none_of": (True, True),
+    }[operator]
+    at_end = ends_at if operator != "none_of" else False
+
+    def test(reading: Reading) -> bool:
+        known = reading.memo.get(test)
+        if known is not None:
+            return known
+        result = otherwise
+        for part in tests:
+            if part(reading) is ends_at:
+                result = at_end
+                break
+        reading.memo[test] = result
+        return result
+
+    return test
+
+
+def _compile_range(keywords: tuple[str, ...], low: float, high: float) -> _Test:
+    def test(reading: Reading) -> bool:
+        values = reading.read(keywords)
+        return bool(values) and all(
+            isinstance(value, int | float) and low <= value <= high for value in values
+        )
+
+    return test
+
+
+def _compile_comparison(keywords: tuple[str, ...], operator: str, operand: Any) -> _Test:
+    if operator == "matches":
+        pattern = re.compile(operand)
+        return lambda reading: any(pattern.search(fold(str(v))) for v in reading.read(keywords))
+    if operator == "has_word":
+        words = _words_pattern(operand)
+        return lambda reading: any(words.search(fold(str(v))) for v in reading.read(keywords))
+    codes = frozenset(map(_code, operand if operator == "one_of" else (operand,)))
+    if operator == "equals":
+        return lambda reading: (
+            len(reading.read(keywords)) == 1 and reading.read_codes(keywords) == codes
+        )
+    return lambda reading: not codes.isdisjoint(reading.read_codes(keywords))
+
+
+def _code(value: Scalar) -> Scalar:
     """Return what two values have in common that are the same: codes are compared without case."""
     return value.strip().casefold() if isinstance(value, str) else value
-
-
-@lru_cache(maxsize=1024)
-def _keys(values: tuple[Scalar, ...]) -> frozenset[Scalar]:
-    return frozenset(map(_key, values))
 
 
 @lru_cache(maxsize=1024)
@@ -214,5 +300,10 @@ def _words_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _fold_pattern(word: str) -> str:
-    """Return a `has_word` entry folded, its `*` kept."""
-    return "*".join(fold(part) for part in word.split("*"))
+    """Return a `has_word` entry folded, its `*` and the spaces beside them kept."""
+    return re.sub(r"[^*]+", lambda part: _fold_part(part[0]), word)
+
+
+def _fold_part(part: str) -> str:
+    before, after = " " * part.startswith(" "), " " * part.endswith(" ")
+    return f"{before}{fold(part)}{after}" if part.strip() else " "

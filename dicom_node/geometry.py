@@ -4,6 +4,7 @@ Pure numbers, so that a header alone (`series`, before any job) and a decoded se
 judged by the same rules. The reasons are those of the reliability catalogue, rows D22 to D26.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,8 +90,14 @@ def find_normal(orientations: ArrayLike) -> NDArray[np.float64]:
         raise UnusableStudy("orientation", "Image Orientation is not orthonormal")
     if np.abs(planes - planes[0]).max() > ORIENTATION_TOLERANCE:
         raise UnusableStudy("orientation", "the images of the series are not parallel")
-    normal: NDArray[np.float64] = np.cross(row, column)
-    return normal / float(np.linalg.norm(normal))
+    normal = np.array(  # numpy.cross takes twenty times as long for one pair
+        [
+            row[1] * column[2] - row[2] * column[1],
+            row[2] * column[0] - row[0] * column[2],
+            row[0] * column[1] - row[1] * column[0],
+        ]
+    )
+    return normal / math.sqrt(normal @ normal)
 
 
 def _find_slots(heights: NDArray[np.float64]) -> tuple[tuple[int, ...], float]:

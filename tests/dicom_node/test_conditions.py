@@ -81,3 +81,10 @@ def test_text_is_folded(text: str, folded: str) -> None:
 def test_words_are_dropped_whole() -> None:
     assert find_word(("contrast",), drop_words(("w o contrast",), "T1 w/o contrast")) is None
     assert find_word(("contrast",), drop_words(("w o",), "T1 contrast")) == "contrast"
+
+
+@pytest.mark.parametrize("text", ["Densité protonique", "densité de la protonique"])
+def test_star_before_a_space_ends_its_word(text: str) -> None:
+    found = find_word(("dens* proton*",), text)
+
+    assert (found is not None) == (text == "Densité protonique")
