@@ -6,13 +6,12 @@ out no description brings back. A description names what physics leave open, and
 disagree nothing is said. Special series (diffusion, localizers …) are what their description says.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from dicom_node.conditions import drop_words, find_word, fold, matches, read_values
+from dicom_node.conditions import Reading, drop_words, find_word, fold, matches, read_values
 from dicom_node.domain import ContrastLabel, Header, Label, Origin, Series
-from dicom_node.errors import UnusableStudy
-from dicom_node.geometry import find_normal
 from dicom_node.headers import IMAGE_MODALITIES
 from dicom_node.rules import Contrast, Contrasts, Exclusion, Signature
 
@@ -20,6 +19,11 @@ AGREEMENT = 0.5
 """Share of the remaining doubt that is left when the description says what the physics say."""
 CONTRADICTION = 0.9
 """Factor on the confidence when the description names something that the physics rule out."""
+MOST_TESLA = 100.0
+"""A magnetic field strength above this was written in gauss, as old GE scanners do."""
+GAUSS_IN_TESLA = 10_000.0
+SKEWED = 0.01
+"""Rows and columns whose cross product differs from unit length by more show no plane."""
 OBLIQUE = 0.8
 """A plane whose normal has no component above this is oblique."""
 
@@ -47,9 +51,11 @@ def describe(
         is_own: the ledger knows an instance of it as one that this node made.
         creator_uid: Instance Creator UID of this installation.
     """
-    header = series.instances[0].header or {}
+    header = Reading(series.instances[0].header or {})
     origin, derivation, why = find_origin(header, contrasts, is_own=is_own, creator_uid=creator_uid)
-    label = label_series(series, contrasts)
+    label = label_header(series.modality, header, contrasts)
+    if derivation == "capture":
+        label = _abstain((), "a picture of a screen has no contrast of its own")
     attributes = {**label.attributes, **({"derivation": derivation} if derivation else {})}
     notes: tuple[str, ...] = (why,) if why else ()
     if series.problem is not None:
@@ -79,16 +85,11 @@ def find_origin(
     return Origin.ACQUIRED, "", ""
 
 
-def label_series(series: Series, contrasts: Contrasts) -> Label:
-    """Return what `series` is, or an abstention with what it could be."""
-    header = series.instances[0].header or {}
-    if series.modality not in IMAGE_MODALITIES:
-        return _label_other(series.modality)
-    vocabulary = {
-        label: contrast
-        for label, contrast in contrasts.contrasts.items()
-        if contrast.modality == series.modality
-    }
+def label_header(modality: str, header: Header, contrasts: Contrasts) -> Label:
+    """Return what a volume with this header is, or an abstention with what it could be."""
+    if modality not in IMAGE_MODALITIES:
+        return _label_other(modality)
+    vocabulary = contrasts.of_modality.get(modality, {})
     evidence = _weigh(header, contrasts, vocabulary)
     label = _decide(evidence, vocabulary)
     label = _see_agent(label, header, contrasts, vocabulary)
@@ -98,7 +99,7 @@ def label_series(series: Series, contrasts: Contrasts) -> Label:
 
 
 def _label_other(modality: str) -> Label:
-    """Label what is neither MR nor CT nor PET as what it is."""
+    """Label what is neither MR nor CT nor PET as what its modality says."""
     if not modality:
         return _abstain((), "the header has no Modality")
     return Label(
@@ -120,7 +121,7 @@ def _weigh(header: Header, contrasts: Contrasts, vocabulary: Vocabulary) -> _Evi
     evidence = _Evidence()
     not_plain = _first_match(contrasts.never_plain, header)
     for label, contrast in vocabulary.items():
-        reason = _first_match(contrast.impossible, header) or (not_plain if contrast.plain else "")
+        reason = (not_plain if contrast.plain else "") or _first_match(contrast.impossible, header)
         if reason:
             evidence.ruled_out[label] = reason
             continue
@@ -132,7 +133,10 @@ def _weigh(header: Header, contrasts: Contrasts, vocabulary: Vocabulary) -> _Evi
 
 
 def _first_match(exclusions: tuple[Exclusion, ...], header: Header) -> str:
-    return next((each.because for each in exclusions if matches(each.when, header)), "")
+    for each in exclusions:
+        if matches(each.when, header):
+            return each.because
+    return ""
 
 
 def _read_words(
@@ -197,7 +201,12 @@ def _find_conflict(evidence: _Evidence, vocabulary: Vocabulary) -> tuple[Contras
     typical = [
         label for label in evidence.typical if vocabulary[label].plain and label not in silent
     ]
-    named = [label for label in (*evidence.said, *evidence.said_wrongly) if vocabulary[label].plain]
+    for_short = {like for label in typical for like in vocabulary[label].looks_like}
+    named = [
+        label
+        for label in (*evidence.said, *evidence.said_wrongly)
+        if vocabulary[label].plain and label not in for_short
+    ]
     if named and (typical or (evidence.said_wrongly and not evidence.typical)):
         return tuple(dict.fromkeys((*typical, *named)))
     return ()
@@ -263,10 +272,16 @@ def _see_agent(label: Label, header: Header, contrasts: Contrasts, vocabulary: V
         changed = (vocabulary[each].with_agent for each in label.candidates)
         agents = tuple(each for each in changed if each is not None)
         return replace(label, candidates=(*label.candidates, *agents)) if agents else label
+    if all(contrast.with_agent is None for contrast in vocabulary.values()):
+        return label  # "post" in the description of a PET is of a filter
     given, why = _read_agent(header, contrasts)
     enhanced = vocabulary[label.contrast].with_agent
-    if given is None and why and enhanced is not None:
-        return _abstain((label.contrast, enhanced), why, label.evidence)
+    if given is None and enhanced is not None:
+        if why:
+            return _abstain((label.contrast, enhanced), why, label.evidence)
+        sure = min(label.confidence, contrasts.contrast_agent.silent_confidence)
+        note = "nothing tells whether a contrast agent was given"
+        label = replace(label, confidence=sure, evidence=(*label.evidence, note))
     if given and enhanced is not None:
         label = replace(label, contrast=enhanced)
     if given is not None:
@@ -308,6 +323,8 @@ def _read_attributes(header: Header, contrasts: Contrasts) -> dict[str, str | fl
     ):
         if values := read_values(header, keyword):
             found[name] = values[0]
+    if isinstance(field := found.get("field_strength"), int | float) and field > MOST_TESLA:
+        found["field_strength"] = field / GAUSS_IN_TESLA
     if plane := _find_plane(header):
         found["plane"] = plane
     return found
@@ -315,11 +332,15 @@ def _read_attributes(header: Header, contrasts: Contrasts) -> dict[str, str | fl
 
 def _find_plane(header: Header) -> str:
     orientation = header.get("ImageOrientationPatient")
-    try:
-        normal = find_normal([orientation or ()])
-    except (UnusableStudy, ValueError, IndexError):
+    if not orientation:
         return ""
-    axis = int(abs(normal).argmax())
-    if abs(normal[axis]) < OBLIQUE:
+    row, column = orientation[:3], orientation[3:]
+    normal = [
+        abs(row[a] * column[b] - row[b] * column[a]) for a, b in ((1, 2), (2, 0), (0, 1))
+    ]  # of unit length, because row and column are unit vectors at a right angle
+    if abs(math.hypot(*normal) - 1) > SKEWED:
+        return ""
+    longest = max(normal)
+    if longest < OBLIQUE:
         return "oblique"
-    return ("sagittal", "coronal", "axial")[axis]
+    return ("sagittal", "coronal", "axial")[normal.index(longest)]

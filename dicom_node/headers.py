@@ -32,7 +32,7 @@ TEXTS = (
     *("SequenceName", "PulseSequenceName", "MRAcquisitionType", "AngioFlag"),
     *("AcquisitionContrast", "ComplexImageComponent", "ContrastBolusAgent", "Radiopharmaceutical"),
     *("DerivationDescription", "SyntheticData", "FrameOfReferenceUID", "PatientPosition"),
-    *("ConvolutionKernel", "Units", "BurnedInAnnotation"),
+    *("ConvolutionKernel", "Units", "BurnedInAnnotation", "AcquisitionType"),
 )
 LISTS = (
     *("ImageType", "ScanningSequence", "SequenceVariant", "ScanOptions"),
@@ -77,6 +77,8 @@ _ENHANCED_NUMBERS = {
     "SpacingBetweenSlices": "SpacingBetweenSlices",
     "KVP": "KVP",
 }
+_FRAME_CODES = ("AcquisitionContrast", "ComplexImageComponent", "AcquisitionType")
+"""Codes of a frame; the image itself says MIXED where its frames differ (PS3.3 C.8.13.3.1.1)."""
 _B_VALUES = (
     (0x0019, "SIEMENS MR HEADER", 0x0C),
     (0x0043, "GEMS_PARM_01", 0x39),
@@ -97,12 +99,18 @@ def read_header(path: Path) -> Facts:
     try:
         with config.disable_value_validation():
             image = dcmread(path, stop_before_pixels=True)
-            return _read(image, UID(image.file_meta.TransferSyntaxUID))
+            return read_facts(image, UID(image.file_meta.TransferSyntaxUID))
     except READ_ERRORS as error:
         return {PROBLEM: ["unreadable", f"cannot be read as DICOM ({type(error).__name__})"]}
 
 
-def _read(image: Dataset, syntax: UID) -> Facts:
+def read_facts(image: Dataset, syntax: UID) -> Facts:
+    """Return the header facts of an image that was read.
+
+    Args:
+        image: its pixels may be left out.
+        syntax: Transfer Syntax that the pixels are stored in.
+    """
     facts: Facts = {}
     facts.update(_read_texts(image))
     facts.update(_read_numbers(image, {name: name for name in NUMBERS}))
@@ -115,7 +123,8 @@ def _read(image: Dataset, syntax: UID) -> Facts:
     frames = image.get("PerFrameFunctionalGroupsSequence")
     if frames:
         shared = image.get("SharedFunctionalGroupsSequence") or [Dataset()]
-        facts.update(_read_frames(image, shared[0], frames))
+        mixed = {keyword: "MIXED" for keyword in _FRAME_CODES if facts.get(keyword) == "MIXED"}
+        facts.update({**_read_frames(image, shared[0], frames), **mixed})
     facts[IDENTITY] = _digest(read_bytes(image, "PatientID"))
     for key, keyword in ((BIRTH, "PatientBirthDate"), (SEX, "PatientSex")):
         if digest := _digest(read_bytes(image, keyword)):
@@ -168,6 +177,9 @@ def _read_items(image: Dataset) -> Iterator[tuple[str, str]]:
         codes = tracer.get("RadiopharmaceuticalCodeSequence") or [Dataset()]
         if name := codes[0].get("CodeMeaning") or tracer.get("Radiopharmaceutical"):
             yield "Radiopharmaceutical", str(name)
+        if value := codes[0].get("CodeValue"):
+            scheme = codes[0].get("CodingSchemeDesignator")
+            yield "RadiopharmaceuticalCodeSequence", f"{scheme}:{value}"
     regions = image.get("AnatomicRegionSequence")
     if regions and not image.get("BodyPartExamined") and regions[0].get("CodeMeaning"):
         yield "BodyPartExamined", str(regions[0].CodeMeaning).upper()
@@ -200,7 +212,7 @@ def _read_group(group: Dataset) -> Facts:
     for keyword, count in VECTORS.items():
         if len(vector := _numbers(group, keyword)) == count:
             facts[keyword] = vector
-    for keyword in ("AcquisitionContrast", "ComplexImageComponent"):
+    for keyword in _FRAME_CODES:
         if text := group.get(keyword):
             facts[keyword] = str(text)
     return facts

@@ -4,8 +4,9 @@
 `ModelPolicy`. Types only: everything that decides is in those two modules.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
@@ -107,7 +108,8 @@ class Contrast(Strict):
         words: what people call it in a description; whole words, `*` for any letters.
         unless_words: words beside which `words` mean something else ("T2" beside "FLAIR").
         looks_like: contrasts whose signature a header has that leaves the preparation of this one
-            out (FLAIR without a word of its inversion looks like T2w): no contradiction, then.
+            out (FLAIR without a word of its inversion looks like T2w), and whose name a description
+            may use for short ("T2" of a FLAIR): no contradiction, then.
         with_agent: the contrast that this one becomes when a contrast agent was given.
         also_derived: a scanner computes it (ADC), so that a derived series may fill its slot.
     """
@@ -131,6 +133,8 @@ class Agent(Strict):
     Attributes:
         given: header facts that say yes.
         denied: header facts that say no.
+        silent_confidence: highest confidence of a label that an agent would change, where neither
+            header nor description tells whether one was given: many scanners leave it out.
         words: words of a description that say yes.
         unless_words: words beside which `words` mean something else ("post" beside "fossa").
         not_words: words of a description that say no.
@@ -138,6 +142,7 @@ class Agent(Strict):
 
     given: Condition
     denied: Condition
+    silent_confidence: float = Field(default=0.89, ge=0, le=1)
     words: tuple[str, ...]
     unless_words: tuple[str, ...]
     not_words: tuple[str, ...]
@@ -147,14 +152,15 @@ class Derivation(Strict):
     """One way to see that a series was computed from others.
 
     Attributes:
-        kind: `reformat` of acquired images, parametric `map`, otherwise `processed`, `synthetic`
-            (made by a scanner from a relaxometry scan) or a screen `capture`. Where a reformat
-            is, the acquired series was, and nothing is made for it.
+        kind: `reformat` of acquired images, `motion corrected` afterwards, parametric `map`,
+            otherwise `processed`, `synthetic` (made by a scanner from a relaxometry scan) or a
+            screen `capture`, which has no contrast. Where a reformat is, the acquired series was,
+            and nothing is made for it.
         because: the words that `explain` prints.
         when: what the header must look like.
     """
 
-    kind: Literal["reformat", "map", "processed", "synthetic", "capture"]
+    kind: Literal["reformat", "motion corrected", "map", "processed", "synthetic", "capture"]
     because: str
     when: Condition
 
@@ -190,6 +196,14 @@ class Contrasts(Strict):
         """Contrasts that show an agent that was given."""
         agents = (contrast.with_agent for contrast in self.contrasts.values())
         return frozenset(each for each in agents if each is not None)
+
+    @cached_property
+    def of_modality(self) -> Mapping[str, Mapping[ContrastLabel, Contrast]]:
+        """The vocabulary, by modality."""
+        found: dict[str, dict[ContrastLabel, Contrast]] = defaultdict(dict)
+        for label, contrast in self.contrasts.items():
+            found[contrast.modality][label] = contrast
+        return found
 
     @model_validator(mode="after")
     def _agrees(self) -> "Contrasts":

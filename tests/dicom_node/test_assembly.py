@@ -344,7 +344,7 @@ def test_real_limb_study_is_labelled() -> None:
 
     assert labels["IBSI_1_STS_015_MR_T1_image"] == ("T1w", "acquired")
     assert labels["IBSI_1_STS_015_CT_image"] == ("CT", "acquired")
-    assert labels["IBSI_1_STS_015_PET_image"] == ("PET", "derived")
+    assert labels["IBSI_1_STS_015_PET_image"] == ("FDG PET", "derived")
 
 
 @pytest.mark.integration

@@ -1,16 +1,39 @@
+import time
 from typing import Any
 
 import pytest
+from pydicom.sr.codedict import Collection
 
 from dicom_node.contrast import describe, find_origin
 from dicom_node.domain import Label, Origin, Series
 from dicom_node.rules import Contrasts
-from doubles.studies import ACQUISITIONS, load_contrasts, make_header, make_instance
+from doubles.studies import (
+    ACQUISITIONS,
+    label_study,
+    load_contrasts,
+    make_header,
+    make_instance,
+    make_series,
+)
+
+FACTOR = 5
+"""How much slower than it should be a loaded machine may be."""
 
 CONTRASTS = load_contrasts()
 SE = {"ScanningSequence": ["SE"]}
 IR = {"ScanningSequence": ["SE", "IR"]}
 GR = {"ScanningSequence": ["GR"]}
+LOW_FIELD = {**IR, "MagneticFieldStrength": 0.064}
+PET = {"Modality": "PT", "CorrectedImage": ["DECY", "ATTN"]}
+VIBE = {
+    **GR,
+    "SequenceVariant": ["SP"],
+    "ScanOptions": ["FS"],
+    "MRAcquisitionType": "3D",
+    "RepetitionTime": 5.5,
+    "EchoTime": 2.8,
+    "FlipAngle": 10.0,
+}
 
 
 def label(contrasts: Contrasts = CONTRASTS, **facts: object) -> Label:
@@ -74,8 +97,38 @@ def describe_facts(contrasts: Contrasts = CONTRASTS, **facts: Any) -> Series:
         ("CTc", {**ACQUISITIONS["CT"], "ContrastBolusAgent": "IOHEXOL"}),
         ("SCOUT", {"Modality": "CT", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}),
         ("PET", {"Modality": "PT", "CorrectedImage": ["DECY", "ATTN"]}),
+        ("FDG PET", {**PET, "Radiopharmaceutical": "FDG -- fluorodeoxyglucose"}),
+        ("FDG PET", {**PET, "RadiopharmaceuticalCodeSequence": "SCT:35321007"}),
+        ("amyloid PET", {**PET, "RadiopharmaceuticalCodeSequence": "SRT:C-E0269"}),
+        ("PET", {**PET, "Radiopharmaceutical": "Ga-68 PSMA-11"}),
         ("PET NAC", {"Modality": "PT", "CorrectedImage": ["DECY"]}),
         ("MG", {"Modality": "MG"}),
+        ("XC", {"Modality": "XC"}),
+        ("CBCT", {**ACQUISITIONS["CT"], "ManufacturerModelName": "XVI R5.0"}),
+        ("T1w", {**LOW_FIELD, "RepetitionTime": 1500.0, "EchoTime": 6.0, "InversionTime": 300.0}),
+        (
+            "FLAIR",
+            {**LOW_FIELD, "RepetitionTime": 4000.0, "EchoTime": 180.0, "InversionTime": 1400.0},
+        ),
+        ("T1c", {**VIBE, "ContrastBolusAgent": "GADOVIST"}),
+        ("T2w", {**SE, "MRAcquisitionType": "3D", "RepetitionTime": 3200.0, "EchoTime": 408.0}),
+        (
+            "MRS",
+            {
+                "ImageType": ["ORIGINAL", "PRIMARY", "SPECTROSCOPY", "NONE"],
+                "ComplexImageComponent": "REAL",
+            },
+        ),
+        (
+            "BOLD",
+            {
+                "ScanningSequence": ["EP"],
+                "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"],
+                "RepetitionTime": 3000.0,
+                "EchoTime": 30.0,
+                "FlipAngle": 76.0,
+            },
+        ),
     ],
 )
 def test_physics_alone_name_the_contrast(expected: str, facts: dict[str, object]) -> None:
@@ -113,6 +166,35 @@ def test_physics_alone_name_the_contrast(expected: str, facts: dict[str, object]
         ("BOLD", "ep2d_bold_rest"),
         ("LOC", "3-plane localizer"),
         ("T1w", "IBSI_1_STS_015_MR_T1_image"),
+        ("T1c", "T1 axial con contraste"),
+        ("T1c", "t1 assiale dopo mdc"),
+        ("T1c", "T1 axial pós contraste"),
+        ("T1c", "T1 TSE axial injecté"),
+        ("T1c", "T1 TRA NA CONTRAST"),
+        ("T1c", "造影T1強調画像"),
+        ("T1c", "T1 增强"),
+        ("T1w", "T1 tra nativ"),
+        ("T1w", "T1 axial sin contraste"),
+        ("T1w", "T1 axial sans injection"),
+        ("T1w", "T1 assiale basale"),
+        ("T1w", "T1 sem contraste"),
+        ("T1w", "T1 zonder contrast"),
+        ("T1w", "T1強調 造影前"),
+        ("T1w", "T1WI 平扫"),
+        ("T2w", "T2強調画像 水平断"),
+        ("T2w", "T2加权 横断面"),
+        ("FLAIR", "水抑制画像"),
+        ("PDw", "Densité protonique sag"),
+        ("PDw", "Protonendichte"),
+        ("DWI", "Difusión axial"),
+        ("DWI", "拡散強調画像"),
+        ("DWI", "弥散 b1000"),
+        ("MRA", "Angiografia TOF"),
+        ("LOC", "Repérage"),
+        ("LOC", "Übersicht 3 Ebenen"),
+        ("LOC", "T/S/C RF FAST PILOT"),
+        ("LOC", "位置決め"),
+        ("LOC", "定位像"),
     ],
 )
 def test_description_names_what_a_silent_header_leaves_open(
@@ -137,6 +219,8 @@ def test_description_names_what_a_silent_header_leaves_open(
         ({**SE, "RepetitionTime": 4000.0, "EchoTime": 55.0}, {"T2w", "PDw"}),
         ({**SE, "RepetitionTime": 1400.0, "EchoTime": 20.0}, {"T1w", "PDw"}),
         ({**ACQUISITIONS["T2w"], "InversionTime": 0.0, "SeriesDescription": "FLAIR"}, {"FLAIR"}),
+        ({**PET, "SeriesDescription": "PET NAC"}, {"PET", "PET NAC"}),
+        ({**ACQUISITIONS["CT"], "SeriesDescription": "w/o", "ProtocolName": "CTA"}, {"CT", "CTc"}),
     ],
 )
 def test_labeller_abstains_and_says_what_it_could_be(
@@ -154,6 +238,77 @@ def test_abstention_on_an_echo_planar_series_leaves_the_plain_slots_alone() -> N
 
     assert found.contrast is None
     assert found.candidates == ()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        pytest.param({**SE, "RepetitionTime": 12.0, "EchoTime": 5.6}, id="spin echo of 12 ms"),
+        pytest.param(
+            {**ACQUISITIONS["T2w"], "SeriesDescription": "2D 16 echo qT2"}, id="relaxometry"
+        ),
+        pytest.param({"AcquisitionContrast": "MIXED"}, id="several contrasts"),
+        pytest.param(
+            {"ImageType": ["ORIGINAL", "PRIMARY", "FAT"], **VIBE, "SeriesDescription": "t1 dixon"},
+            id="fat",
+        ),
+        pytest.param(
+            {
+                **SE,
+                "Manufacturer": "Philips Medical Systems",
+                "ScanOptions": ["FS"],
+                "EchoTrainLength": 73.0,
+                "RepetitionTime": 4242.0,
+                "EchoTime": 80.0,
+            },
+            id="an echo planar that Philips calls spin echo",
+        ),
+        pytest.param(
+            {
+                "Modality": "CT",
+                "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7",
+                "ImageType": ["DERIVED", "SECONDARY", "AXIAL"],
+                "KVP": 120.0,
+            },
+            id="a picture of a screen",
+        ),
+    ],
+)
+def test_what_is_no_usual_image_gets_no_label(facts: dict[str, object]) -> None:
+    assert label(**facts).contrast is None
+
+
+def test_short_name_of_a_preparation_is_no_contradiction() -> None:
+    assert label(**ACQUISITIONS["FLAIR"], SeriesDescription="AX T2").contrast == "FLAIR"
+    assert (
+        label(**{**IR, "RepetitionTime": 4000.0, "EchoTime": 60.0, "InversionTime": 160.0},
+              SeriesDescription="T2 fs").contrast
+        == "STIR"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("facts", "agent"),
+    [
+        ({}, None),
+        ({"ContrastBolusAgent": "NONE"}, False),
+        ({"SeriesDescription": "T1 nativ"}, False),
+        ({"ContrastBolusAgent": "GADOVIST"}, True),
+    ],
+)
+def test_label_is_sure_only_where_the_agent_is_told(
+    facts: dict[str, object], agent: bool | None
+) -> None:
+    found = label(**{**ACQUISITIONS["T1w"], **facts})
+
+    assert found.attributes.get("contrast_agent") is agent
+    assert (found.confidence >= 0.9) == (agent is not None)
+
+
+def test_post_in_the_name_of_a_pet_is_no_agent() -> None:
+    found = label(**PET, SeriesDescription="PET 7S 6IT 6 POST")
+
+    assert "contrast_agent" not in found.attributes
 
 
 def test_agreement_of_physics_and_description_is_surest() -> None:
@@ -205,6 +360,60 @@ def test_label_carries_attributes() -> None:
     assert found.attributes["body_part"] == "HEAD"
 
 
+@pytest.mark.parametrize(("written", "tesla"), [(3.0, 3.0), (0.064, 0.064), (15000.0, 1.5)])
+def test_field_strength_is_in_tesla(written: float, tesla: float) -> None:
+    assert label(MagneticFieldStrength=written).attributes["field_strength"] == tesla
+
+
+@pytest.mark.parametrize(
+    ("orientation", "plane"),
+    [
+        ([1.0, 0.0, 0.0, 0.0, 1.0, 0.0], "axial"),
+        ([0.0, 1.0, 0.0, 0.0, 0.0, -1.0], "sagittal"),
+        ([1.0, 0.0, 0.0, 0.0, 0.0, -1.0], "coronal"),
+        ([0.7071, 0.7071, 0.0, -0.4082, 0.4082, 0.8165], "oblique"),
+        ([0.0] * 6, None),
+        ([2.0, 0.0, 0.0, 0.0, 1.0, 0.0], None),
+    ],
+)
+def test_plane_is_read_off_the_orientation(orientation: list[float], plane: str | None) -> None:
+    assert label(ImageOrientationPatient=orientation).attributes.get("plane") == plane
+
+
+def test_every_contrast_has_a_meaning_that_the_standard_knows() -> None:
+    without = {"STIR", "SSFP", "DIR", "PSIR", "T2 fluid", "DTI map", "PHASE", "CAL", "MR map"}
+
+    for name, contrast in CONTRASTS.contrasts.items():
+        if contrast.meaning is None:
+            assert name in without
+            continue
+        known = Collection(contrast.meaning.scheme).concepts.values()
+        assert tuple(contrast.meaning.model_dump().values()) in {
+            (code.value, code.scheme_designator, code.meaning) for code in known
+        }
+
+
+@pytest.mark.parametrize(("series", "seconds"), [(50, 0.05), (5000, 2.0)])
+def test_labels_of_a_study_take_no_longer_than_they_may(series: int, seconds: float) -> None:
+    instances = [
+        instance
+        for k in range(series)
+        for instance in make_series(
+            f"1.{k}",
+            slices=1,
+            SeriesDescription=f"series {k} t1 tra",
+            **list(ACQUISITIONS.values())[k % len(ACQUISITIONS)],
+        )
+    ]
+    label_study(instances[:9])  # compiles the vocabulary, once in the life of a process
+
+    start = time.process_time()
+    study = label_study(instances)
+
+    assert len(study.series) == series
+    assert time.process_time() - start < FACTOR * seconds
+
+
 def test_evidence_repeats_no_text_but_the_words_of_the_vocabulary() -> None:
     found = label(SeriesDescription="Doe T1Jane 1970-01-01")
 
@@ -229,6 +438,12 @@ def test_evidence_repeats_no_text_but_the_words_of_the_vocabulary() -> None:
         (Origin.DERIVED, "processed", {"ImageType": ["DERIVED", "SECONDARY"]}),
         (Origin.DERIVED, "reformat", {"ImageType": ["DERIVED", "SECONDARY", "MPR"]}),
         (Origin.DERIVED, "map", {"ImageType": ["DERIVED", "PRIMARY", "ADC"]}),
+        (
+            Origin.DERIVED,
+            "motion corrected",
+            {"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOCO", "MOSAIC"]},
+        ),
+        (Origin.ACQUIRED, "", {"SeriesDescription": "mocoMEMPRAGE RMS"}),
         (Origin.DERIVED, "synthetic", {"SyntheticData": "YES"}),
         (Origin.DERIVED, "synthetic", {"ImageType": ["DERIVED", "SECONDARY", "SYNTHETIC"]}),
         (Origin.DERIVED, "synthetic", {"SeriesDescription": "SyMRI T2 FLAIR"}),
