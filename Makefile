@@ -10,6 +10,7 @@ STUDY ?=
 CONFIG ?= config
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+LABELS_ARGS ?=
 
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed
@@ -20,7 +21,7 @@ DATABASE := postgresql
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast lint bench train lock clean
+.PHONY: help demo serve test test-fast lint bench labels train lock clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -43,6 +44,9 @@ test-fast: $(TOOLS)  ## Run the unit and integration rings.
 bench: $(TOOLS)  ## Measure reception beside other receivers; about 25 minutes. BENCH_ARGS=--help.
 	@deploy/install-tools $(ORTHANC) $(CHECKERS)
 	@PYTHONPATH=.:tests $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+labels: $(TOOLS)  ## Measure the labels on the real series of DICOM_NODE_DATA and write docs/labels.md.
+	@PYTHONPATH=.:tests $(BIN)/python -m labelling $(LABELS_ARGS)
 
 train: $(TOOLS)  ## Train the shipped models anew from the images of DICOM_NODE_DATA; hours.
 	@for experiment in $(EXPERIMENTS); do $(BIN)/synthesis train "$$experiment"; done
