@@ -377,8 +377,9 @@ class Acceptor:
             if services.answer(*message):
                 if services.association_id is not None:
                     self._delivering.add(services.association_id)
-            elif too_fast := pace.take():
-                time.sleep(too_fast)
+            else:
+                while too_fast := pace.take():
+                    time.sleep(too_fast)
 
 
 def _choose_roles(

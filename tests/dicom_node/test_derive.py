@@ -389,6 +389,36 @@ def test_identity_keeps_its_bytes_and_character_set(tmp_path: Path, case: str) -
         assert read_bytes(read, "SpecificCharacterSet") == NAMES[case][0].encode()
 
 
+@pytest.mark.catalogue("D36")
+@pytest.mark.catalogue("D37")
+@pytest.mark.filterwarnings("ignore")  # of pydicom, about dates and times that are none
+def test_dates_that_are_none_are_kept_and_private_texts_left_behind(tmp_path: Path) -> None:
+    odd = {
+        "StudyDate": (0x00080020, "DA", b"2O240230"),
+        "StudyTime": (0x00080030, "TM", b"246099"),
+        "PatientBirthDate": (0x00100030, "DA", b"99999999"),
+    }
+    sources: Sources = {}
+    for number, label in enumerate(("T1w", "T2w"), 1):
+        instances = make_series(label, number=number)
+        for instance in instances:
+            for tag, vr, value in odd.values():
+                instance[tag] = RawDataElement(Tag(tag), vr, len(value), value, 0, False, True)
+            keep_raw_text(instance)
+            instance.private_block(0x0099, "CANARY", create=True).add_new(1, "LO", "CANARY")
+            instance.ImageComments = "CANARY" * 1_500
+        sources[ContrastLabel(label)] = read_source(write_files(instances, tmp_path / label))
+
+    written = save(derive(sources), tmp_path / "out")
+
+    for path in written:
+        assert b"CANARY" not in path.read_bytes()
+        read = dcmread(path)
+        assert {keyword: read_bytes(read, keyword) for keyword in odd} == {
+            keyword: value for keyword, (_, _, value) in odd.items()
+        }
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.integration
 @pytest.mark.parametrize("case", ["latin 1", "utf-8", "escapes"])

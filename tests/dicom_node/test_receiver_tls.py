@@ -19,6 +19,7 @@ from dicom_node.store import Durability, Store
 from dicom_node.tls import ClientSide
 from doubles.certificates import find_fingerprint, make_authority, make_certificate, revoke
 from doubles.dcmtk import echoscu
+from doubles.raw_peer import associate_request
 from doubles.receiver import build_receiver, open_spool
 from doubles.tools import require_program
 
@@ -132,6 +133,13 @@ def find_own_address() -> str:
         return str(probe.getsockname()[0])
 
 
+def wait_for_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """A failed handshake closes its socket before anybody can tell of it."""
+    deadline = time.monotonic() + 10
+    while len(caplog.records) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def test_a_peer_with_a_certificate_gets_in(start, keys):
     assert echo(start(), certificate(keys, "peer")) == 0
 
@@ -160,6 +168,7 @@ def test_a_network_that_is_allowed_may_talk_without_tls(start):
     assert echo(port, None, address) == 0
 
 
+@pytest.mark.catalogue("U6")
 def test_a_silent_connection_holds_up_no_handshake(start, keys):
     port = start()
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
@@ -175,6 +184,39 @@ def test_a_silent_connection_holds_up_no_handshake(start, keys):
             each.close()
 
 
+@pytest.mark.catalogue("U6")
+def test_a_handshake_in_small_pieces_is_closed_in_time(start, caplog):
+    with socket.create_connection(("127.0.0.1", start()), timeout=5) as sock:
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            for byte in b"\x16\x03\x01\x02\x00" + bytes(100):
+                sock.sendall(bytes([byte]))
+                time.sleep(0.1)
+
+        assert time.monotonic() - began < 5
+    wait_for_lines(caplog)
+    assert [each.getMessage() for each in caplog.records] == [
+        *("receive.tls_failed", "security.alert")
+    ]
+
+
+@pytest.mark.catalogue("U7")
+def test_plain_bytes_where_tls_is_due_are_closed_with_one_line(start, caplog):
+    address = find_own_address()
+    port = start(host="0.0.0.0")  # noqa: S104
+    with socket.create_connection((address, port), timeout=5) as sock:
+        sock.sendall(associate_request(calling="CANARY"))
+        with contextlib.suppress(ConnectionError):
+            assert sock.recv(1_000)[:1] in (b"", b"\x15")  # at most an alert of TLS
+            assert sock.recv(1_000) == b""
+
+    wait_for_lines(caplog)
+    assert [each.getMessage() for each in caplog.records] == [
+        *("receive.tls_failed", "security.alert")
+    ]
+
+
+@pytest.mark.catalogue("U6")
 def test_a_half_handshake_is_closed_in_time(start):
     with socket.create_connection(("127.0.0.1", start()), timeout=5) as sock:
         sock.sendall(b"\x16\x03\x01\x02\x00\x01")

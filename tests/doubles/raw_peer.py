@@ -96,6 +96,32 @@ def store_command(
     )
 
 
+PATIENT = "CANARY^PATIENT"
+
+
+def element(group: int, number: int, vr: bytes, value: bytes) -> bytes:
+    """Return an Explicit VR element with a short length."""
+    value += b"\0" * (len(value) % 2)
+    return struct.pack("<HH2sH", group, number, vr, len(value)) + value
+
+
+def data_set(
+    sop_instance_uid: str, pixel: bytes = b"\1\2", more: bytes = b"", **uids: str
+) -> bytes:
+    """Return an Explicit VR data set that says a patient's name; `more` comes before the pixels."""
+    return b"".join(
+        (
+            element(0x0008, 0x0016, b"UI", uids.get("sop_class", MR).encode()),
+            element(0x0008, 0x0018, b"UI", sop_instance_uid.encode()),
+            element(0x0010, 0x0010, b"PN", PATIENT.encode()),
+            element(0x0020, 0x000D, b"UI", uids.get("study", "1.2.3").encode()),
+            element(0x0020, 0x000E, b"UI", uids.get("series", "1.2.3.4").encode()),
+            more,
+            struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, len(pixel)) + pixel,
+        )
+    )
+
+
 class RawPeer:
     """One connection; a context manager."""
 
