@@ -51,12 +51,17 @@ def describe(
         is_own: the ledger knows an instance of it as one that this node made.
         creator_uid: Instance Creator UID of this installation.
     """
-    header = Reading(series.instances[0].header or {})
+    own = series.instances[0].header or {}
+    # An image without diffusion is still of a diffusion series when the others have a b-value.
+    shared = {} if series.largest_b_value is None else {"DiffusionBValue": series.largest_b_value}
+    header = Reading({**own, **shared})
     origin, derivation, why = find_origin(header, contrasts, is_own=is_own, creator_uid=creator_uid)
     label = label_header(series.modality, header, contrasts)
     if derivation == "capture":
         label = _abstain((), "a picture of a screen has no contrast of its own")
     attributes = {**label.attributes, **({"derivation": derivation} if derivation else {})}
+    if isinstance(b_value := own.get("DiffusionBValue"), int | float):
+        attributes["b_value"] = b_value
     notes: tuple[str, ...] = (why,) if why else ()
     if series.problem is not None:
         notes += (f"no volume can be read from it ({': '.join(series.problem)})",)
@@ -318,7 +323,6 @@ def _read_attributes(header: Header, contrasts: Contrasts) -> dict[str, str | fl
         ("dimension", "MRAcquisitionType"),
         ("body_part", "BodyPartExamined"),
         ("field_strength", "MagneticFieldStrength"),
-        ("b_value", "DiffusionBValue"),
         ("tracer", "Radiopharmaceutical"),
     ):
         if values := read_values(header, keyword):

@@ -117,6 +117,7 @@ class Series:
         instances: sorted along the slice normal where that is possible, else by UID.
         label: None until labelled.
         problem: why no volume can be read from it (code and sentence), or None.
+        largest_b_value: of all volumes that share the series; None where none has a b-value.
     """
 
     series_instance_uid: str
@@ -126,6 +127,7 @@ class Series:
     frame_of_reference_uid: str | None = None
     label: Label | None = None
     problem: tuple[str, str] | None = None
+    largest_b_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,11 +61,16 @@ FRAME_POSITIONS = "frame_positions"
 """Key of the Image Position (Patient) of every frame of a multi-frame image."""
 FRAME_ORIENTATIONS = "frame_orientations"
 """Key of the Image Orientation (Patient) of every frame of a multi-frame image."""
+FRAME_FACTS = "frame_facts"
+"""Key of what differs among the frames of a multi-frame image: a list of values by keyword."""
 
 _AGE = re.compile(r"(\d{3})([DWMY])")
 _PER_YEAR = {"D": 365.2425, "W": 52.1775, "M": 12.0, "Y": 1.0}
 """Units of Patient's Age (VR AS, PS3.5 section 6.2) in a year."""
 _LONGEST_TEXT = 256
+_NEVER_NEGATIVE = frozenset(
+    {"RepetitionTime", "EchoTime", "InversionTime", "DiffusionBValue", "MagneticFieldStrength"}
+)
 _ENHANCED_NUMBERS = {
     "EffectiveEchoTime": "EchoTime",
     "InversionTimes": "InversionTime",
@@ -77,6 +82,11 @@ _ENHANCED_NUMBERS = {
     "SpacingBetweenSlices": "SpacingBetweenSlices",
     "KVP": "KVP",
 }
+_VARYING = (
+    *("EchoTime", "InversionTime", "FlipAngle", "DiffusionBValue"),
+    *("AcquisitionContrast", "ComplexImageComponent", "ImageType"),
+)
+"""What tells the volumes of a multi-frame image apart."""
 _FRAME_CODES = ("AcquisitionContrast", "ComplexImageComponent", "AcquisitionType")
 """Codes of a frame; the image itself says MIXED where its frames differ (PS3.3 C.8.13.3.1.1)."""
 _B_VALUES = (
@@ -165,7 +175,8 @@ def _read_texts(image: Dataset) -> Iterator[tuple[str, str | list[str]]]:
 def _read_numbers(item: Dataset, names: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     """Yield the numbers of a data set under the names of single-frame images."""
     for keyword, name in names.items():
-        if numbers := _numbers(item, keyword):
+        numbers = _numbers(item, keyword)
+        if numbers and not (name in _NEVER_NEGATIVE and min(numbers) < 0):
             yield name, numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -188,6 +199,7 @@ def _read_items(image: Dataset) -> Iterator[tuple[str, str]]:
 def _read_frames(image: Dataset, shared: Dataset, frames: Any) -> Facts:
     """Return the facts of a multi-frame image; one that differs among frames is a list."""
     found: dict[str, list[Any]] = {}
+    varying: dict[str, list[Any]] = {keyword: [] for keyword in _VARYING}
     positions, orientations = [], []
     for frame in frames:
         facts: Facts = {}
@@ -197,12 +209,21 @@ def _read_frames(image: Dataset, shared: Dataset, frames: Any) -> Facts:
                     facts.update(_read_group(element.value[0]))
         positions.append(facts.pop("ImagePositionPatient", None))
         orientations.append(facts.pop("ImageOrientationPatient", None))
+        for keyword, values in varying.items():
+            values.append(facts.get(keyword))
+        facts.pop("ImageType", None)  # the image's own says what its frames have in common
         for keyword, value in facts.items():
             values = found.setdefault(keyword, [])
             if value not in values:
                 values.append(value)
     flat = {name: values[0] if len(values) == 1 else values for name, values in found.items()}
     flat[FRAME_POSITIONS], flat[FRAME_ORIENTATIONS] = positions, orientations
+    if differing := {
+        keyword: values
+        for keyword, values in varying.items()
+        if any(value != values[0] for value in values)
+    }:
+        flat[FRAME_FACTS] = differing
     flat.update(_read_pulse_sequence(image))
     return flat
 
@@ -215,6 +236,8 @@ def _read_group(group: Dataset) -> Facts:
     for keyword in _FRAME_CODES:
         if text := group.get(keyword):
             facts[keyword] = str(text)
+    if frame_type := group.get("FrameType"):
+        facts["ImageType"] = [str(value) for value in frame_type]
     return facts
 
 

@@ -1,13 +1,14 @@
 """Received instances as series, one for each volume that a series holds.
 
 A DICOM series may hold several volumes (echoes, b-values, inversion times, parts of a complex
-image, repeats). They are told apart here, before `contrast` labels them, so that a label speaks of
-one volume; and each is checked for being one (`geometry`). A volume that cannot be told apart or
-read is kept, with its problem.
+image, phases, repeats), and so may one multi-frame image. They are told apart here, before
+`contrast` labels them, so that a label speaks of one volume; and each is checked for being one
+(`geometry`). A volume that cannot be told apart or read is kept, with its problem.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,13 @@ import numpy as np
 from dicom_node import geometry
 from dicom_node.domain import Instance, Origin, Series
 from dicom_node.errors import UnusableStudy
-from dicom_node.headers import FRAME_ORIENTATIONS, FRAME_POSITIONS, IMAGE_MODALITIES, PROBLEM
+from dicom_node.headers import (
+    FRAME_FACTS,
+    FRAME_ORIENTATIONS,
+    FRAME_POSITIONS,
+    IMAGE_MODALITIES,
+    PROBLEM,
+)
 
 MOST_REPEATS = 4
 """A position imaged more often than this is a time series (functional, dynamic, diffusion in many
@@ -24,7 +31,7 @@ directions), not a volume that was repeated."""
 _GAPS = {"EchoTime": 0.4, "InversionTime": 40.0, "FlipAngle": 0.9, "DiffusionBValue": 0.5}
 """Values of these attributes that differ by more than this (ms, degrees, s/mm2) tell volumes
 apart; scanners let them vary by less inside one volume."""
-_ORDER = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "InstanceNumber")
+_ORDER = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime")
 
 
 def split_series(instances: Iterable[Instance]) -> list[Series]:
@@ -36,14 +43,55 @@ def split_series(instances: Iterable[Instance]) -> list[Series]:
     by_series: dict[str, list[Instance]] = defaultdict(list)
     for instance in sorted(instances, key=_readable_first):
         by_series[instance.series_instance_uid].append(instance)
-    return [
-        _build(volume, problem)
-        for _, group in sorted(by_series.items())
-        for volume, problem in _split(group)
-    ]
+    volumes: list[Series] = []
+    for _, group in sorted(by_series.items()):
+        parts = [part for instance in group for part in _split_frames(instance)]
+        largest = _find_largest_b_value(parts)
+        volumes += [_build(volume, problem, largest) for volume, problem in _split(parts)]
+    return volumes
 
 
 Problem = tuple[str, str] | None
+
+
+def _find_largest_b_value(instances: Iterable[Instance]) -> float | None:
+    values = [_facts(instance).get("DiffusionBValue") for instance in instances]
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return max(numbers, default=None)
+
+
+def _split_frames(instance: Instance) -> list[Instance]:
+    """Return a multi-frame image once for each volume that it holds, with the facts of that one."""
+    facts = _facts(instance)
+    differing: Mapping[str, list[Any]] = facts.get(FRAME_FACTS, {})
+    if not differing:
+        return [instance]
+    columns = [
+        _classes(values, _GAPS[keyword]) if keyword in _GAPS else list(map(str, values))
+        for keyword, values in differing.items()
+    ]
+    kinds: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for frame, kind in enumerate(zip(*columns, strict=True)):
+        kinds[kind].append(frame)
+    if len(kinds) == 1:
+        return [instance]
+    several = [
+        "several_volumes",
+        f"one multi-frame image holds {len(kinds)} volumes, which are not taken apart for a job",
+    ]
+    return [
+        replace(
+            instance,
+            header={
+                **{key: value for key, value in facts.items() if key != FRAME_FACTS},
+                **{keyword: values[frames[0]] for keyword, values in differing.items()},
+                FRAME_POSITIONS: [facts[FRAME_POSITIONS][frame] for frame in frames],
+                FRAME_ORIENTATIONS: [facts[FRAME_ORIENTATIONS][frame] for frame in frames],
+                PROBLEM: facts.get(PROBLEM, several),
+            },
+        )
+        for frames in kinds.values()
+    ]
 
 
 def _split(instances: Sequence[Instance]) -> list[tuple[list[Instance], Problem]]:
@@ -89,7 +137,7 @@ def _split_repeats(instances: list[Instance]) -> list[tuple[list[Instance], Prob
     if repeats > MOST_REPEATS:
         problem = ("time_series", f"{repeats} images at one position: a time series, not a volume")
         return [(instances, problem)]
-    for keyword in _ORDER[:2]:
+    for keyword in _ORDER:
         by_value: dict[Any, list[Instance]] = defaultdict(list)
         for instance in instances:
             by_value[_facts(instance).get(keyword)].append(instance)
@@ -107,7 +155,9 @@ def _place(instance: Instance) -> Any:
     return tuple(round(number, 1) for number in position), tuple(round(n, 2) for n in orientation)
 
 
-def _build(instances: Sequence[Instance], problem: Problem) -> Series:
+def _build(
+    instances: Sequence[Instance], problem: Problem, largest_b_value: float | None
+) -> Series:
     first = _facts(instances[0])
     is_image = first.get("Modality") in IMAGE_MODALITIES
     ordered = list(instances)
@@ -120,6 +170,7 @@ def _build(instances: Sequence[Instance], problem: Problem) -> Series:
         instances=tuple(ordered),
         frame_of_reference_uid=first.get("FrameOfReferenceUID"),
         problem=problem or _reading_problem(ordered),
+        largest_b_value=largest_b_value,
     )
 
 

@@ -324,6 +324,22 @@ def test_description_that_names_an_untold_inversion_is_believed() -> None:
     assert found.contrast == "FLAIR"
 
 
+def test_image_without_diffusion_of_a_diffusion_series_is_no_t2w() -> None:
+    facts = {**SE, "RepetitionTime": 4000.0, "EchoTime": 80.0}  # Philips does not say EP
+    plain = make_series(**facts, DiffusionBValue=0.0)
+    weighted = [
+        make_instance(f"2.{k}", each.header)
+        for k, each in enumerate(make_series(**facts, DiffusionBValue=1000.0))
+    ]
+
+    labels = [each.label for each in label_study(plain + weighted).series]
+
+    assert [(each.contrast, each.attributes["b_value"]) for each in labels if each] == [
+        ("DWI", 0.0),
+        ("DWI", 1000.0),
+    ]
+
+
 def test_diffusion_is_no_t2w_whatever_its_description_says() -> None:
     found = label(**ACQUISITIONS["DWI"], SeriesDescription="AX T2")
 

@@ -6,7 +6,16 @@ from pydicom import Dataset, config
 from pydicom.uid import JPEG2000Lossless
 
 from dicom_node.elements import encode
-from dicom_node.headers import AGE, BIRTH, FRAME_POSITIONS, IDENTITY, PROBLEM, SEX, read_header
+from dicom_node.headers import (
+    AGE,
+    BIRTH,
+    FRAME_FACTS,
+    FRAME_POSITIONS,
+    IDENTITY,
+    PROBLEM,
+    SEX,
+    read_header,
+)
 from doubles.series import make_series
 
 
@@ -19,6 +28,15 @@ def write(image: Dataset, folder: Path) -> Path:
     path = folder / "image.dcm"
     path.write_bytes(encode(image))
     return path
+
+
+def make_group(name: str, **facts: object) -> Dataset:
+    """Return functional groups that hold the one of this name."""
+    inner, outer = Dataset(), Dataset()
+    for keyword, value in facts.items():
+        setattr(inner, keyword, value)
+    setattr(outer, name, [inner])
+    return outer
 
 
 def test_facts_are_json_types(image: Dataset, tmp_path: Path) -> None:
@@ -161,19 +179,14 @@ def test_file_that_is_gone_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_multi_frame_image_is_flattened(image: Dataset, tmp_path: Path) -> None:
-    def item(name: str, **facts: object) -> Dataset:
-        inner, outer = Dataset(), Dataset()
-        for keyword, value in facts.items():
-            setattr(inner, keyword, value)
-        setattr(outer, name, [inner])
-        return outer
-
-    shared = item("MREchoSequence", EffectiveEchoTime=90.0)
-    shared.update(item("PixelMeasuresSequence", PixelSpacing=[1, 2]))
-    shared.update(item("MRModifierSequence", InversionRecovery="YES", InversionTimes=[2200.0]))
+    shared = make_group("MREchoSequence", EffectiveEchoTime=90.0)
+    shared.update(make_group("PixelMeasuresSequence", PixelSpacing=[1, 2]))
+    shared.update(
+        make_group("MRModifierSequence", InversionRecovery="YES", InversionTimes=[2200.0])
+    )
     image.SharedFunctionalGroupsSequence = [shared]
     image.PerFrameFunctionalGroupsSequence = [
-        item("PlanePositionSequence", ImagePositionPatient=[0, 0, k]) for k in range(3)
+        make_group("PlanePositionSequence", ImagePositionPatient=[0, 0, k]) for k in range(3)
     ]
     image.EchoPulseSequence = "SPIN"
     for keyword in ("ScanningSequence", "EchoTime", "InversionTime", "PixelSpacing"):
@@ -186,3 +199,47 @@ def test_multi_frame_image_is_flattened(image: Dataset, tmp_path: Path) -> None:
     assert header["PixelSpacing"] == [1, 2]
     assert header["ScanningSequence"] == ["SE", "IR"]
     assert header[FRAME_POSITIONS] == [[0, 0, 0], [0, 0, 1], [0, 0, 2]]
+    assert FRAME_FACTS not in header
+
+
+def test_what_differs_among_frames_is_kept_for_each(image: Dataset, tmp_path: Path) -> None:
+    image.SharedFunctionalGroupsSequence = [
+        make_group("PixelMeasuresSequence", PixelSpacing=[1, 2])
+    ]
+    image.PerFrameFunctionalGroupsSequence = [
+        make_group("MREchoSequence", EffectiveEchoTime=echo) for echo in (12.0, 90.0)
+    ]
+    image.AcquisitionContrast = "MIXED"
+    for frame, contrast in zip(
+        image.PerFrameFunctionalGroupsSequence, ("PROTON_DENSITY", "T2"), strict=True
+    ):
+        frame.update(make_group("MRImageFrameTypeSequence", AcquisitionContrast=contrast))
+
+    header = read_header(write(image, tmp_path))
+
+    assert header[FRAME_FACTS] == {
+        "EchoTime": [12, 90],
+        "AcquisitionContrast": ["PROTON_DENSITY", "T2"],
+    }
+    assert header["AcquisitionContrast"] == "MIXED"
+
+
+@pytest.mark.parametrize("keyword", ["RepetitionTime", "EchoTime", "InversionTime"])
+def test_time_below_zero_is_left_out(image: Dataset, tmp_path: Path, keyword: str) -> None:
+    setattr(image, keyword, -5)
+
+    assert keyword not in read_header(write(image, tmp_path))
+
+
+def test_tracer_is_known_by_its_code(image: Dataset, tmp_path: Path) -> None:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator = "35321007", "SCT"
+    code.CodeMeaning = "Fluorodeoxyglucose F^18^"
+    tracer = Dataset()
+    tracer.RadiopharmaceuticalCodeSequence = [code]
+    image.RadiopharmaceuticalInformationSequence = [tracer]
+
+    header = read_header(write(image, tmp_path))
+
+    assert header["RadiopharmaceuticalCodeSequence"] == "SCT:35321007"
+    assert header["Radiopharmaceutical"] == "Fluorodeoxyglucose F^18^"

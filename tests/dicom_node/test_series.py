@@ -1,7 +1,7 @@
 import pytest
 
 from dicom_node.domain import Instance
-from dicom_node.headers import FRAME_ORIENTATIONS, FRAME_POSITIONS, PROBLEM
+from dicom_node.headers import FRAME_FACTS, FRAME_ORIENTATIONS, FRAME_POSITIONS, PROBLEM
 from dicom_node.series import split_series
 from doubles.studies import make_header, make_instance, make_series
 
@@ -42,6 +42,7 @@ def test_parallel_slices_are_one_volume_in_their_order() -> None:
         ("ImageType", ["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]),
         ("AcquisitionNumber", 1.0, 2.0),
         ("TemporalPositionIdentifier", 1.0, 2.0),
+        ("TriggerTime", 100.0, 400.0),
     ],
 )
 def test_volumes_that_share_a_series_are_told_apart(
@@ -143,6 +144,55 @@ def test_frames_at_one_position_are_a_problem() -> None:
     )
 
     assert find_problem([make_instance("1", header)]) == "duplicate_position"
+
+
+def make_multi_frame(**differing: list[object]) -> Instance:
+    count = len(next(iter(differing.values())))
+    half = count // 2
+    return make_instance(
+        "1",
+        make_header(
+            **{
+                FRAME_POSITIONS: [[0.0, 0.0, 5.0 * (k % half)] for k in range(count)],
+                FRAME_ORIENTATIONS: [AXIAL] * count,
+                FRAME_FACTS: differing,
+            }
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("keyword", "first", "second"),
+    [
+        ("EchoTime", 12.0, 90.0),
+        ("DiffusionBValue", 0.0, 1000.0),
+        ("ComplexImageComponent", "MAGNITUDE", "PHASE"),
+        ("ImageType", ["ORIGINAL", "PRIMARY", "WATER"], ["ORIGINAL", "PRIMARY", "FAT"]),
+    ],
+)
+def test_volumes_that_share_a_multi_frame_image_are_told_apart(
+    keyword: str, first: object, second: object
+) -> None:
+    volumes = split_series([make_multi_frame(**{keyword: [first] * 8 + [second] * 8})])
+
+    headers = [each.instances[0].header or {} for each in volumes]
+    assert [header[keyword] for header in headers] == [first, second]
+    assert [len(header[FRAME_POSITIONS]) for header in headers] == [8, 8]
+    assert all(each.problem and each.problem[0] == "several_volumes" for each in volumes)
+
+
+def test_echo_time_that_jitters_among_frames_is_one_volume() -> None:
+    volumes = split_series([make_multi_frame(EchoTime=[2.4 + 0.03 * k for k in range(16)])])
+
+    assert len(volumes) == 1
+
+
+def test_volume_knows_the_largest_b_value_of_its_series() -> None:
+    plain = make_series(DiffusionBValue=0.0)
+    weighted = rename(make_series(DiffusionBValue=1000.0), "2.2")
+
+    assert [each.largest_b_value for each in split_series(plain + weighted)] == [1000.0, 1000.0]
+    assert [each.largest_b_value for each in split_series(make_series())] == [None]
 
 
 def test_report_is_kept_whole() -> None:
