@@ -299,9 +299,9 @@ def _read_agent(header: Header, contrasts: Contrasts) -> tuple[bool | None, str]
     """Return whether a contrast agent was given, or None, and why."""
     agent = contrasts.contrast_agent
     text = " ".join(fold(str(header.get(keyword, ""))) for keyword in contrasts.text)
+    text = drop_words(agent.unless_words, text)
     no = find_word(agent.not_words, text)
-    text = drop_words((*agent.not_words, *agent.unless_words), text)
-    yes = find_word(agent.words, text)
+    yes = find_word(agent.words, drop_words(agent.not_words, text))
     by_header = matches(agent.given, header)
     denied = matches(agent.denied, header)
     if (by_header and no) or (denied and yes) or (yes and no):

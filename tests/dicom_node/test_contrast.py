@@ -151,6 +151,7 @@ def test_physics_alone_name_the_contrast(expected: str, facts: dict[str, object]
         ("T1w", "t1 tra vor KM"),
         ("T1w", "T1 without contrast"),
         ("T1w", "T1 post op"),
+        ("T1w", "T1 W/WO"),
         ("T2w", "AX T2 TSE"),
         ("T2w", "t2_haste_cor"),
         ("FLAIR", "AX T2 FLAIR"),
