@@ -11,6 +11,7 @@ CONFIG ?= config
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 LABELS_ARGS ?=
+DURABILITY_ARGS ?=
 
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed
@@ -18,10 +19,11 @@ TOOLS := $(VENV)/.tools-installed
 ORTHANC := orthanc orthanc-dicomweb
 CHECKERS := dcmtk dicom3tools
 DATABASE := postgresql
+CUTTERS := e2fsprogs mount strace
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast lint bench labels train lock clean
+.PHONY: help demo serve test test-fast lint bench labels durability train lock clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -34,11 +36,11 @@ serve: $(RUNTIME)  ## Run the node in the foreground with the folder CONFIG.
 	@exec $(BIN)/dicom-node serve --config "$(CONFIG)"
 
 test: $(TOOLS)  ## Run every ring: unit, integration, acceptance.
-	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE)
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(TOOLS)  ## Run the unit and integration rings.
-	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE)
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS)
 	$(BIN)/python -m pytest -m "not acceptance and not gpu" $(PYTEST_ARGS)
 
 bench: $(TOOLS)  ## Measure reception beside other receivers; about 25 minutes. BENCH_ARGS=--help.
@@ -47,6 +49,10 @@ bench: $(TOOLS)  ## Measure reception beside other receivers; about 25 minutes. 
 
 labels: $(TOOLS)  ## Measure the labels on the real series of DICOM_NODE_DATA and write docs/labels.md.
 	@PYTHONPATH=.:tests $(BIN)/python -m labelling $(LABELS_ARGS)
+
+durability: $(TOOLS)  ## Kill the receiver and cut its power, 1,000 times each. DURABILITY_ARGS=--help.
+	@deploy/install-tools $(CUTTERS)
+	@PYTHONPATH=.:tests $(BIN)/python -m durability $(DURABILITY_ARGS)
 
 train: $(TOOLS)  ## Train the shipped models anew from the images of DICOM_NODE_DATA; hours.
 	@for experiment in $(EXPERIMENTS); do $(BIN)/synthesis train "$$experiment"; done

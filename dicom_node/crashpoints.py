@@ -3,11 +3,13 @@
 Nothing happens unless the environment asks for it:
 
     DICOM_NODE_CRASH_AT     name of the point, such as `receive.stored`
+    DICOM_NODE_CRASH_ODDS   one in so many passes dies, and not already the first
     DICOM_NODE_CRASH_ONCE   a file that is created before dying; while it exists nobody dies again
     DICOM_NODE_PID          the node's first process, which dies too when a child gets to the point
 """
 
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from pathlib import Path
 def reach(name: str) -> None:
     """Die here, without any cleaning up, if `name` is the point that the environment names."""
     if os.environ.get("DICOM_NODE_CRASH_AT") != name:
+        return
+    if random.randrange(int(os.environ.get("DICOM_NODE_CRASH_ODDS", "1"))):  # noqa: S311
         return
     once = os.environ.get("DICOM_NODE_CRASH_ONCE")
     if once is not None:

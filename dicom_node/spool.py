@@ -123,6 +123,7 @@ class Incoming:
             if self._part is None:
                 with translated("write"):
                     whole = WholeFile(final, [self._meta, *fragments], spool.durability)
+        crashpoints.reach("receive.written")
         with translated("write"):
             if whole is not None:
                 whole.settle()
@@ -191,7 +192,8 @@ def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
     A crash between a file and its row leaves such a file; so does a ledger that is older than its
     store. Runs at start, before anything listens or sweeps. A file without a row that is not what
     its name says was never acknowledged, or the disk has changed it: it is set aside under
-    another name and told in the log.
+    another name and told in the log. A whole one is durable before its row is: a process that was
+    killed may have left it in the cache.
 
     Of two contents under one UID the older file is the first, and what was in quarantine stays
     there: who had the UID before the crash has it after.
@@ -205,6 +207,12 @@ def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
     walk = functools.partial(read_identity, limits=limits, memory=Memory())
     recorded = unreadable = 0
     batch: list[Instance] = []
+
+    def record() -> int:
+        ledger.record_instances(batch, REBUILT, None, store.quarantine)
+        crashpoints.reach("rebuild.recorded")
+        return len(batch)
+
     for relative in (
         *store.by_age(each for each in store.iterate_incoming() if each not in known),
         *store.by_age(each for each in store.iterate_quarantine() if each not in known),
@@ -214,13 +222,12 @@ def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
             store.set_aside(relative)
             unreadable += 1
             continue
+        store.make_durable(relative)
         batch.append(instance)
         if len(batch) == _REBUILD_BATCH:
-            ledger.record_instances(batch, REBUILT, None, store.quarantine)
-            recorded += len(batch)
-            batch = []
-    ledger.record_instances(batch, REBUILT, None, store.quarantine)
-    recorded += len(batch)
+            recorded += record()
+            batch.clear()
+    recorded += record()
     if recorded or unreadable:
         _logger.warning(
             "rebuild: %d received files had no row, %d were no whole instance", recorded, unreadable

@@ -14,6 +14,7 @@ from a peer. Folders are 0700 and files 0600.
 
 import contextlib
 import enum
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -39,6 +40,8 @@ _FAN_OUT = tuple(f"{number:02x}" for number in range(256))
 _DIGEST_DIGITS = 32  # 128 bits: no peer finds two contents that would share a name
 _PAUSE_SECONDS = 0.05
 _MOST_PIECES = 1_024  # of one writev (IOV_MAX of Linux)
+_NO_ATTRIBUTE = "user.none"
+_JOURNAL_IS_WELL = (errno.ENODATA, errno.ENOTSUP)
 
 Buffer = bytes | memoryview
 
@@ -123,12 +126,14 @@ class PartFile:
             with contextlib.suppress(FileNotFoundError):
                 before = Path(final).stat()
                 os.utime(self.descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
-            os.fsync(self.descriptor)
-            os.replace(self._path, final)
-            self._has_name = True
-            _sync_folder(os.path.dirname(final))
+            _sync(self.descriptor)
+            with _open_folder(os.path.dirname(final)) as folder:
+                fcntl.flock(folder, fcntl.LOCK_SH)  # keeps `WholeFile._drop` out
+                os.replace(self._path, final)
+                self._has_name = True
+                _sync(folder)
         elif durability is Durability.SYNCED:
-            os.fsync(self.descriptor)
+            _sync(self.descriptor)
 
     def _take_name(self, final: str) -> bool:
         """Take the name if nobody has it, at one blow."""
@@ -175,15 +180,21 @@ class WholeFile:
             return
         try:
             if self._durability is Durability.SYNCED:
-                os.fsync(self._descriptor)
+                _sync(self._descriptor)
         except BaseException:
             self._drop(self._descriptor)
             raise
         os.close(self._descriptor)
 
     def _drop(self, descriptor: int) -> None:
-        os.close(descriptor)
-        os.unlink(self._final)
+        """Give up what may not be whole, but not what another writer has put in its place."""
+        try:
+            with _open_folder(os.path.dirname(self._final)) as folder:
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(descriptor), Path(self._final).stat()):
+                    os.unlink(self._final)
+        finally:
+            os.close(descriptor)
 
 
 class Store:
@@ -284,6 +295,21 @@ class Store:
         """
         with translated("read"), self.path(relative).open("rb", buffering=0) as file:
             return file.read(most)
+
+    def make_durable(self, relative: str) -> None:
+        """Bring a whole file to the disk that a process which has died may have left in the cache.
+
+        Raises:
+            StorageError: the disk did not take it.
+        """
+        path = self.path(relative)
+        with translated("sync"):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _sync(descriptor)
+            finally:
+                os.close(descriptor)
+            _sync_folder(path.parent)
 
     def delete(self, relative: str) -> None:
         """Delete a file, durably, with the folders below `derived` that it leaves empty.
@@ -400,9 +426,30 @@ class Store:
 
 
 def _sync_folder(folder: str | Path) -> None:
+    with _open_folder(folder) as descriptor:
+        _sync(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """Return when a file or folder is on the disk, with its name.
+
+    A journal that fails is told to those who wait for its commit, but ext4 says success to whoever
+    syncs just after that. So the journal is asked once more, by removing an attribute that nothing
+    has: one that has failed answers with an error. No disk takes part in that.
+    """
+    os.fsync(descriptor)
+    try:
+        os.removexattr(descriptor, _NO_ATTRIBUTE)
+    except OSError as error:
+        if error.errno not in _JOURNAL_IS_WELL:
+            raise
+
+
+@contextlib.contextmanager
+def _open_folder(folder: str | Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 

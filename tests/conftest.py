@@ -7,18 +7,31 @@ import pytest
 from dicom_node.demonstration.pacs import Orthanc
 from doubles.postgresql import PostgreSQL, run_postgresql
 from doubles.tools import require_program
+from durability.disk import find_obstacle
 
 RINGS = ("integration", "acceptance")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the fast rings first: a broken unit should be known before a node is started."""
+    _leave_out_mounting(config, items)
 
     def ring(item: pytest.Item) -> int:
         marks = {mark.name for mark in item.iter_markers()}
         return max((number for number, name in enumerate(RINGS, 1) if name in marks), default=0)
 
     items.sort(key=ring)
+
+
+def _leave_out_mounting(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, and say so, the tests that mount file systems where nobody may."""
+    mounting = [item for item in items if item.get_closest_marker("mounts")]
+    obstacle = find_obstacle() if mounting else None
+    if obstacle is not None:
+        config.hook.pytest_deselected(items=mounting)
+        items[:] = [item for item in items if item not in mounting]
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line(f"{len(mounting)} tests of a disk are left out: {obstacle}")
 
 
 @pytest.fixture(scope="session")

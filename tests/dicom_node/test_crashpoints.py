@@ -12,9 +12,9 @@ from dicom_node import crashpoints
 REACH = "from dicom_node.crashpoints import reach; reach('receive.stored'); print('alive')"
 
 
-def run(**environment: str) -> subprocess.CompletedProcess[str]:
+def run(code: str = REACH, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", REACH],
+        [sys.executable, "-c", code],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -44,6 +44,16 @@ def test_the_named_point_kills_once(tmp_path: Path) -> None:
 
     assert first.returncode == -signal.SIGKILL
     assert second.stdout == "alive\n"
+
+
+def test_one_in_so_many_passes_dies() -> None:
+    passes = (
+        "from dicom_node.crashpoints import reach\nfor n in range(10**5): reach('receive.stored')"
+    )
+    asked = {"DICOM_NODE_CRASH_AT": "receive.stored", "DICOM_NODE_CRASH_ODDS": "1000000000000"}
+
+    assert run(passes, **asked).returncode == 0
+    assert run(passes, **asked | {"DICOM_NODE_CRASH_ODDS": "100"}).returncode == -signal.SIGKILL
 
 
 def test_a_child_takes_the_node_with_it() -> None:

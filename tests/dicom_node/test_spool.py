@@ -103,7 +103,7 @@ def test_the_file_is_whole_before_its_row_and_the_row_before_the_answer(
     monkeypatch.setattr(crashpoints, "reach", reach)
     keep(spool, "1.2.3.5")
 
-    assert seen == [("receive.stored", 1, 0), ("receive.recorded", 1, 1)]
+    assert seen == [("receive.written", 0, 0), ("receive.stored", 1, 0), ("receive.recorded", 1, 1)]
 
 
 @pytest.mark.parametrize("in_pieces", [False, True])
@@ -190,6 +190,31 @@ def test_a_rebuilt_row_is_the_one_that_was_lost(spool, store, ledger, tmp_path):
         rebuild(store, other, LIMITS)
 
         assert other.read_instances("1.2.3") == ledger.read_instances("1.2.3")
+
+
+def test_a_file_is_durable_before_rebuild_gives_it_its_row(
+    spool, store, ledger, tmp_path, monkeypatch
+):
+    """A receiver that was killed may have left it in the cache of the kernel only."""
+    keep(spool, "1.2.3.5")
+    steps: list[str] = []
+    sync = os.fsync
+
+    def record_sync(descriptor: int) -> None:
+        steps.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    with Ledger(f"sqlite:///{tmp_path / 'other.sqlite'}", Clock()).open() as other:
+        record = other.record_instances
+        monkeypatch.setattr(os, "fsync", record_sync)
+        monkeypatch.setattr(
+            other, "record_instances", lambda *args: (steps.append("row"), record(*args))
+        )
+
+        rebuild(store, other, LIMITS)
+
+    (name,) = (Path(path) for path in store.iterate_incoming())
+    assert steps == [name.name, name.parent.name, "row"]
 
 
 def end_of(store: Store, paths: Iterable[str]) -> list[bytes]:

@@ -89,6 +89,41 @@ def test_failed_call_stores_nothing_and_keeps_the_old_file(store, monkeypatch, c
     assert parts(store) == []
 
 
+@pytest.mark.parametrize("durability", [Durability.STRICT, Durability.SYNCED])
+def test_a_journal_that_failed_beside_a_sync_is_noticed(store, monkeypatch, durability):
+    """ext4 says success to who syncs just after the commit that failed."""
+    name = Store.incoming_name("1.2", "a" * 64)
+    monkeypatch.setattr(os, "removexattr", fail_with(errno.EROFS))
+
+    with pytest.raises(OSError, match="Read-only"):
+        WholeFile(store.incoming_path(name), [b"bytes"], durability).settle()
+
+    assert list(store.iterate_incoming()) == []
+
+
+def test_a_file_system_without_attributes_is_no_journal_that_failed(store, monkeypatch):
+    name = Store.incoming_name("1.2", "a" * 64)
+    monkeypatch.setattr(os, "removexattr", fail_with(errno.ENOTSUP))
+
+    WholeFile(store.incoming_path(name), [b"bytes"], Durability.SYNCED).settle()
+
+    assert store.read(name) == b"bytes"
+
+
+def test_a_write_that_failed_takes_no_file_away_that_another_writer_has_kept(store, monkeypatch):
+    name = Store.incoming_name("1.2", "a" * 64)
+    first, second = (
+        WholeFile(store.incoming_path(name), [b"bytes"], Durability.SYNCED) for _ in range(2)
+    )
+    second.settle()
+    monkeypatch.setattr(os, "fsync", fail_with(errno.EIO))
+
+    with pytest.raises(OSError, match="error"):
+        first.settle()
+
+    assert store.read(name) == b"bytes"
+
+
 def test_file_that_came_out_short_is_not_kept(store, monkeypatch):
     # A write that says it took all and took nothing.
     monkeypatch.setattr(os, "writev", lambda _, data: sum(map(len, data)))
