@@ -46,6 +46,7 @@ def configure_logging(level: int | str = logging.INFO, stream: TextIO | None = N
     logging.raiseExceptions = False
     warnings.showwarning = _log_warning
     sys.excepthook = _log_uncaught
+    sys.unraisablehook = _log_ignored
     threading.excepthook = lambda failed: _log_uncaught(
         failed.exc_type, failed.exc_value, failed.exc_traceback
     )
@@ -138,3 +139,10 @@ def _log_uncaught(
     if error is None or issubclass(kind, (KeyboardInterrupt, SystemExit)):
         return
     _logger.critical("process.failed", exc_info=(kind, error, trace))
+
+
+def _log_ignored(ignored: "sys.UnraisableHookArgs") -> None:
+    """Tell of an exception that nothing can catch, as in a destructor."""
+    if ignored.exc_value is not None:
+        exc_info = (ignored.exc_type, ignored.exc_value, ignored.exc_traceback)
+        _logger.error("exception.ignored", exc_info=exc_info)

@@ -51,7 +51,7 @@ class HealthServer:
     def __init__(self, host: str, port: int, read_health: Callable[[], Health]) -> None:
         self._address = (host, port)
         self._read_health = read_health
-        self._server: http.server.ThreadingHTTPServer | None = None
+        self._server: _Server | None = None
 
     def start(self) -> tuple[str, int]:
         """Listen, and return host and port.
@@ -64,7 +64,7 @@ class HealthServer:
         class Door(_Door):
             ask = staticmethod(read_health)
 
-        self._server = http.server.ThreadingHTTPServer(self._address, Door)
+        self._server = _Server(self._address, Door)
         threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="health", daemon=True
         ).start()
@@ -104,6 +104,12 @@ def _metric_lines(health: Health) -> Iterator[str]:
         yield f"dicom_node_{name} {number:.15g}"
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        # It has left; the standard library would print the whole traceback.
+        logger.debug("health.client_lost", exc_info=True)
+
+
 class _Door(http.server.BaseHTTPRequestHandler):
     timeout = REQUEST_SECONDS
     server_version = "dicom_node"
@@ -111,6 +117,15 @@ class _Door(http.server.BaseHTTPRequestHandler):
     ask: Callable[[], Health]
 
     def do_GET(self) -> None:
+        try:
+            self._tell()
+        except ConnectionError:
+            raise
+        except Exception:
+            logger.exception("health.failed")
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def _tell(self) -> None:
         if self.path == "/healthz":
             health = self.ask()
             word = "failing" if health.problems else "attention" if health.alerts else "ok"
@@ -132,6 +147,11 @@ class _Door(http.server.BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         self.wfile.write(body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        # The standard library would repeat what was asked.
+        status = HTTPStatus(code)
+        self._answer(status, "text/plain", f"{status.phrase}\n")
 
     def log_message(self, format: str, *args: object) -> None:
         # The request line is a stranger's text, and a probe asks every few seconds.

@@ -11,6 +11,7 @@ step before it has committed.
 import fcntl
 import logging
 import os
+import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,6 +94,7 @@ def serve(
     """
     end = EndRequest()
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient data
     os.environ["DICOM_NODE_PID"] = str(os.getpid())
     with _locked(configuration.node.data_folder), Node(configuration, overrides) as node:
         addresses = node.addresses

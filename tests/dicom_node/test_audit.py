@@ -21,6 +21,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
         ("raiseExceptions", logging),
         ("showwarning", warnings),
         ("excepthook", sys),
+        ("unraisablehook", sys),
         ("excepthook", threading),
     ):
         monkeypatch.setattr(holder, name, getattr(holder, name))
@@ -129,6 +130,21 @@ def test_uncaught_exception_of_a_thread_is_told_too(log):
 
     assert CANARY not in "".join(log())
     assert "error=RuntimeError" in log()[0]
+
+
+def test_exception_that_nobody_can_catch_is_told_without_its_message(log):
+    class Fails:
+        def __del__(self) -> None:
+            raise RuntimeError(CANARY)
+
+        def __repr__(self) -> str:
+            return CANARY
+
+    Fails()
+
+    [line] = log()
+    assert "ERROR dicom_node.audit exception.ignored error=RuntimeError at test_audit.py:" in line
+    assert CANARY not in line
 
 
 def test_interrupt_is_no_failure(log):

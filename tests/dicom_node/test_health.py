@@ -1,4 +1,6 @@
 import json
+import socket
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -64,6 +66,54 @@ def test_node_that_waits_for_a_person_is_well_and_says_so(ask) -> None:
     assert status == 200
     assert json.loads(text) == {"status": "attention", "problems": ["7 instances are parked"]}
     assert "dicom_node_alerts 1" in write_metrics(WAITED_FOR)
+
+
+def fail() -> Health:
+    raise ValueError("DOE^JANE")
+
+
+@pytest.mark.integration
+def test_node_that_cannot_say_how_it_is_says_so_and_nothing_else(capsys, caplog) -> None:
+    server = HealthServer("127.0.0.1", 0, fail)
+    host, port = server.start()
+    try:
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5)
+        with error.value as answer:
+            assert (answer.code, answer.read()) == (500, b"Internal Server Error\n")
+    finally:
+        server.stop()
+
+    assert capsys.readouterr() == ("", "")
+    assert [each.getMessage() for each in caplog.records] == ["health.failed"]
+
+
+@pytest.mark.integration
+def test_client_that_leaves_at_once_prints_nothing(capsys) -> None:
+    server = HealthServer("127.0.0.1", 0, lambda: WELL)
+    address = server.start()
+    for _ in range(20):
+        with socket.create_connection(address) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(b"GET /metrics HTTP/1.1\r\n")
+    server.stop()
+
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "request_line", [b"DOE^JANE", b"DOE^JANE /metrics HTTP/1.1", b"GET /DOE^JANE HTTP/1.1"]
+)
+def test_answer_does_not_repeat_what_was_asked(request_line) -> None:
+    server = HealthServer("127.0.0.1", 0, lambda: WELL)
+    with socket.create_connection(server.start(), timeout=5) as client:
+        client.sendall(request_line + b"\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(65_536), b""))
+    server.stop()
+
+    assert answer
+    assert b"JANE" not in answer
 
 
 @pytest.mark.integration

@@ -155,6 +155,14 @@ def test_node_says_that_it_is_well(start):
     assert json.loads(running.ask("/healthz")) == {"status": "ok", "problems": []}
 
 
+def test_no_process_of_the_node_leaves_a_core_file(start):
+    running = start()
+
+    for process in (running.pid, running.find_receiver()):
+        limits = Path(f"/proc/{process}/limits").read_text()
+        assert re.search(r"^Max core file size\s+0\s+0", limits, re.MULTILINE)
+
+
 def test_node_says_that_its_certificate_ends(start, tmp_path):
     authority = make_authority(tmp_path)
     certificate, key = make_certificate(tmp_path, authority, "node")
