@@ -52,6 +52,12 @@ def configure_logging(level: int | str = logging.INFO, stream: TextIO | None = N
     )
 
 
+def find_stream() -> TextIO:
+    """Return where `configure_logging` has sent the log of this process."""
+    streams = (each.stream for each in logging.getLogger().handlers if hasattr(each, "stream"))
+    return next(streams, sys.stderr)
+
+
 def is_ours_or_serious(record: logging.LogRecord) -> bool:
     """Say whether a record may be told at all."""
     return _is_ours(record) or record.levelno >= logging.ERROR

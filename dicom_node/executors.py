@@ -19,9 +19,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
-from dicom_node.audit import configure_logging, describe_error
+from dicom_node.audit import configure_logging, describe_error, find_stream
 from dicom_node.errors import WorkerLost
 from dicom_node.lifeline import end_with_parent
 
@@ -34,6 +34,8 @@ THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 """What torch, scikit-learn, numpy and SimpleITK read when they are imported."""
+
+_STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
 
 
 class JobExecutor(Executor):
@@ -169,7 +171,7 @@ def _as_lost(error: BaseException) -> WorkerLost:
 
 def _run(limit: timedelta, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """Run `fn` in the worker; end the worker if it hangs, also inside a library's machine code."""
-    faulthandler.dump_traceback_later(limit.total_seconds(), exit=True)
+    faulthandler.dump_traceback_later(limit.total_seconds(), exit=True, file=find_stream())
     try:
         return fn(*args, **kwargs)
     finally:
@@ -179,8 +181,22 @@ def _run(limit: timedelta, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -
 def _begin_worker(threads: int) -> None:
     """Make this process a worker: deaf to the node's signals, bounded, tied to its node."""
     end_with_parent()
-    configure_logging()
+    configure_logging(stream=_take_standard_error())
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the node drains, and ends its workers itself
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient images
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+
+
+def _take_standard_error() -> TextIO:
+    """Return what was standard error, for the log alone; whatever else is printed goes nowhere.
+
+    Machine code prints past the filter of the log and may quote what it has read: libjpeg shows the
+    first bytes of what is no JPEG.
+    """
+    log = os.fdopen(os.dup(_STANDARD_ERROR), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (_STANDARD_OUTPUT, _STANDARD_ERROR):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    return log

@@ -51,6 +51,24 @@ def test_worker_has_the_thread_limit_before_it_imports_anything(pool: ProcessPoo
 
 
 @pytest.mark.integration
+def test_what_machine_code_prints_in_a_worker_goes_nowhere(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A codec quotes the pixels that it cannot decode, past the filter of the log."""
+    pool = ProcessPool(workers=1, threads=1, limit=LIMIT)
+    for descriptor in (1, 2):
+        printed = pool.submit(call, "os:write", descriptor, b"Not a JPEG file: DOE^JANE")
+        printed.result(PATIENCE_SECONDS)
+    pool.submit(call, "logging:error", "a record").result(PATIENCE_SECONDS)
+    pool.shutdown()
+
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert "ERROR root message withheld" in told.err
+    assert "JANE" not in told.err
+
+
+@pytest.mark.integration
 def test_killed_worker_is_replaced_and_its_job_reported_lost(pool: ProcessPool) -> None:
     first = pool.submit(call, "os:getpid").result(PATIENCE_SECONDS)
 
