@@ -313,7 +313,8 @@ def _build_judge(configuration: Configuration) -> Judge:
 
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
-        raise ConfigurationError(f"{folder} : seen no folder, wanted one with DICOM files")
+        # Its name may be a patient's: the person who typed it knows it.
+        raise ConfigurationError("STUDY_FOLDER : seen no folder, wanted one with DICOM files")
     return folder
 
 

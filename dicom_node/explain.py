@@ -52,7 +52,7 @@ def explain_folder(folder: Path, judge: Judge, now: datetime) -> list[dict[str, 
     """
     studies = read_folder(folder)
     if not studies:
-        raise LookupError(f"{folder} holds no DICOM file that can be read")
+        raise LookupError("the folder holds no DICOM file that can be read")
     return [_explain_files(uid, instances, judge, now) for uid, instances in studies.items()]
 
 
