@@ -123,13 +123,18 @@ def data_set(
 
 
 class RawPeer:
-    """One connection; a context manager."""
+    """One connection; a context manager.
+
+    Attributes:
+        heard: every byte that came.
+    """
 
     def __init__(self, port: int, host: str = "127.0.0.1", *, source: str | None = None) -> None:
         self.socket = socket.create_connection(
             (host, port), timeout=15, source_address=(source, 0) if source else None
         )
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.heard = b""
 
     def __enter__(self) -> Self:
         return self
@@ -222,4 +227,5 @@ class RawPeer:
             if not more:
                 return None
             data += more
+        self.heard += data
         return data

@@ -31,7 +31,7 @@ class ScriptedPacs:
 
     def __init__(
         self,
-        answer: Callable[[str], int] = lambda _: 0x0000,
+        answer: Callable[[str], int | Dataset] = lambda _: 0x0000,
         *,
         classes: tuple[str, ...] = (MR,),
         syntaxes: tuple[str, ...] = (EXPLICIT, IMPLICIT),
@@ -105,7 +105,7 @@ class ScriptedPacs:
             time.sleep(0.02)
         return condition(self)
 
-    def _on_store(self, event: evt.Event) -> int:
+    def _on_store(self, event: evt.Event) -> int | Dataset:
         uid = str(event.request.AffectedSOPInstanceUID)
         self.received.append(uid)
         self.datasets[uid] = event.dataset
