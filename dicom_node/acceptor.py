@@ -165,7 +165,7 @@ class Acceptor:
         except RejectedError as error:
             self._complaints.note(error.code, who=str(address), **error.facts)
             if wire is not None:
-                wire.finish(error.answer)
+                wire.finish(error.answer, flush_seconds=_STRANGER_FLUSH_SECONDS)
         except ProtocolError as error:
             self._complaints.note(error.code, who=str(address))
             if wire is not None and error.abort is not None:
@@ -263,7 +263,8 @@ class Acceptor:
         """Answer the request, and return the association."""
         results = self._negotiate(request, caller)
         roles = _choose_roles(request, results)
-        wire.send(upper_layer.encode_accept(request_body, results, ANNOUNCED_BYTES, roles))
+        announced = min(ANNOUNCED_BYTES, self._door.limits.pdu_bytes)
+        wire.send(upper_layer.encode_accept(request_body, results, announced, roles))
         abstract = {each.context_id: each.abstract_syntax for each in request.contexts}
         accepted = [
             Context(

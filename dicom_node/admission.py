@@ -1,7 +1,8 @@
 """How many may come in, and how fast: connections that have not said who they are, associations.
 
 The two have budgets of their own, so that whoever only connects cannot keep the known peers out.
-Among those, none can keep out another: the last places are for peers that have none.
+Half of the first is for addresses of peers, so that strangers leave them a way in. Among the known
+peers, none can keep out another: the last places are for peers that have none.
 """
 
 import threading
@@ -29,7 +30,8 @@ class Budget:
     """The most at once.
 
     Attributes:
-        connections: open connections without an association, from everywhere.
+        connections: open connections without an association, from everywhere; half of them from
+            addresses that no peer calls from.
         connections_per_address: the same, from one address.
         associations: associations of all peers.
         associations_per_peer: associations of one peer.
@@ -66,8 +68,11 @@ class Pace:
 class Admission:
     """Who is in now; safe to share between threads."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, is_known: Callable[[str], bool] = lambda _: True) -> None:
+        """Describe it; `is_known` says whether any peer calls from an address."""
         self._budget = budget
+        self._is_known = is_known
+        self._strangers = 0
         self._lock = threading.Lock()
         self._waiting: Counter[str] = Counter()
         self._associated: Counter[str] = Counter()
@@ -75,13 +80,16 @@ class Admission:
 
     def enter(self, address: str) -> bool:
         """Count a new connection, or say that there is no room for it."""
+        is_stranger = not self._is_known(address)
         with self._lock:
             if (
                 self._waiting.total() >= self._budget.connections
                 or self._waiting[address] >= self._budget.connections_per_address
+                or (is_stranger and 2 * self._strangers >= self._budget.connections)
             ):
                 return False
             self._waiting[address] += 1
+            self._strangers += is_stranger
             return True
 
     def leave(self, address: str) -> None:
@@ -89,6 +97,7 @@ class Admission:
         with self._lock:
             self._waiting[address] -= 1
             self._waiting += Counter()  # forget addresses of whom none is left
+            self._strangers -= not self._is_known(address)
 
     def associate(self, address: str, peer: str) -> Entry:
         """Count a connection as an association of `peer`, which is configured, or refuse it.

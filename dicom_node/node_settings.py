@@ -65,7 +65,8 @@ class Limits(_Settings):
     """What a peer may take of the receiver before it is cut off.
 
     Attributes:
-        connections: TCP connections at a time.
+        connections: TCP connections without an association at a time; half of them from addresses
+            that no peer calls from.
         connections_per_address: of them, from one address.
         associations: negotiated associations at a time.
         associations_per_peer: of them, with one peer, so that one sender cannot starve others.

@@ -37,7 +37,7 @@ from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.hall import Hall
 from dicom_node.ledger import Ledger
 from dicom_node.lifeline import ORPHANED
-from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address
+from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address, normalize_address
 from dicom_node.node_settings import NodeSettings, read_node
 from dicom_node.recorder import Recorder
 from dicom_node.signals import EndRequest
@@ -129,7 +129,7 @@ class Receiver:
                 self._complaints.note("accept_failed", who="(all)")
                 time.sleep(_PAUSE_SECONDS)
                 continue
-            self._let_in(sock, address[0])
+            self._let_in(sock, str(normalize_address(address[0])))
 
     def _let_in(self, sock: socket.socket, host: str) -> None:
         if not self._admission.enter(host):
@@ -147,6 +147,12 @@ class Receiver:
 def build_admission(node: NodeSettings) -> Admission:
     """Return who counts how many are in."""
     limits = node.receiver.limits
+    callers = [peer for peer in node.peers.values() if peer.may_call]
+
+    def is_known(text: str) -> bool:
+        address = normalize_address(text)
+        return any(peer.address is not None and address in peer.address for peer in callers)
+
     return Admission(
         Budget(
             connections=limits.connections,
@@ -154,8 +160,9 @@ def build_admission(node: NodeSettings) -> Admission:
             associations=limits.associations,
             associations_per_peer=limits.associations_per_peer,
             associations_per_second=limits.associations_per_second,
-            peers=sum(peer.may_call for peer in node.peers.values()),
-        )
+            peers=len(callers),
+        ),
+        is_known,
     )
 
 

@@ -20,6 +20,17 @@ def test_who_leaves_makes_room():
     assert admission.enter("a")
 
 
+def test_strangers_leave_half_of_the_connections_to_addresses_of_peers():
+    admission = Admission(
+        Budget(connections=6, connections_per_address=2), lambda address: address == "pacs"
+    )
+
+    assert [admission.enter(each) for each in "aabbcc"] == [True, True, True, False, False, False]
+    assert [admission.enter("pacs") for _ in range(3)] == [True, True, False]
+    admission.leave("a")
+    assert admission.enter("c")
+
+
 def test_an_association_does_not_count_as_a_connection():
     admission = Admission(BUDGET)
     for _ in range(2):

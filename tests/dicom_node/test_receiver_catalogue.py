@@ -18,7 +18,13 @@ from dicom_node import command
 from dicom_node.complaints import AUDIT
 from dicom_node.recorder import UNWELL
 from dicom_node.store import Durability
-from dicom_node.upper_layer import ProposedContext, decode_request, encode_pdu, encode_request
+from dicom_node.upper_layer import (
+    ProposedContext,
+    decode_accept,
+    decode_request,
+    encode_pdu,
+    encode_request,
+)
 from doubles.catalogue import ELSEWHERE, ROWS, row
 from doubles.raw_peer import (
     EXPLICIT,
@@ -236,6 +242,48 @@ def test_what_is_unusual_and_right_is_answered_and_not_told(door, caplog, reques
         assert read_all(peer) == [(RELEASE_RP, bytes(4))]
 
     assert told(caplog) == []
+
+
+def padded_request(size: int) -> bytes:
+    """Return an association request of so many bytes after its header."""
+    bare = associate_request()[6:]
+    item = bytes(size - len(bare) - 4)
+    return encode_pdu(1, bare + b"\x99\0" + struct.pack(">H", len(item)) + item)
+
+
+def padded_echo(size: int) -> bytes:
+    """Return the command set of a C-ECHO of so many bytes, in two fragments."""
+    long = ECHO + struct.pack("<HHI", 0, 0x0902, size - len(ECHO) - 8)
+    long += b" " * (size - len(long))
+    first = pdv(1, long[:9_000], is_command=True, is_last=False)
+    return p_data(first) + p_data(pdv(1, long[9_000:], is_command=True))
+
+
+@pytest.mark.catalogue("U14")
+@pytest.mark.parametrize(("size", "is_taken"), [(65_536, True), (65_537, False)])
+def test_an_association_request_may_have_64_kib(door, size, is_taken):
+    with door.connect() as peer, contextlib.suppress(ConnectionError):
+        peer.send(padded_request(size))
+
+        assert peer.read_pdu()[0] == (2 if is_taken else 7)
+
+
+@pytest.mark.catalogue("U20")
+@pytest.mark.parametrize(("size", "is_taken"), [(16_384, True), (16_386, False)])
+def test_a_command_set_may_have_16_kib(door, size, is_taken):
+    with door.connect() as peer:
+        peer.associate()
+        peer.send(padded_echo(size))
+
+        assert peer.read_pdu()[0] == (4 if is_taken else 7)
+
+
+@pytest.mark.catalogue("U15")
+def test_what_is_announced_is_never_more_than_what_is_taken(tmp_path):
+    with open_door(tmp_path, pdu="16 KiB") as door, door.connect() as peer:
+        peer.send(associate_request())
+
+        assert decode_accept(peer.read_pdu()[1]).maximum_length == 16_384
 
 
 @pytest.mark.catalogue("U33")
@@ -721,7 +769,8 @@ def pixels_that_claim(length: int) -> bytes:
 ITEMS = struct.pack("<HH2sHI", 0x0040, 0xA730, b"SQ", 0, 8 * 200_000)
 ITEMS += struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 200_000
 LIE = struct.pack("<HH2sHI", 0x0040, 0xA731, b"UN", 0, 0xFFFFFFF0)
-ELEMENTS = element(0x0029, 0x1001, b"DS", b"") * 200_001
+EMPTY_ELEMENT = element(0x0029, 0x1001, b"DS", b"")
+ELEMENTS = EMPTY_ELEMENT * 199_995  # beside the six of `data_set`
 UID = "9.9.9.1"
 
 
@@ -751,7 +800,7 @@ UID = "9.9.9.1"
         row("D10", "by one", UID, data_set(UID)[:-1], 0xC103),
         row("D11", "33", UID, data_set(UID, more=nested(33)), 0xC104),
         row("D11", "5,000", UID, data_set(UID, more=nested(5_000)), 0xC104),
-        row("D12", "200,001 elements", UID, data_set(UID, more=ELEMENTS), 0xC104),
+        row("D12", "200,001", UID, data_set(UID, more=ELEMENTS), 0xC104),
         row("D12", "200,000 items", UID, data_set(UID, more=ITEMS), 0xC104),
         row("D12", "4 GB of values", UID, data_set(UID, more=LIE), 0xC103),
     ],
@@ -778,6 +827,7 @@ def test_what_cannot_be_kept_is_refused_with_one_line_and_the_association_goes_o
     [
         row("D11", "32", "1.2.11.1", data_set("1.2.11.1", more=nested(32))),
         row("D5", "64 digits", "1" * 64, data_set("1" * 64)),
+        row("D12", "200,000", "1.2.12", data_set("1.2.12", more=EMPTY_ELEMENT * 199_994)),
         row("D29", "first", "1.2.29", data_set("1.2.29")),
         row("D29", "again", "1.2.29", data_set("1.2.29")),
     ],
@@ -830,6 +880,22 @@ def test_an_instance_over_the_limit_is_cut_off_and_leaves_nothing(tmp_path, capl
         assert list(door.store.path("incoming").rglob("*.*")) == []
 
     assert told(caplog) == ["instance_too_large"]
+
+
+@pytest.mark.catalogue("D13")
+def test_an_instance_of_just_the_limit_is_taken(tmp_path):
+    content = data_set("1.2.3.1", bytes(2**20 - len(data_set("1.2.3.1", b""))))
+    with open_door(tmp_path, instance="1 MiB") as door:
+        with door.connect() as peer:
+            peer.associate()
+            assert peer.store("1.2.3.1", content) == command.SUCCESS
+        with door.connect() as peer:
+            peer.associate()
+            peer.send(p_data(pdv(3, store_command(UID), is_command=True)))
+            for start in range(0, 2**20 + 1, 2**16):
+                piece = (content + b"\0")[start : start + 2**16]
+                peer.send(p_data(pdv(3, piece, is_command=False, is_last=len(piece) == 1)))
+            assert peer.read_abort() == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 import contextlib
+import itertools
 import os
+import resource
 import signal
 import socket
 import struct
@@ -311,6 +313,41 @@ def test_a_killed_receiver_takes_its_serving_processes_along(doomed):
 
     assert workers
     assert not [pid for pid in workers if is_running(pid)]
+
+
+def test_without_a_descriptor_a_connection_is_closed_and_nothing_else_happens(doomed):
+    workers = find_workers(doomed.process)
+    for starved in ([doomed.process.pid], workers):
+        deadline = time.monotonic() + 20
+        while any(count_sockets(pid) > 1 for pid in workers) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        before = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in starved}
+        with contextlib.ExitStack() as stack:
+            for pid in starved:
+                taken = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
+                free = next(number for number in itertools.count() if number not in taken)
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[pid][1]))
+                stack.callback(resource.prlimit, pid, resource.RLIMIT_NOFILE, before[pid])
+            RawPeer(doomed.port).socket.close()  # accept has a descriptor before it waits
+            with RawPeer(doomed.port) as peer:
+                peer.socket.settimeout(1)
+                peer.send(associate_request())
+                with contextlib.suppress(TimeoutError):
+                    assert peer.read_pdu() is None
+
+        assert doomed.process.is_alive()
+        with RawPeer(doomed.port) as peer:
+            peer.associate()
+            assert peer.echo() == 0
+
+
+def test_limits_that_take_more_descriptors_than_the_system_gives_are_refused(tmp_path):
+    (tmp_path / "node.yaml").write_text(NODE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    process = ReceiverProcess(tmp_path, [f"receiver.limits.connections={hard}"])
+
+    with pytest.raises(ConfigurationError, match="open files"):
+        process.start()
 
 
 def test_two_receivers_cannot_have_one_store(running, tmp_path, monkeypatch):
