@@ -10,6 +10,8 @@ STUDY ?=
 CONFIG ?= config
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
+SIEGE_ARGS ?=
 LABELS_ARGS ?=
 DURABILITY_ARGS ?=
 
@@ -23,7 +25,7 @@ CUTTERS := e2fsprogs mount strace
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast lint bench labels durability train lock clean
+.PHONY: help demo serve test test-fast lint bench labels durability fuzz siege train lock clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -53,6 +55,12 @@ labels: $(TOOLS)  ## Measure the labels on the real series of DICOM_NODE_DATA an
 durability: $(TOOLS)  ## Kill the receiver and cut its power, 1,000 times each. DURABILITY_ARGS=--help.
 	@deploy/install-tools $(CUTTERS)
 	@PYTHONPATH=.:tests $(BIN)/python -m durability $(DURABILITY_ARGS)
+
+fuzz: $(TOOLS)  ## Fuzz what a peer's bytes pass, for a minute. FUZZ_ARGS="-max_total_time=3600".
+	@PYTHONPATH=.:tests $(BIN)/python -m siege.fuzz $(FUZZ_ARGS)
+
+siege: $(TOOLS)  ## Attack a receiver as hostile peers do; about 6 minutes. SIEGE_ARGS=--help.
+	@PYTHONPATH=.:tests $(BIN)/python -m siege $(SIEGE_ARGS)
 
 train: $(TOOLS)  ## Train the shipped models anew from the images of DICOM_NODE_DATA; hours.
 	@for experiment in $(EXPERIMENTS); do $(BIN)/synthesis train "$$experiment"; done
