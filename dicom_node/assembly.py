@@ -20,10 +20,12 @@ from pydicom import config, dcmread
 
 from dicom_node.contrast import describe
 from dicom_node.crashpoints import reach
-from dicom_node.domain import Instance, Origin, Series, Study
+from dicom_node.domain import Closing, InquiryState, Instance, Origin, Series, Study
+from dicom_node.elsewhere import add_answers
 from dicom_node.headers import BIRTH, IDENTITY, IMAGE_MODALITIES, SEX, read_header
 from dicom_node.identifiers import installation_uid
-from dicom_node.ledger import UID_CONFLICT, Ledger
+from dicom_node.ledger import UID_CONFLICT, Inquiry, Ledger, StudyRow
+from dicom_node.node_settings import Assembly as AssemblySettings
 from dicom_node.pixels import READ_ERRORS
 from dicom_node.routing import CONFLICTS, Decision, Judge
 from dicom_node.rules import Contrasts
@@ -56,20 +58,35 @@ def sweep(
     namespace = configuration.node.installation or store.namespace()
     settings = configuration.node.assembly
     judge = build_judge(configuration, cards, namespace)
-    quiet = ledger.find_quiet_studies(settings.quiet_period, settings.stale_association)
-    due = dict.fromkeys(quiet, False)
-    for uid in sorted(set(ledger.find_receiving_studies()) - set(quiet)):
-        if clock() - ledger.study_row(uid).last_received >= settings.sweep_every:
-            due[uid] = True
+    is_asked = configuration.node.query.enabled
     judged, faults = 0, []
-    for uid, only_complete in due.items():
+    for uid, closings in _find_due(ledger, settings, clock).items():
         try:
-            judged += _assemble(uid, ledger, store, judge, clock(), only_complete=only_complete)
+            judged += Assembling(ledger, store, judge, clock(), is_asked=is_asked).do(uid, closings)
         except Exception as fault:  # noqa: BLE001 - one study must not starve those after it
             faults.append(fault)
     if faults:
         raise faults[0]
     return judged
+
+
+def _find_due(
+    ledger: Ledger, settings: AssemblySettings, clock: Callable[[], datetime]
+) -> dict[str, Sequence[Closing]]:
+    """Return the studies that may be judged now, and for which reasons each may be closed."""
+    stale = settings.stale_association
+    due: dict[str, Sequence[Closing]] = {}
+    for uid in ledger.find_quiet_studies(settings.quiet_period, stale):
+        due[uid] = (Closing.COMPLETE, Closing.SOURCES, Closing.QUIET)
+    for uid in ledger.find_quiet_studies(settings.early_period, stale):
+        due.setdefault(uid, (Closing.COMPLETE, Closing.SOURCES))
+    for uid in ledger.find_receiving_studies():
+        if uid not in due and (
+            clock() - ledger.study_row(uid).last_received >= settings.sweep_every
+        ):
+            due[uid] = (Closing.COMPLETE,)
+    waiting = ledger.find_waiting_studies()
+    return {uid: closings for uid, closings in due.items() if uid not in waiting}
 
 
 def build_judge(
@@ -126,6 +143,27 @@ def find_hold(study: Study, decision: Decision, conflicts: int = 0) -> tuple[str
         decision: what rules say of it; conflicts between sources show when it has been planned.
         conflicts: how many other contents came under its UIDs, and nobody has accepted that.
     """
+    doubt = find_doubt(study, conflicts)
+    if doubt is not None:
+        return doubt
+    images = [
+        each
+        for each in study.series
+        if each.modality in IMAGE_MODALITIES and each.origin is Origin.ACQUIRED
+    ]
+    if decision.gaps and images and all(each.problem for each in images):
+        return _summarize_problems(images)
+    doubts = [each for each in decision.refusals if each.code in CONFLICTS]
+    return (doubts[0].code, doubts[0].reason) if doubts else None
+
+
+def find_doubt(study: Study, conflicts: int) -> tuple[str, str] | None:
+    """Return why it is not sure whose study it is, as code and sentence; the rest is `find_hold`'s.
+
+    Args:
+        study: of each UID with its first content only.
+        conflicts: how many other contents came under its UIDs, and nobody has accepted that.
+    """
     if conflicts:
         return (
             UID_CONFLICT,
@@ -141,15 +179,7 @@ def find_hold(study: Study, decision: Decision, conflicts: int = 0) -> tuple[str
             )
     if identities == {""}:
         return "identity_missing", "the study has no Patient ID; it cannot be filed safely"
-    images = [
-        each
-        for each in study.series
-        if each.modality in IMAGE_MODALITIES and each.origin is Origin.ACQUIRED
-    ]
-    if decision.gaps and images and all(each.problem for each in images):
-        return _summarize_problems(images)
-    doubts = [each for each in decision.refusals if each.code in CONFLICTS]
-    return (doubts[0].code, doubts[0].reason) if doubts else None
+    return None
 
 
 def _find_values(study: Study, key: str) -> set[str]:
@@ -194,64 +224,121 @@ def _read_instance(path: Path) -> Instance | None:
         return None
 
 
-def _assemble(
-    study_instance_uid: str,
-    ledger: Ledger,
-    store: Store,
-    judge: Judge,
-    now: datetime,
-    *,
-    only_complete: bool,
-) -> bool:
-    """Judge one study; return whether the judgement was recorded."""
-    row = ledger.study_row(study_instance_uid)
-    instances = _read_headers(ledger.read_instances(study_instance_uid), ledger, store)
-    conflicts = len(ledger.conflicts(study_instance_uid))
-    study = build_study(
-        study_instance_uid,
-        instances,
-        judge.contrasts,
-        own_uids=ledger.own_uids(instance.sop_instance_uid for instance in instances),
-        creator_uid=installation_uid(judge.namespace),
-        generation=row.generation,
-    )
-    reach("assembly.labelled")
-    decision = judge.find_gaps(study)
-    if only_complete and not _is_complete(decision):
-        return False
-    reach("routing.judged")
-    hold = find_hold(study, decision, conflicts)
-    if hold is not None:
-        return _hold(study, hold, ledger, row.seen)
-    decision = judge.plan(study, decision, now)
-    hold = find_hold(study, decision)
-    if hold is not None:
-        return _hold(study, hold, ledger, row.seen)
-    reach("routing.planned")
-    recorded = ledger.record_judgement(
-        study_instance_uid,
-        row.generation,
-        seen=row.seen,
-        series=study.series,
-        slots={
-            rule: {label: state.value for label, state in states.items()}
-            for rule, states in decision.slots.items()
-        },
-        gaps=decision.gaps,
-        plans=decision.plans,
-        refusals=decision.refusals,
-    )
-    if recorded:
-        reach("assembly.recorded")
-        logger.info(
-            "study %s judged, %s: %d gaps, %d plans, %d refusals",
+class Assembling:
+    """One look at studies that may be judged."""
+
+    def __init__(
+        self, ledger: Ledger, store: Store, judge: Judge, now: datetime, *, is_asked: bool
+    ) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._judge = judge
+        self._now = now
+        self._is_asked = is_asked
+
+    def do(self, study_instance_uid: str, closings: Sequence[Closing]) -> bool:
+        """Judge one study, if one of `closings` holds; return whether that was recorded.
+
+        A study of which peers are to be asked first waits for them, and is judged later.
+        """
+        ledger, judge = self._ledger, self._judge
+        row = ledger.study_row(study_instance_uid)
+        instances = _read_headers(ledger.read_instances(study_instance_uid), ledger, self._store)
+        conflicts = len(ledger.conflicts(study_instance_uid))
+        study = build_study(
             study_instance_uid,
-            "complete" if only_complete else "quiet",
-            len(decision.gaps),
-            len(decision.plans),
-            len(decision.refusals),
+            instances,
+            judge.contrasts,
+            own_uids=ledger.own_uids(instance.sop_instance_uid for instance in instances),
+            creator_uid=installation_uid(judge.namespace),
+            generation=row.generation,
         )
-    return recorded
+        inquiries = ledger.inquiries(study_instance_uid)
+        study = add_answers(study, inquiries, judge.contrasts, ledger, self._store)
+        reach("assembly.labelled")
+        decision = judge.find_gaps(study)
+        closing = self._find_closing(study, decision, closings)
+        if closing is None:
+            return False
+        reach("routing.judged")
+        doubt = find_doubt(study, conflicts)
+        if doubt is not None:
+            return _hold(study, doubt, ledger, row.seen)
+        if self._is_asked and self._ask(row, decision, inquiries):
+            return False
+        silent = [each.question.peer for each in inquiries if each.state is InquiryState.SILENT]
+        hold = find_hold(study, decision, conflicts) or self._find_silence(decision, silent)
+        if hold is not None:
+            return _hold(study, hold, ledger, row.seen)
+        decision = judge.plan(study, decision, self._now)
+        hold = find_hold(study, decision)
+        if hold is not None:
+            return _hold(study, hold, ledger, row.seen)
+        reach("routing.planned")
+        return self._record(study, decision, closing, row.seen)
+
+    def _find_closing(
+        self, study: Study, decision: Decision, closings: Sequence[Closing]
+    ) -> Closing | None:
+        """Return the best of the reasons to judge a study now, or None."""
+        if Closing.COMPLETE in closings and _is_complete(decision):
+            return Closing.COMPLETE
+        if Closing.SOURCES in closings and self._judge.has_all_sources(study, decision):
+            return Closing.SOURCES
+        return Closing.QUIET if Closing.QUIET in closings else None
+
+    def _ask(self, row: StudyRow, decision: Decision, inquiries: Sequence[Inquiry]) -> bool:
+        """Let peers be asked what a rule wants to know; return whether an answer is waited for."""
+        asked = {each.question.peer for each in inquiries}
+        new = [each for each in self._judge.find_questions(decision) if each.peer not in asked]
+        if new:
+            self._ledger.ask(row.study_instance_uid, row.generation, new)
+        waits = self._judge.find_silence(
+            decision,
+            [each.question.peer for each in inquiries if each.state is InquiryState.SILENT],
+        )
+        if waits == "wait" and not new:
+            again = [each.question for each in inquiries if each.state is InquiryState.SILENT]
+            self._ledger.ask(row.study_instance_uid, row.generation, again)
+        return bool(new) or waits == "wait"
+
+    def _find_silence(self, decision: Decision, silent: Sequence[str]) -> tuple[str, str] | None:
+        """Return why a study is held for a peer that did not answer, as code and sentence."""
+        if self._judge.find_silence(decision, silent) != "hold":
+            return None
+        return (
+            "peer_silent",
+            f"{', '.join(silent)} did not say whether it has what is missing here; "
+            "look there, or reopen the study when it answers again",
+        )
+
+    def _record(self, study: Study, decision: Decision, closing: Closing, seen: int) -> bool:
+        recorded = self._ledger.record_judgement(
+            study.study_instance_uid,
+            study.generation,
+            seen=seen,
+            series=study.series,
+            slots={
+                rule: {label: state.value for label, state in states.items()}
+                for rule, states in decision.slots.items()
+            },
+            gaps=decision.gaps,
+            plans=decision.plans,
+            refusals=decision.refusals,
+            closing=closing,
+            config_digest=self._judge.config_digest,
+        )
+        if recorded:
+            reach("assembly.recorded")
+            logger.info(
+                "study %s judged, %s: %d gaps, %d plans, %d refusals",
+                study.study_instance_uid,
+                closing,
+                len(decision.gaps),
+                len(decision.plans),
+                len(decision.refusals),
+            )
+        return recorded
 
 
 def _read_headers(

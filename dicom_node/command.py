@@ -14,6 +14,7 @@ REQUESTED_SOP_CLASS_UID = 0x0003
 COMMAND_FIELD = 0x0100
 MESSAGE_ID = 0x0110
 MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
+MOVE_DESTINATION = 0x0600
 PRIORITY = 0x0700
 COMMAND_DATA_SET_TYPE = 0x0800
 STATUS = 0x0900
@@ -25,6 +26,7 @@ ACTION_TYPE_ID = 0x1008
 
 C_STORE_RQ = 0x0001
 C_FIND_RQ = 0x0020
+C_MOVE_RQ = 0x0021
 C_ECHO_RQ = 0x0030
 N_EVENT_REPORT_RQ = 0x0100
 N_ACTION_RQ = 0x0130
@@ -36,6 +38,7 @@ NO_DATA_SET = 0x0101
 A_DATA_SET = 0x0001
 
 SUCCESS = 0x0000
+LOW_PRIORITY = 0x0002
 
 _ELEMENT = struct.Struct("<HHI")
 _GROUP_LENGTH = 0x0000
@@ -63,7 +66,7 @@ def encode_command(elements: Mapping[int, int | str]) -> bytes:
         else:
             raw = value.encode("ascii")
             if len(raw) % 2:
-                raw += b" " if element == ERROR_COMMENT else b"\0"
+                raw += b" " if element in (ERROR_COMMENT, MOVE_DESTINATION) else b"\0"
         body += _ELEMENT.pack(0x0000, element, len(raw)) + raw
     return _ELEMENT.pack(0x0000, _GROUP_LENGTH, 4) + struct.pack("<I", len(body)) + bytes(body)
 

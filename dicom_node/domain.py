@@ -65,6 +65,22 @@ class StudyState(StrEnum):
     HELD = "held"  # `hold_code` and `hold_reason` say why
 
 
+class InquiryState(StrEnum):
+    """Where a question to a peer stands."""
+
+    DUE = "due"  # to be asked, now or again
+    ANSWERED = "answered"
+    SILENT = "silent"  # it did not answer in time; the rule says what follows
+
+
+class Closing(StrEnum):
+    """Why a study is judged now and not later."""
+
+    COMPLETE = "complete"  # it lacks nothing
+    SOURCES = "sources"  # one contrast is missing, and all that it is made of is complete
+    QUIET = "quiet"  # nothing came for the quiet period
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
     """One received SOP Instance, stored verbatim.
@@ -131,16 +147,63 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a rule wants to know of a peer.
+
+    Attributes:
+        siblings_within_days: other studies of the patient so many days apart; None: none.
+        fetch: whether what is there and not here is moved here.
+    """
+
+    peer: str
+    siblings_within_days: int | None
+    fetch: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteSeries:
+    """One series that a peer lists.
+
+    Attributes:
+        instances: how many it holds; None when it does not say.
+        header: what it says of the series, by keyword.
+    """
+
+    peer: str
+    study_instance_uid: str
+    series_instance_uid: str
+    instances: int | None
+    header: Header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """A series that a peer lists and that is not here: it may fill a slot, and is no source.
+
+    Attributes:
+        label: by its description alone, unless `is_known`.
+        is_known: it came here with another study, and the label is by its images.
+    """
+
+    remote: RemoteSeries
+    origin: Origin
+    label: Label
+    is_known: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """One study as the node holds it now.
 
     Attributes:
         generation: grows each time that the study reopens.
+        elsewhere: what peers list of it and of others of the same patient.
     """
 
     study_instance_uid: str
     generation: int
     series: tuple[Series, ...]
+    elsewhere: tuple[Elsewhere, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

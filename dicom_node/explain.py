@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dicom_node.assembly import build_study, find_hold, read_folder
-from dicom_node.domain import Instance, Series, Study
+from dicom_node.domain import Instance, Series, Study, StudyState
+from dicom_node.elsewhere import add_answers
 from dicom_node.headers import read_header
 from dicom_node.identifiers import installation_uid
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Ledger, StudyRow
 from dicom_node.routing import Decision, Judge
 from dicom_node.status import describe_deliveries
 from dicom_node.store import Store
@@ -39,9 +40,28 @@ def explain_study(
         creator_uid=installation_uid(judge.namespace),
         generation=row.generation,
     )
+    inquiries = ledger.inquiries(study_instance_uid)
+    study = add_answers(study, inquiries, judge.contrasts, ledger, store)
     explanation = _explain(study, judge, now, conflicts=len(ledger.conflicts(study_instance_uid)))
     deliveries = describe_deliveries(ledger.deliveries(study_instance_uid))
-    return {**explanation, "deliveries": deliveries} if deliveries else explanation
+    answers = [
+        {
+            "peer": each.question.peer,
+            "state": each.state.value,
+            "series_there": len(each.found),
+            "reason": each.reason,
+        }
+        for each in inquiries
+    ]
+    found = {"deliveries": deliveries, "inquiries": answers, "closing": _read_closing(ledger, row)}
+    return {**explanation, **{key: value for key, value in found.items() if value}}
+
+
+def _read_closing(ledger: Ledger, row: StudyRow) -> str | None:
+    """Return why the present generation of a study was not waited for any longer, if it is over."""
+    if row.state is not StudyState.JUDGED:
+        return None
+    return ledger.read_judgement(row.study_instance_uid).closing
 
 
 def explain_folder(folder: Path, judge: Judge, now: datetime) -> list[dict[str, Any]]:
@@ -87,7 +107,18 @@ def _explain(study: Study, judge: Judge, now: datetime, conflicts: int) -> dict[
         planned = judge.plan(study, decision, now)
         hold = find_hold(study, planned)
         decision = planned if hold is None else decision
+    elsewhere = [
+        {
+            "peer": each.remote.peer,
+            "study_instance_uid": each.remote.study_instance_uid,
+            "series_instance_uid": each.remote.series_instance_uid,
+            "label": each.label.contrast,
+            "instances": each.remote.instances,
+        }
+        for each in study.elsewhere
+    ]
     return {
+        **({"elsewhere": elsewhere} if elsewhere else {}),
         "study_instance_uid": study.study_instance_uid,
         "series": [_series(each) for each in study.series],
         "rules": [
@@ -96,7 +127,12 @@ def _explain(study: Study, judge: Judge, now: datetime, conflicts: int) -> dict[
         ],
         "slots": _slots(decision),
         "plans": [
-            {"target": plan.target, "sources": dict(plan.sources), "model": plan.model_id}
+            {
+                "target": plan.target,
+                "sources": dict(plan.sources),
+                "model": plan.model_id,
+                "because": plan.rule_reason,
+            }
             for plan in decision.plans
         ],
         "refusals": _refusals(decision, hold),

@@ -38,6 +38,7 @@ from dicom_node.errors import ConfigurationError, StorageError
 from dicom_node.executors import ProcessPool
 from dicom_node.health import Health, HealthServer
 from dicom_node.ledger import Ledger
+from dicom_node.query import Inquirer, find_asked
 from dicom_node.receiver_process import ReceiverProcess
 from dicom_node.settings import Configuration
 from dicom_node.signals import EndRequest
@@ -143,6 +144,7 @@ class Node:
         self._timers = (
             Timer("assembly", self._assemble, node.assembly.sweep_every),
             Timer("dispatch", self._dispatch.sweep, node.dispatch.sweep_every),
+            *self._build_inquirers(),
             *self._build_deliveries(),
             Timer("retention", self._forget, node.retention.sweep_every),
             Timer("receiver", self._watch_receiver, RECEIVER_WATCH),
@@ -249,6 +251,13 @@ class Node:
             # Read here and not at start: a broken model stops judging, never reception.
             self._cards = load_cards(self._configuration.node.models_folder)
         assembly.sweep(self._ledger, self._store, self._configuration, self._cards, now)
+
+    def _build_inquirers(self) -> Iterator[Timer]:
+        """Yield a timer for each peer that may be asked: one that is silent delays no other."""
+        node = self._configuration.node
+        for alias in find_asked(node):
+            inquirer = Inquirer(alias, self._ledger, self._store, node, now)
+            yield Timer(f"query {alias}", inquirer.sweep, node.query.sweep_every)
 
     def _build_deliveries(self) -> Iterator[Timer]:
         """Yield timers for each destination: none waits for another, nor for a commitment."""

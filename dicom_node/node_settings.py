@@ -260,13 +260,43 @@ class Assembly(_Settings):
 
     Attributes:
         quiet_period: nothing new came for so long, and nobody is still sending.
+        early_period: the same, for a study that lacks one contrast and holds all that this one is
+            made of.
         stale_association: a sender that gave no sign of life for so long counts as gone.
         sweep_every: how often it is looked at.
     """
 
     quiet_period: Duration = timedelta(seconds=60)
+    early_period: Duration = timedelta(seconds=20)
     stale_association: Duration = timedelta(seconds=90)
     sweep_every: Duration = timedelta(seconds=5)
+
+
+class Query(_Settings):
+    """How peers are asked whether something is really missing, where a rule wants to know.
+
+    Attributes:
+        enabled: false asks nobody, whatever rules say; for trying things out without a PACS.
+        answer: for all answers to one query.
+        move: for one series to be sent here.
+        pause: before each request, so that the peer has no load of it.
+        first_retry: after a peer did not answer; each further pause is twice the one before. Also
+            the time that something which was fetched has to come.
+        longest_retry: no pause is longer.
+        patience: after so long without an answer the rule says what follows.
+        rounds: so often what is there and not here is fetched.
+        sweep_every: how often it is looked for what is to be asked.
+    """
+
+    enabled: bool = True
+    answer: Duration = timedelta(seconds=60)
+    move: Duration = timedelta(minutes=10)
+    pause: Duration = timedelta(milliseconds=100)
+    first_retry: Duration = timedelta(seconds=10)
+    longest_retry: Duration = timedelta(minutes=2)
+    patience: Duration = timedelta(minutes=10)
+    rounds: Count = 3
+    sweep_every: Duration = timedelta(seconds=2)
 
 
 class Dispatch(_Settings):
@@ -417,6 +447,7 @@ class NodeSettings(_Settings):
         receiver: the door.
         peers: by alias, the short name that rules and logs use.
         assembly: when a study is judged.
+        query: how peers are asked whether something is really missing.
         dispatch: how jobs get to workers.
         delivery: how results get to peers.
         retention: how long files are kept.
@@ -432,6 +463,7 @@ class NodeSettings(_Settings):
     receiver: Receiver
     peers: Mapping[Alias, Peer] = Field(default_factory=dict)
     assembly: Assembly = Assembly()
+    query: Query = Query()
     dispatch: Dispatch = Dispatch()
     delivery: Delivery = Delivery()
     retention: Retention = Retention()

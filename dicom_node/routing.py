@@ -6,7 +6,7 @@ things, and only what is missing is made unless a rule says otherwise. Refusal i
 gap that is not filled has a reason, and nothing is made from the closest thing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -16,9 +16,11 @@ from dicom_node.candidates import choose_series, find_shortfall, read_facts
 from dicom_node.conditions import matches
 from dicom_node.domain import (
     ContrastLabel,
+    Elsewhere,
     Gap,
     Mode,
     Origin,
+    Question,
     Refusal,
     Series,
     SlotState,
@@ -97,8 +99,7 @@ class Judge:
             decisions.append(match_rule(rule, study))
             if not decisions[-1].matched:
                 continue
-            members = _find_members(study, rule)
-            states = {slot.slot: self._find_state(slot, members) for slot in rule.expects}
+            states = {slot.slot: self._find_state(slot, rule, study) for slot in rule.expects}
             slots[rule.name] = states
             made = {make.target for make in rule.makes}
             gaps += [
@@ -141,16 +142,101 @@ class Judge:
                     refusals.append(answer)
         return replace(decision, plans=tuple(plans.values()), refusals=tuple(refusals))
 
-    def _find_state(self, slot: Slot, series: Sequence[Series]) -> SlotState:
+    def find_questions(self, decision: Decision) -> list[Question]:
+        """Return what peers are to be asked about a study before anything of it is made.
+
+        Rules that want to know of one peer ask it once, as the most curious of them would.
+        """
+        gaps = {gap.rule for gap in decision.gaps}
+        asks = [rule.ask for rule in self.routing.rules if rule.name in gaps and rule.ask]
+        questions = []
+        for peer in sorted({ask.peer for ask in asks}):
+            mine = [ask for ask in asks if ask.peer == peer]
+            days = [
+                ask.siblings_within_days for ask in mine if ask.siblings_within_days is not None
+            ]
+            questions.append(
+                Question(
+                    peer=peer,
+                    siblings_within_days=max(days, default=None),
+                    fetch=any(ask.fetch for ask in mine),
+                )
+            )
+        return questions
+
+    def has_all_sources(self, study: Study, decision: Decision) -> bool:
+        """Say whether a study lacks one contrast only, and holds every source of it, usable."""
+        gaps = {gap.target for gap in decision.gaps}
+        if len(gaps) != 1 or any(gap.state is not SlotState.MISSING for gap in decision.gaps):
+            return False
+        makes = [
+            (rule, make)
+            for rule in self.routing.rules
+            for make in rule.makes
+            if rule.name in decision.slots and make.target in gaps
+        ]
+        return bool(makes) and all(
+            decision.slots[rule.name].get(source, SlotState.PRESENT) is SlotState.PRESENT
+            for rule, make in makes
+            for source in make.sources
+            if source in {slot.slot for slot in rule.expects if slot.need == "required"}
+        )
+
+    def find_silence(self, decision: Decision, silent: Collection[str]) -> str | None:
+        """Return what follows for a study when peers did not answer: wait, hold, or None to go on.
+
+        Args:
+            decision: about the study.
+            silent: aliases of the peers.
+        """
+        gaps = {gap.rule for gap in decision.gaps}
+        follows = {
+            rule.ask.when_silent
+            for rule in self.routing.rules
+            if rule.name in gaps and rule.ask and rule.ask.peer in silent
+        }
+        return next((each for each in ("hold", "wait") if each in follows), None)
+
+    def _find_state(self, slot: Slot, rule: Rule, study: Study) -> SlotState:
+        series = _find_members(study, rule)
+        elsewhere = self._find_elsewhere(slot, rule, study)
         labels = {slot.slot, *slot.or_else}
         named = [each for each in series if _contrast(each) in labels]
         if any(self._fills(each, slot) for each in named):
             return SlotState.PRESENT
         if any(_shows_acquisition(each, slot) for each in named):
             return SlotState.INCOMPLETE
-        if any(_could_be(each, labels) for each in series):
+        if any(each.is_known and each.label.contrast in labels for each in elsewhere):
+            return SlotState.PRESENT
+        if elsewhere or any(_could_be(each, labels) for each in series):
             return SlotState.AMBIGUOUS
         return SlotState.MISSING
+
+    def _find_elsewhere(self, slot: Slot, rule: Rule, study: Study) -> list[Elsewhere]:
+        """Return the series at peers that fill a slot, or may.
+
+        One of the study itself may be anything of its modality, unless it says what it is; one of
+        another study must say that it may be this.
+        """
+        labels = {slot.slot, *slot.or_else}
+        contrast = self.contrasts.contrasts.get(slot.slot)
+        modality = contrast.modality if contrast is not None else None
+        found = []
+        for each in study.elsewhere:
+            header = each.remote.header
+            left_out = rule.study.leaves_out is not None and matches(rule.study.leaves_out, header)
+            if each.origin is not Origin.ACQUIRED or left_out:
+                continue
+            is_nameless = each.label.contrast is None and not each.label.candidates
+            is_of_study = each.remote.study_instance_uid == study.study_instance_uid
+            could_be = not labels.isdisjoint(each.label.candidates)
+            if (
+                each.label.contrast in labels
+                or (could_be and (is_of_study or each.is_known))
+                or (is_nameless and is_of_study and header.get("Modality") == modality)
+            ):
+                found.append(each)
+        return found
 
     def _fills(self, series: Series, slot: Slot) -> bool:
         """Say whether a series of the contrast of a slot fills it."""
@@ -176,7 +262,8 @@ class Judge:
         state = states[make.target]
         series = _find_members(study, rule)
         if state not in make.when:
-            reason = _explain_state(rule, make.target, state, series)
+            slot = next(slot for slot in rule.expects if slot.slot == make.target)
+            reason = _explain_state(slot, state, series, self._find_elsewhere(slot, rule, study))
             return _refuse(rule, make, f"slot_{state}", reason)
         problem = self._explain_policy(make.target) or _explain_ineligible(make, study, states)
         if problem is not None:
@@ -384,12 +471,18 @@ def _shows_acquisition(series: Series, slot: Slot) -> bool:
 
 
 def _explain_state(
-    rule: Rule, target: ContrastLabel, state: SlotState, series: Sequence[Series]
+    slot: Slot, state: SlotState, series: Sequence[Series], elsewhere: Sequence[Elsewhere]
 ) -> str:
+    target = slot.slot
     if state is SlotState.AMBIGUOUS:
+        if elsewhere:
+            remote = elsewhere[0].remote
+            return (
+                f"{remote.peer} has series {remote.series_instance_uid} of study "
+                f"{remote.study_instance_uid}, which is not here and may be {target}"
+            )
         doubtful = next(_find_doubtful(target, series), "a series")
         return f"{doubtful} could not be labelled and may be {target}"
-    slot = next(slot for slot in rule.expects if slot.slot == target)
     named = [each for each in series if _contrast(each) in {slot.slot, *slot.or_else}]
     for each in named:
         if each.problem:

@@ -326,6 +326,25 @@ class Make(Strict):
         return self
 
 
+class Ask(Strict):
+    """How the PACS is asked whether something is really missing, before it is made.
+
+    Attributes:
+        peer: alias of a peer in node.yaml with the role query.
+        when_silent: what follows when it does not answer for `query.patience` of node.yaml: `wait`
+            goes on asking, and nothing is made; `go_on` decides by what is here, and says so;
+            `hold` leaves the study to a person.
+        siblings_within_days: other studies of the same patient, at most so many days before or
+            after, whose series count as well; 0: of the same day; nothing: none.
+        fetch: whether series that are there and not here, or not whole here, are moved here.
+    """
+
+    peer: str
+    when_silent: Literal["wait", "go_on", "hold"] = "wait"
+    siblings_within_days: Annotated[int, Field(ge=0, le=366)] | None = None
+    fetch: bool = True
+
+
 class Rule(Strict):
     """One protocol: which studies, what they should hold, what to make of what, and where it goes.
 
@@ -338,6 +357,7 @@ class Rule(Strict):
         anatomy: what is imaged, as a Body Part Examined term (PS3.16 annex L).
         study: which studies it is for.
         expects: the slots of the protocol.
+        ask: whom to ask first whether what is not here is really missing; nobody, when left out.
         makes: what to make for slots that are not filled.
         send_to: aliases of peers in node.yaml.
     """
@@ -350,6 +370,7 @@ class Rule(Strict):
     anatomy: str = Field(pattern=r"^[A-Z0-9 _]{1,16}$")
     study: StudyMatch
     expects: tuple[Slot, ...] = Field(min_length=1)
+    ask: Ask | None = None
     makes: tuple[Make, ...] = ()
     send_to: tuple[str, ...] = ()
 
@@ -441,6 +462,7 @@ def find_disagreements(
     routing: Routing,
     policy: ModelPolicy,
     send_peers: Collection[str],
+    query_peers: Collection[str],
 ) -> Iterator[Disagreement]:
     """Yield each name that another file does not know."""
     known = contrasts.contrasts
@@ -452,7 +474,7 @@ def find_disagreements(
         found = (
             *_find_unknown_labels(rule, known),
             *_find_unknown_slots(rule),
-            *_find_unknown_peers(rule, send_peers),
+            *_find_unknown_peers(rule, send_peers, query_peers),
             *_find_forbidden_targets(rule, contrasts, policy),
         )
         for location, says in found:
@@ -473,16 +495,24 @@ def _find_unknown_slots(rule: Rule) -> Iterator[_Finding]:
     for k, make in enumerate(rule.makes):
         for label in make.where:
             if label not in slots:
+                location: tuple[int | str, ...] = ("makes", k, "where", label)
                 says = f"{label!r} is no slot of the rule; wanted one of: {', '.join(slots)}"
-                yield ("makes", k, "where", str(label)), says
+                yield location, says
 
 
-def _find_unknown_peers(rule: Rule, send_peers: Collection[str]) -> Iterator[_Finding]:
-    for n, peer in enumerate(rule.send_to):
-        if peer not in send_peers:
-            wanted = ", ".join(sorted(send_peers)) or "none yet"
-            says = f"{peer!r} is no peer of node.yaml with the role send; wanted one of: {wanted}"
-            yield ("send_to", n), says
+def _find_unknown_peers(
+    rule: Rule, send_peers: Collection[str], query_peers: Collection[str]
+) -> Iterator[_Finding]:
+    named: list[tuple[tuple[int | str, ...], str, str, Collection[str]]] = [
+        (("send_to", n), peer, "send", send_peers) for n, peer in enumerate(rule.send_to)
+    ]
+    if rule.ask is not None:
+        named.append((("ask", "peer"), rule.ask.peer, "query", query_peers))
+    for location, peer, role, peers in named:
+        if peer not in peers:
+            wanted = ", ".join(sorted(peers)) or "none yet"
+            says = f"{peer!r} is no peer of node.yaml with the role {role}; wanted one of: {wanted}"
+            yield location, says
 
 
 def _find_forbidden_targets(

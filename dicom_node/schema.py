@@ -27,10 +27,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from dicom_node.domain import DeliveryState, Role, StudyState
+from dicom_node.domain import DeliveryState, InquiryState, Role, StudyState
 from dicom_node.jobs import JobState
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raise it with every change of a table, and write the migration in `ledger.migrations`."""
 
 
@@ -59,7 +59,9 @@ class Utc(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def _words(enumeration: type[StudyState | JobState | DeliveryState | Role]) -> Enum:
+def _words(
+    enumeration: type[StudyState | JobState | DeliveryState | Role | InquiryState],
+) -> Enum:
     """Return a column type that holds the words of `enumeration`, checked by the database."""
     return Enum(
         enumeration,
@@ -144,6 +146,26 @@ judgement = Table(
     Column("slots", JSON, nullable=False),
     Column("gaps", JSON, nullable=False),
     Column("refusals", JSON, nullable=False),
+    Column("closing", String(16)),  # why the study was not waited for any longer
+    Column("config_digest", String(64)),  # of the rules that it was judged by
+)
+
+# What a peer was asked, for the newest generation of a study that wanted it.
+inquiry = Table(
+    "inquiry",
+    metadata,
+    Column("study_instance_uid", ForeignKey("study.study_instance_uid"), primary_key=True),
+    Column("peer", String(64), primary_key=True),
+    Column("generation", Integer, nullable=False),
+    Column("state", _words(InquiryState), nullable=False),
+    Column("siblings_within_days", Integer),  # none: other studies are not asked for
+    Column("fetch", Boolean, nullable=False),
+    Column("since", Utc, nullable=False),
+    Column("next_attempt", Utc, nullable=False),
+    Column("rounds", Integer, nullable=False),  # how often something was fetched
+    Column("found", JSON, nullable=False),
+    Column("reason", Text),
+    Index("inquiry_by_peer", "peer", "state", "next_attempt"),
 )
 
 job = Table(

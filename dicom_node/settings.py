@@ -138,7 +138,8 @@ def _read_rules(folder: Path) -> _Rules:
 def _check_names(rules: _Rules, node: NodeSettings) -> None:
     """Refuse rules that name what no other file knows."""
     takers = [alias for alias, peer in node.peers.items() if "send" in peer.roles]
-    found = find_disagreements(rules.contrasts, rules.routing, rules.models, takers)
+    asked = [alias for alias, peer in node.peers.items() if "query" in peer.roles]
+    found = find_disagreements(rules.contrasts, rules.routing, rules.models, takers, asked)
     told = [rules.documents[each.file].tell(each.location, each.says) for each in found]
     if told:
         raise ConfigurationError("\n".join(told))

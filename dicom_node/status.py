@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from dicom_node.domain import Delivery
+from dicom_node.domain import Delivery, InquiryState
 from dicom_node.ledger import UID_CONFLICT, Conflict, Job, Ledger, StudyRow
 
 
@@ -21,8 +21,14 @@ def read_status(ledger: Ledger, study: str | None, now: datetime) -> dict[str, A
         LookupError: the ledger does not know the study.
     """
     rows = ledger.studies() if study is None else [ledger.study_row(study)]
+    waiting = ledger.find_waiting_studies()
     return {
-        "studies": [_study(row, now) for row in rows],
+        "studies": [
+            {**_study(row, now), "reason": _explain_wait(row.study_instance_uid, ledger)}
+            if row.study_instance_uid in waiting
+            else _study(row, now)
+            for row in rows
+        ],
         "jobs": [_job(job, now) for job in ledger.jobs(study)],
         "deliveries": describe_deliveries(ledger.deliveries(study)),
         "destinations": _destinations(ledger, now),
@@ -44,6 +50,15 @@ def _study(row: StudyRow, now: datetime) -> dict[str, Any]:
         "age_seconds": _age(row.last_received, now),
         "reason": f"{row.hold_code}: {row.hold_reason}" if row.hold_code else None,
     }
+
+
+def _explain_wait(study_instance_uid: str, ledger: Ledger) -> str:
+    """Return which peers a study waits for, and what they last said."""
+    return "; ".join(
+        f"waits for {each.question.peer}" + (f": {each.reason}" if each.reason else "")
+        for each in ledger.inquiries(study_instance_uid)
+        if each.state is InquiryState.DUE
+    )
 
 
 def _job(job: Job, now: datetime) -> dict[str, Any]:

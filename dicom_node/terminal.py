@@ -145,12 +145,13 @@ def print_explanation(explanation: Mapping[str, Any]) -> None:
     console.print(
         _table(
             "plans",
-            ("target", "sources", "model"),
+            ("target", "sources", "model", "because"),
             (
                 (
                     each["target"],
                     "; ".join(f"{label} {uid}" for label, uid in each["sources"].items()),
                     each["model"],
+                    each["because"],
                 )
                 for each in explanation["plans"]
             ),
@@ -163,6 +164,12 @@ def print_explanation(explanation: Mapping[str, Any]) -> None:
             ((each["target"], each["reason"]) for each in explanation["refusals"]),
         )
     )
+    for title, key in (("asked", "inquiries"), ("at peers, and not here", "elsewhere")):
+        if rows := explanation.get(key):
+            values = ([str(value or "") for value in each.values()] for each in rows)
+            console.print(_table(title, rows[0], values))
+    if "closing" in explanation:
+        console.print(f"judged, and not waited for any longer: {explanation['closing']}")
     if "deliveries" in explanation:
         console.print(_tabulate_deliveries(explanation["deliveries"]))
 

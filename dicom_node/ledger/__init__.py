@@ -6,6 +6,7 @@ with its event row. Read the files in the order of the walk:
 
     reception    instances, associations, studies that open and reopen
     conflicts    several contents under one UID, and what a person decides
+    inquiries    what peers are asked before anything is called missing
     judgements   headers, labels, slots, gaps, plans
     queue        jobs: claim, lease, fence, outcome, and what an operator does
     outbox       deliveries, peers that do not answer
@@ -19,6 +20,7 @@ with its event row. Read the files in the order of the walk:
 
 from dicom_node.ledger.chronicle import Chronicle
 from dicom_node.ledger.conflicts import UID_CONFLICT, Conflicts
+from dicom_node.ledger.inquiries import Inquiries
 from dicom_node.ledger.judgements import SUPERSEDED, Judgements
 from dicom_node.ledger.outbox import TAKEN, Outbox
 from dicom_node.ledger.promises import Promises
@@ -29,6 +31,7 @@ from dicom_node.ledger.records import (
     Backlog,
     Conflict,
     Event,
+    Inquiry,
     Job,
     JudgedSeries,
     Judgement,
@@ -49,6 +52,7 @@ __all__ = [
     "Backlog",
     "Conflict",
     "Event",
+    "Inquiry",
     "Job",
     "JudgedSeries",
     "Judgement",
@@ -61,7 +65,7 @@ __all__ = [
 ]
 
 
-class Ledger(Reception, Conflicts, Judgements, Queue, Outbox, Promises, Chronicle):
+class Ledger(Reception, Conflicts, Inquiries, Judgements, Queue, Outbox, Promises, Chronicle):
     """The ledger, open between `open` and `close`; safe to share between threads.
 
     Args of the constructor: a URL (`sqlite:////var/lib/…/ledger.sqlite`, or `postgresql://…` as

@@ -18,6 +18,7 @@ from dicom_node.domain import (
     Mode,
     Origin,
     Refusal,
+    RemoteSeries,
     Series,
     SlotState,
     SynthesisPlan,
@@ -98,6 +99,11 @@ def _read_label(document: Mapping[str, Any]) -> Label:
         attributes=document["attributes"],
         candidates=tuple(document["candidates"]),
     )
+
+
+def read_remote(document: Mapping[str, Any]) -> RemoteSeries:
+    """Return the series of a peer of `document`."""
+    return RemoteSeries(**document)
 
 
 def read_gap(document: Mapping[str, Any]) -> Gap:

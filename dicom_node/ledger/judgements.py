@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 
 from dicom_node.domain import (
+    Closing,
     DeliveryState,
     Gap,
     Header,
@@ -119,11 +120,14 @@ class Judgements(Database):
         gaps: Sequence[Gap],
         plans: Sequence[SynthesisPlan],
         refusals: Sequence[Refusal],
+        closing: Closing = Closing.QUIET,
+        config_digest: str | None = None,
     ) -> bool:
         """Record what the rules said, queue the plans, and supersede what they no longer want.
 
         `generation` and `seen` come from the `StudyRow` that was read before the instances. A plan
-        that the ledger knows keeps its job and its deliveries as they are.
+        that the ledger knows keeps its job and its deliveries as they are. `closing` says why the
+        study was not waited for any longer, `config_digest` by which rules it was judged.
 
         Returns:
             False when the study has changed since then; nothing is written.
@@ -149,6 +153,8 @@ class Judgements(Database):
                     "slots": {rule: dict(states) for rule, states in slots.items()},
                     "gaps": [asdict(gap) for gap in gaps],
                     "refusals": [asdict(refusal) for refusal in refusals],
+                    "closing": closing,
+                    "config_digest": config_digest,
                 },
             )
             queued = _queue(connection, plans, generation, now)
@@ -164,6 +170,8 @@ class Judgements(Database):
                 revived=revived,
                 superseded=superseded,
                 refused=[refusal.code for refusal in refusals],
+                closing=closing,
+                config_digest=config_digest,
             )
         return True
 
@@ -259,6 +267,8 @@ class Judgements(Database):
             slots=row.slots,
             gaps=tuple(read_gap(document) for document in row.gaps),
             refusals=tuple(read_refusal(document) for document in row.refusals),
+            closing=None if row.closing is None else Closing(row.closing),
+            config_digest=row.config_digest,
         )
 
     def _revive(

@@ -67,7 +67,37 @@ _TO_2 = (
     """,
 )
 
-_STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {1: {"sqlite": _TO_2}}
+_TO_3 = (
+    "ALTER TABLE judgement ADD COLUMN closing VARCHAR(16)",
+    "ALTER TABLE judgement ADD COLUMN config_digest VARCHAR(64)",
+    """
+    CREATE TABLE inquiry (
+        study_instance_uid VARCHAR(64) NOT NULL,
+        peer VARCHAR(64) NOT NULL,
+        generation INTEGER NOT NULL,
+        state VARCHAR(16) NOT NULL,
+        siblings_within_days INTEGER,
+        fetch BOOLEAN NOT NULL,
+        since DATETIME NOT NULL,
+        next_attempt DATETIME NOT NULL,
+        rounds INTEGER NOT NULL,
+        found JSON NOT NULL,
+        reason TEXT,
+        PRIMARY KEY (study_instance_uid, peer),
+        FOREIGN KEY(study_instance_uid) REFERENCES study (study_instance_uid),
+        CONSTRAINT inquirystate CHECK (state IN ('due', 'answered', 'silent'))
+    )
+    """,
+    "CREATE INDEX inquiry_by_peer ON inquiry (peer, state, next_attempt)",
+)
+
+_STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {
+    1: {"sqlite": _TO_2},
+    2: {
+        "sqlite": _TO_3,
+        "postgresql": [each.replace("DATETIME", "TIMESTAMP WITH TIME ZONE") for each in _TO_3],
+    },
+}
 """Version to the statements that lead to the next one, for each database."""
 
 

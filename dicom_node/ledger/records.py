@@ -6,13 +6,17 @@ from datetime import datetime
 from typing import Any
 
 from dicom_node.domain import (
+    Closing,
     Delivery,
     DeliveryState,
     Gap,
+    InquiryState,
     Instance,
     Label,
     Origin,
+    Question,
     Refusal,
+    RemoteSeries,
     StudyState,
     SynthesisPlan,
 )
@@ -67,6 +71,9 @@ class Judgement:
 
     Attributes:
         slots: rule name to slot name to the slot's state.
+        closing: why the study was not waited for any longer; None when it is held, or was judged
+            by an earlier version.
+        config_digest: of the configuration that it was judged by, as `closing`.
     """
 
     study_instance_uid: str
@@ -76,6 +83,30 @@ class Judgement:
     slots: Mapping[str, Mapping[str, str]]
     gaps: tuple[Gap, ...]
     refusals: tuple[Refusal, ...]
+    closing: Closing | None
+    config_digest: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inquiry:
+    """A question about a study, and what the peer said.
+
+    Attributes:
+        since: when this generation of the study wanted it first.
+        rounds: how often something was fetched.
+        found: what the peer lists, of this study and of others of the patient.
+        reason: why it is not answered, or what could not be fetched; None when nothing is wrong.
+    """
+
+    study_instance_uid: str
+    generation: int
+    question: Question
+    state: InquiryState
+    since: datetime
+    next_attempt: datetime
+    rounds: int
+    found: tuple[RemoteSeries, ...]
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import pytest
 from pydicom import Dataset
 
 from dicom_node import assembly, settings
-from dicom_node.domain import Instance, StudyState
+from dicom_node.domain import Closing, Instance, StudyState
 from dicom_node.elements import encode
 from dicom_node.identifiers import installation_uid
 from dicom_node.ledger import Ledger
@@ -25,7 +25,7 @@ PAUSE = timedelta(seconds=6)
 
 @pytest.fixture(scope="module")
 def configuration() -> Configuration:
-    return settings.load(CONFIG)
+    return settings.load(CONFIG, ["query.enabled=false"])
 
 
 @pytest.fixture
@@ -131,6 +131,30 @@ def test_incomplete_study_is_not_judged_early(node: Node) -> None:
 
     assert node.assemble(after=PAUSE) == 0
     assert node.state(study) is StudyState.RECEIVING
+
+
+def test_study_that_lacks_one_contrast_and_has_its_sources_is_judged_early(node: Node) -> None:
+    study = node.receive([*make_series("T1w", number=1), *make_series("T2w", number=2)])
+
+    assert node.assemble(after=PAUSE) == 0
+    assert node.assemble(after=timedelta(seconds=20)) == 1
+
+    assert node.targets(study) == ["FLAIR"]
+    assert node.ledger.read_judgement(study).closing is Closing.SOURCES
+
+
+def test_reason_of_closing_and_digest_of_the_rules_are_kept(
+    node: Node, configuration: Configuration
+) -> None:
+    early = node.receive(make_series("T1w", body_part="EXTREMITY", description="thigh"))
+    node.receive(make_series("CT", number=2, body_part="EXTREMITY", description="thigh"))
+    node.assemble(after=PAUSE)
+    late = node.receive(make_series("T1w", key="other"))
+    node.assemble()
+
+    judgements = [node.ledger.read_judgement(study) for study in (early, late)]
+    assert [each.closing for each in judgements] == [Closing.COMPLETE, Closing.QUIET]
+    assert {each.config_digest for each in judgements} == {configuration.digest}
 
 
 def test_late_series_reopens_the_study_and_supersedes_what_it_makes_needless(node: Node) -> None:

@@ -120,7 +120,7 @@ SHIPPED = [row for row in ROWS if not row.keys() & {"rule", "research", "model"}
 
 @pytest.fixture(scope="module")
 def configuration() -> Configuration:
-    return load(CONFIG)
+    return load(CONFIG, ["query.enabled=false"])
 
 
 @settings(

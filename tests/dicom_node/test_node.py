@@ -48,6 +48,7 @@ class Running:
                 "assembly.sweep_every=200 ms",
                 "dispatch.sweep_every=200 ms",
                 "delivery.sweep_every=200 ms",
+                "query.enabled=false",
                 *overrides,
             ),
             folder / "node.log",

@@ -27,7 +27,9 @@ def make_routing(*changes: dict[str, Any]) -> Routing:
 
 
 def test_shipped_files_agree_with_one_another() -> None:
-    found = list(find_disagreements(load_contrasts(), load_routing(), load_policy(), {"pacs"}))
+    found = list(
+        find_disagreements(load_contrasts(), load_routing(), load_policy(), {"pacs"}, {"pacs"})
+    )
 
     assert found == []
 
@@ -95,7 +97,9 @@ def test_two_rules_of_one_name_are_refused() -> None:
 def test_name_that_another_file_does_not_know_is_told(
     change: dict[str, Any], peers: set[str], location: tuple[int | str, ...], message: str
 ) -> None:
-    (found,) = find_disagreements(load_contrasts(), make_routing(change), load_policy(), peers)
+    (found,) = find_disagreements(
+        load_contrasts(), make_routing(change), load_policy(), peers, peers
+    )
 
     assert (found.file, found.location) == ("routing.yaml", ("rules", 0, *location))
     assert message in found.says
@@ -104,7 +108,7 @@ def test_name_that_another_file_does_not_know_is_told(
 def test_unknown_contrast_in_the_model_policy_is_told() -> None:
     policy = ModelPolicy(states=("approved",), never_make=("T7",))
 
-    found = list(find_disagreements(load_contrasts(), make_routing({}), policy, {"pacs"}))
+    found = list(find_disagreements(load_contrasts(), make_routing({}), policy, {"pacs"}, set()))
 
     assert found == [
         ("models.yaml", ("never_make", 0), "'T7' is no contrast of contrasts.yaml"),

@@ -476,6 +476,10 @@ def test_mistake_in_a_condition_is_one_message_with_its_line(folder, written, to
             15,
             "unless.0.because : seen nothing",
         ),
+        ("ask: {}", 18, "ask.peer : seen nothing, wanted a value"),
+        ("ask: {peer: pacs, when_silent: cry}", 18, "seen \"cry\", wanted 'wait', 'go_on' or"),
+        ("ask: {peer: pacs, siblings_within_days: -1}", 18, "siblings_within_days : seen -1"),
+        ("ask: {peer: pacs, fetch: 'yes'}", 18, 'ask.fetch : seen "yes", wanted a valid boolean'),
         ("degraded: {keyword: Series, has_word: [x]}", 19, 'degraded.keyword : seen "Series"'),
     ],
 )
@@ -493,6 +497,7 @@ def test_mistake_in_a_rule_is_one_message_with_its_line(written, line, told):
     [
         ("or_else: [T9]", 13, "expects.1.or_else.0 : 'T9' is no contrast of contrasts.yaml"),
         ("where: {T1c: [present]}", 15, "makes.0.where.T1c : 'T1c' is no slot of the rule"),
+        ("ask: {peer: nobody}", 18, "ask.peer : 'nobody' is no peer of node.yaml with the role q"),
     ],
 )
 def test_name_in_a_rule_that_nobody_knows_is_told_with_its_line(folder, written, line, told):

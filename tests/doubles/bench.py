@@ -31,6 +31,7 @@ class Bench:
             f"data_folder={folder}",
             f"models_folder={models_folder}",
             "assembly.quiet_period=0 s",
+            "query.enabled=false",
         )
         self.configuration = load(CONFIGURATION, self.overrides)
         self.store = Store(self.configuration.node.store_folder).open()

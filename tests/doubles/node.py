@@ -38,6 +38,7 @@ class NodeUnderTest:
             "assembly.sweep_every=300 ms",
             "dispatch.sweep_every=300 ms",
             "delivery.sweep_every=300 ms",
+            "query.sweep_every=300 ms",
             *overrides,
         )
         self.port = dicom_port
