@@ -25,6 +25,7 @@ from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.executors import ProcessPool
 from dicom_node.explain import explain_folder, explain_study
 from dicom_node.identifiers import WRITER_VERSION
+from dicom_node.json_schema import FOLDER, write_schemas
 from dicom_node.ledger import Ledger
 from dicom_node.routing import Judge
 from dicom_node.settings import Configuration, load
@@ -266,6 +267,20 @@ def examine(
         terminal.print_examination(document)
     if any(finding.state is doctor.State.FAILED for finding in findings):
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def schema(
+    folder: Annotated[Path, typer.Argument(help="Where the JSON Schemas are written.")] = (
+        DEFAULT_CONFIG / FOLDER
+    ),
+) -> None:
+    """Write JSON Schemas of the configuration files, by which editors complete and mark mistakes.
+
+    Example: dicom-node schema config/schema
+    """
+    for path in write_schemas(folder):
+        typer.echo(str(path))
 
 
 @app.command()

@@ -8,7 +8,7 @@ import re
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import Field, PlainValidator
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from dicom_node.storage_classes import STORAGE_CLASSES
 
@@ -72,13 +72,22 @@ def _read_fingerprint(value: object) -> str:
     return text
 
 
-Duration = Annotated[timedelta, PlainValidator(_read_duration)]
-Size = Annotated[int, PlainValidator(_read_size)]
-Network = Annotated[IPNetwork, PlainValidator(_read_network)]
-Address = Annotated[str, PlainValidator(_read_address)]
-StorageClass = Annotated[str, PlainValidator(_read_storage_class)]
-Fingerprint = Annotated[str, PlainValidator(_read_fingerprint)]
-AETitle = Annotated[str, PlainValidator(_read_ae_title)]
+def _text(**facts: object) -> WithJsonSchema:
+    """Return what an editor is told of a value that is written as text."""
+    return WithJsonSchema({"type": "string", **facts})
+
+
+Duration = Annotated[
+    timedelta, PlainValidator(_read_duration), _text(pattern=f"^{_DURATION.pattern}$")
+]
+Size = Annotated[int, PlainValidator(_read_size), _text(pattern=f"^{_SIZE.pattern}$")]
+Network = Annotated[IPNetwork, PlainValidator(_read_network), _text()]
+Address = Annotated[str, PlainValidator(_read_address), _text()]
+StorageClass = Annotated[
+    str, PlainValidator(_read_storage_class), _text(enum=sorted(STORAGE_CLASSES))
+]
+Fingerprint = Annotated[str, PlainValidator(_read_fingerprint), _text()]
+AETitle = Annotated[str, PlainValidator(_read_ae_title), _text(minLength=1, maxLength=16)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
