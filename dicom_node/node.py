@@ -38,6 +38,7 @@ from dicom_node.errors import ConfigurationError, StorageError
 from dicom_node.executors import ProcessPool
 from dicom_node.health import Health, HealthServer
 from dicom_node.ledger import Ledger
+from dicom_node.live_rules import LiveRules
 from dicom_node.query import Inquirer, find_asked
 from dicom_node.receiver_process import ReceiverProcess
 from dicom_node.settings import Configuration
@@ -45,7 +46,6 @@ from dicom_node.signals import EndRequest
 from dicom_node.store import Store
 from dicom_node.timers import Timer
 from dicom_node.tls import CertificateWatch
-from synthesis.registry import ModelCard, load_cards
 
 LOCK = "node.lock"
 
@@ -93,11 +93,12 @@ def serve(
         ConfigurationError: an address cannot be had.
         StorageError: another node has the data folder, or store or ledger cannot be used.
     """
-    end = EndRequest()
+    node = Node(configuration, overrides)
+    end = EndRequest(node.read_rules)
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient data
     os.environ["DICOM_NODE_PID"] = str(os.getpid())
-    with _locked(configuration.node.data_folder), Node(configuration, overrides) as node:
+    with _locked(configuration.node.data_folder), node:
         addresses = node.addresses
         logger.info("node.ready dicom=%s:%d web=%s:%d", *addresses.dicom, *addresses.web)
         announce(addresses)
@@ -139,7 +140,8 @@ class Node:
         )
         tls = node.receiver.tls
         self._certificate = None if tls is None else CertificateWatch(tls, now)
-        self._cards: Sequence[ModelCard] | None = None
+        self._rules = LiveRules(configuration)
+        self._noted = ""
         self._destinations: list[Destination] = []
         self._timers = (
             Timer("assembly", self._assemble, node.assembly.sweep_every),
@@ -183,6 +185,8 @@ class Node:
             counts = self._ledger.counts()
             backlogs, outages = self._ledger.backlogs(), self._ledger.outages()
             alerts = list(find_alerts(backlogs, outages, self._configuration.node, now()))
+            if self._rules.problem is not None:
+                alerts.append(f"the last good rules hold, because of: {self._rules.problem}")
             gauges["oldest_pending_delivery_seconds"] = find_oldest_pending(backlogs, now())
         except StorageError as error:
             problems.append(f"ledger: {error}")
@@ -246,11 +250,16 @@ class Node:
         parts.callback(server.stop)
         return address
 
+    def read_rules(self) -> None:
+        """Take the rules of the files at once; what is wrong with them is told by `read_health`."""
+        self._rules.refresh(at_once=True)
+
     def _assemble(self) -> None:
-        if self._cards is None:
-            # Read here and not at start: a broken model stops judging, never reception.
-            self._cards = load_cards(self._configuration.node.models_folder)
-        assembly.sweep(self._ledger, self._store, self._configuration, self._cards, now)
+        rules = self._rules.look()
+        if rules.configuration.digest != self._noted:
+            self._noted = rules.configuration.digest
+            self._ledger.note_rules(self._noted)
+        assembly.sweep(self._ledger, self._store, rules.configuration, rules.cards, now)
 
     def _build_inquirers(self) -> Iterator[Timer]:
         """Yield a timer for each peer that may be asked: one that is silent delays no other."""

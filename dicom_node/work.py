@@ -29,7 +29,7 @@ from dicom_node.domain import ContrastLabel, DerivedInstance, Instance, Synthesi
 from dicom_node.elements import encode
 from dicom_node.errors import JobFailed, StorageError, UnusableStudy
 from dicom_node.ledger import Ledger
-from dicom_node.settings import Configuration, load
+from dicom_node.node_settings import NodeSettings, read_node
 from dicom_node.store import Store
 from dicom_node.volumes import read_volume
 from synthesis import types
@@ -61,13 +61,12 @@ def run(plan_id: str, attempt: int, config_folder: Path, overrides: Sequence[str
     Raises:
         StorageError: store or ledger do not answer; the job may be tried again.
     """
-    configuration = load(config_folder, overrides)
-    store = Store(configuration.node.store_folder).open()
-    with Ledger(configuration.node.ledger_url, lambda: datetime.now(UTC)).open(
-        create=False
-    ) as ledger:
-        job = Attempt(configuration, store, ledger, ledger.job(plan_id).plan, attempt)
-        with _held_lease(ledger, plan_id, attempt, configuration.node.dispatch.lease):
+    # The rules are not read: what they decided is in the plan, and they may change meanwhile.
+    node = read_node(config_folder, overrides)
+    store = Store(node.store_folder).open()
+    with Ledger(node.ledger_url, lambda: datetime.now(UTC)).open(create=False) as ledger:
+        job = Attempt(node, store, ledger, ledger.job(plan_id).plan, attempt)
+        with _held_lease(ledger, plan_id, attempt, node.dispatch.lease):
             _finish(job)
 
 
@@ -89,7 +88,7 @@ class Attempt:
 
     def __init__(
         self,
-        configuration: Configuration,
+        node: NodeSettings,
         store: Store,
         ledger: Ledger,
         plan: SynthesisPlan,
@@ -98,7 +97,7 @@ class Attempt:
         self.ledger = ledger
         self.plan = plan
         self.attempt = attempt
-        self._node = configuration.node
+        self._node = node
         self._store = store
         self._seconds: dict[str, float] = {}
 

@@ -35,6 +35,11 @@ class Chronicle(Database):
         with self._reading() as connection:
             return [Event(**row._mapping) for row in connection.execute(query)]
 
+    def note_rules(self, config_digest: str) -> None:
+        """Keep since when a configuration decides."""
+        with self._writing() as connection:
+            self._note(connection, "rules.hold", config_digest=config_digest)
+
     def counts(self) -> dict[str, int]:
         """Return how many rows there are of each thing, by state where it has one.
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -36,10 +37,10 @@ EXIT_FAILED, EXIT_WRONG = 1, 2
 class Running:
     """A node on free ports, and what a test asks of it."""
 
-    def __init__(self, folder: Path, *overrides: str) -> None:
+    def __init__(self, folder: Path, *overrides: str, configuration: Path = CONFIGURATION) -> None:
         folder.mkdir(exist_ok=True)
         self.node = Node(
-            CONFIGURATION,
+            configuration,
             (
                 f"data_folder={folder / 'data'}",
                 "receiver.port=0",
@@ -104,8 +105,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     write_copying_model(tmp_path / "models")
     started = []
 
-    def start(*overrides: str, folder: str = "node") -> Running:
-        running = Running(tmp_path / folder, f"models_folder={tmp_path / 'models'}", *overrides)
+    def start(*overrides: str, folder: str = "node", **options: Path) -> Running:
+        models = f"models_folder={tmp_path / 'models'}"
+        running = Running(tmp_path / folder, models, *overrides, **options)
         started.append(running.node)
         running.node.start()
         return running
@@ -195,6 +197,30 @@ def test_signals_drain_and_end_with_0(numbers, start):
 
     assert running.node.stop() == 0
     assert not is_taken(running.node.port)
+
+
+def test_hangup_takes_new_rules_and_wrong_ones_leave_the_last_good_ones(start, tmp_path):
+    folder = shutil.copytree(CONFIGURATION, tmp_path / "config")
+    routing = folder / "routing.yaml"
+    good = routing.read_text()
+    running = start(configuration=folder)
+    url = f"sqlite:///{tmp_path / 'node' / 'data' / 'ledger.sqlite'}"
+
+    routing.write_text(good.replace("mode: send", "mode: sent"))
+    os.kill(running.pid, signal.SIGHUP)
+    wait_until(lambda: running.count("dicom_node_alerts") == 1)
+    routing.write_text(good.replace("mode: send", "mode: shadow"))
+    os.kill(running.pid, signal.SIGHUP)
+    wait_until(lambda: running.count("dicom_node_alerts") == 0)
+
+    def read_digests() -> list[str]:
+        with Ledger(url, lambda: datetime.now(UTC)).open(create=False) as ledger:
+            found = [each for each in ledger.events() if each.name == "rules.hold"]
+        return [each.detail["config_digest"] for each in found]
+
+    wait_until(lambda: len(read_digests()) == 2)
+    assert len(set(read_digests())) == 2
+    assert running.node.stop() == 0
 
 
 def test_second_node_on_the_same_folder_ends(start, tmp_path):
