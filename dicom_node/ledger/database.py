@@ -184,6 +184,12 @@ class Database:
             )
         )
 
+    def _note_all(self, connection: Connection, events: Sequence[Mapping[str, Any]]) -> None:
+        """Write several event rows of a transaction, each with the columns that it needs."""
+        if events:
+            at = self._clock()
+            connection.execute(insert(schema.event), [{"at": at, **each} for each in events])
+
 
 def insert_new(
     connection: Connection,

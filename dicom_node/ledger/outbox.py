@@ -74,38 +74,66 @@ class Outbox(Database):
         What the peer took stays taken, whatever comes later. A delivery that was parked while it
         was under way goes on only if the peer took it.
         """
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for each in attempts:
+            outcome = (each.state, each.status, each.reason, each.next_attempt)
+            groups.setdefault(outcome, []).append(each.delivery_id)
         with self._writing() as connection:
-            for each in attempts:
-                self._record_attempt(connection, each)
+            rows = {
+                row.delivery_id: row
+                for outcome, delivery_ids in groups.items()
+                for row in self._record_outcome(connection, delivery_ids, *outcome)
+            }
+            self._note_all(
+                connection,
+                [
+                    {
+                        "name": f"delivery.{each.state}",
+                        "plan_id": rows[each.delivery_id].plan_id,
+                        "detail": {
+                            "sop_instance_uid": rows[each.delivery_id].sop_instance_uid,
+                            "peer": rows[each.delivery_id].peer,
+                            "status": each.status,
+                            "reason": each.reason,
+                        },
+                    }
+                    for each in attempts
+                    if each.delivery_id in rows
+                ],
+            )
 
-    def _record_attempt(self, connection: Connection, attempt: Attempt) -> None:
+    @staticmethod
+    def _record_outcome(
+        connection: Connection,
+        delivery_ids: Sequence[int],
+        state: DeliveryState,
+        status: int | None,
+        reason: str | None,
+        next_attempt: datetime | None,
+    ) -> Sequence[Row[Any]]:
+        """Record what became of several deliveries alike; return those that were still open."""
         open_rows = delivery.c.state == DeliveryState.PENDING
-        if attempt.state in TAKEN:
+        if state in TAKEN:
             open_rows = or_(open_rows, delivery.c.state == DeliveryState.PARKED)
         values: dict[str, Any] = {
-            "state": attempt.state,
-            "status": attempt.status,
-            "reason": attempt.reason,
+            "state": state,
+            "status": status,
+            "reason": reason,
             "attempts": delivery.c.attempts + 1,
         }
-        if attempt.next_attempt is not None:
-            values["next_attempt"] = attempt.next_attempt
-        row = connection.execute(
+        if next_attempt is not None:
+            values["next_attempt"] = next_attempt
+        return connection.execute(
             update(delivery)
-            .where(delivery.c.delivery_id == attempt.delivery_id, open_rows)
+            .where(delivery.c.delivery_id.in_(delivery_ids), open_rows)
             .values(**values)
-            .returning(delivery.c.plan_id, delivery.c.sop_instance_uid, delivery.c.peer)
-        ).one_or_none()
-        if row is not None:
-            self._note(
-                connection,
-                f"delivery.{attempt.state}",
-                plan=row.plan_id,
-                sop_instance_uid=row.sop_instance_uid,
-                peer=row.peer,
-                status=attempt.status,
-                reason=attempt.reason,
+            .returning(
+                delivery.c.delivery_id,
+                delivery.c.plan_id,
+                delivery.c.sop_instance_uid,
+                delivery.c.peer,
             )
+        ).all()
 
     def park_overdue(self, peer: str, queued_before: datetime) -> int:
         """Park what `peer` has not taken since `queued_before`, for a person; return how many."""
