@@ -13,7 +13,9 @@ What is sent are the bytes of the file; the one exception is told in `_pack`.
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -22,7 +24,7 @@ from pydicom import Dataset, dcmread, dcmwrite
 
 from dicom_node.association import Context
 from dicom_node.crashpoints import reach
-from dicom_node.domain import Delivery, DeliveryState
+from dicom_node.domain import Delivery, DeliveryState, DerivedInstance
 from dicom_node.errors import DeliveryError, StorageError
 from dicom_node.ledger import TAKEN, Attempt, Ledger
 from dicom_node.network import (
@@ -36,11 +38,17 @@ from dicom_node.outcomes import find_pause, judge_status
 from dicom_node.part10 import decode_file_meta
 from dicom_node.store import Store
 
-BATCH = 32
+BATCH = 128
 """Answers recorded at a time: a crash sends no more than these, and what was under way, twice."""
 
 RECORD_SECONDS = 1.0
 """Fewer are recorded when the first of them came so long ago."""
+
+WORTH_A_THREAD = range(64 * 1024, 16 * 1024**2)
+"""Sizes of files that are read and hashed in a thread beside: the hash of a smaller one takes less
+time than to hand it over, and larger ones are not kept in memory before their turn."""
+
+READ_AHEAD = 2
 
 REENCODED = "sent in Implicit VR Little Endian, for the peer takes no Explicit"
 
@@ -60,6 +68,14 @@ class _Parcel:
     note: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unreadable:
+    """Why the file of an instance cannot be sent, and whether that may pass."""
+
+    reason: str
+    may_pass: bool
+
+
 class Courier:
     """One association, and what goes over it.
 
@@ -68,7 +84,6 @@ class Courier:
         taken: of them, those that it took.
         reencoded: of them, those that went out in Implicit VR.
         strangers: kinds of instances that were passed over, because they were not proposed.
-        unsent: what was read ahead and did not go when `carry` failed.
     """
 
     def __init__(
@@ -96,7 +111,8 @@ class Courier:
         self.taken = 0
         self.reencoded = 0
         self.strangers: set[Kind] = set()
-        self.unsent: list[Delivery] = []
+        self._unsent: deque[Delivery] = deque()
+        self._size = 0
         self._association = association
         self._proposed = proposed
         self._ledger = ledger
@@ -117,14 +133,14 @@ class Courier:
             StorageError: the ledger does not answer; what was not recorded is sent again.
         """
         try:
-            for delivery in deliveries:
-                parcel = self._pack(delivery)
+            for delivery, file in self._read_ahead(deliveries):
+                parcel = self._pack(delivery, file)
                 if parcel is not None:
-                    self.unsent = [delivery]
                     room = 1 if delivery.attempts else self._association.window
                     while len(self._under_way) >= room:
                         self._hear()
                     self._send(parcel)
+                self._unsent.popleft()
                 if len(self._attempts) >= BATCH or (
                     self._attempts and time.monotonic() >= self._record_at
                 ):
@@ -135,6 +151,11 @@ class Courier:
             self._record()
 
     @property
+    def unsent(self) -> list[Delivery]:
+        """What was read ahead and had not gone when `carry` failed."""
+        return [each for each in self._unsent if each.delivery_id not in self._under_way]
+
+    @property
     def unanswered(self) -> list[Delivery]:
         """What was under way when the peer fell silent; nobody knows whether it arrived."""
         return [parcel.delivery for parcel in self._under_way.values()]
@@ -142,25 +163,51 @@ class Courier:
     def give_up(self, error: DeliveryError) -> None:
         """Record that what was under way was not answered, so that it is tried again."""
         for delivery in self.unanswered:
-            self._note(self._postpone(delivery, error.status, str(error)))
+            self._note(self._postpone(delivery, str(error), error.status))
         self._under_way.clear()
         self._record()
 
-    def _pack(self, delivery: Delivery) -> _Parcel | None:
-        """Read an instance and choose its context; None when it cannot be sent, which is noted.
+    def _read_ahead(
+        self, deliveries: Iterable[Delivery]
+    ) -> Iterator[tuple[Delivery, bytes | _Unreadable]]:
+        """Yield each delivery with its file, of which some are read before their turn."""
+        with ThreadPoolExecutor(1, thread_name_prefix="courier") as reader:
+            ahead: deque[tuple[Delivery, Future[bytes | _Unreadable]]] = deque()
+            for delivery in deliveries:
+                self._unsent.append(delivery)
+                if ahead or self._size in WORTH_A_THREAD:
+                    ahead.append((delivery, reader.submit(self._read, delivery.instance)))
+                    if len(ahead) > READ_AHEAD or self._size not in WORTH_A_THREAD:
+                        first, reading = ahead.popleft()
+                        yield first, reading.result()
+                else:
+                    yield delivery, self._read(delivery.instance)
+            while ahead:
+                first, reading = ahead.popleft()
+                yield first, reading.result()
+
+    def _read(self, instance: DerivedInstance) -> bytes | _Unreadable:
+        """Return the file of an instance if it is the one that was written."""
+        try:
+            file = self._store.read(instance.path)
+        except StorageError as error:
+            return _Unreadable(reason=str(error), may_pass=True)
+        self._size = len(file)
+        if hashlib.sha256(file).hexdigest() != instance.sha256:
+            return _Unreadable(reason="the file is not the one that was written", may_pass=False)
+        return file
+
+    def _pack(self, delivery: Delivery, file: bytes | _Unreadable) -> _Parcel | None:
+        """Choose the context of an instance; None when it cannot be sent, which is noted.
 
         The bytes of the file go out as they are. A peer that takes no Explicit VR gets the same
         values in Implicit VR, the default that every peer takes (PS3.5 section 10.1), and the
         attempt says so. Nothing is decompressed.
         """
         instance = delivery.instance
-        try:
-            file = self._store.read(instance.path)
-        except StorageError as error:
-            self._note(self._postpone(delivery, None, str(error)))
-            return None
-        if hashlib.sha256(file).hexdigest() != instance.sha256:
-            self._note(self._park(delivery, "the file is not the one that was written"))
+        if isinstance(file, _Unreadable):
+            judge = self._postpone if file.may_pass else self._park
+            self._note(judge(delivery, file.reason))
             return None
         meta = decode_file_meta(file)
         kind = (instance.sop_class_uid, meta.transfer_syntax_uid)
@@ -186,7 +233,6 @@ class Courier:
     def _send(self, parcel: _Parcel) -> None:
         delivery_id, instance = parcel.delivery.delivery_id, parcel.delivery.instance
         self._under_way[delivery_id] = parcel
-        self.unsent = []
         message_id = self._association.begin_store(
             parcel.context, instance.sop_class_uid, instance.sop_instance_uid, parcel.data_set
         )
@@ -219,7 +265,7 @@ class Courier:
         outcome = judge_status(status)
         reason = "; ".join(filter(None, (outcome.reason, parcel.note))) or None
         if outcome.state is DeliveryState.PENDING:
-            return self._postpone(parcel.delivery, status, reason)
+            return self._postpone(parcel.delivery, reason, status)
         if outcome.state is DeliveryState.PARKED:
             return self._park(parcel.delivery, reason, status)
         return Attempt(
@@ -240,7 +286,9 @@ class Courier:
             reason=reason,
         )
 
-    def _postpone(self, delivery: Delivery, status: int | None, reason: str | None) -> Attempt:
+    def _postpone(
+        self, delivery: Delivery, reason: str | None, status: int | None = None
+    ) -> Attempt:
         """Say when to try again, unless the time is up and it has failed before."""
         patience, now = self._patience, self._clock()
         if delivery.attempts and delivery.queued_at < now - patience.give_up_after:

@@ -25,7 +25,7 @@ from datetime import datetime
 from itertools import islice
 
 from dicom_node.complaints import raise_alert
-from dicom_node.courier import BATCH, Courier, Kind, find_contexts
+from dicom_node.courier import BATCH, READ_AHEAD, Courier, Kind, find_contexts
 from dicom_node.domain import Delivery
 from dicom_node.errors import DeliveryError, StorageError
 from dicom_node.ledger import Backlog, Ledger, Outage
@@ -44,8 +44,11 @@ from dicom_node.tls import InsecurePeerError, call_with_tls
 SWEEP_SECONDS = 15.0
 """After so long a sweep leaves the rest to the next, so that what has become due is looked at."""
 
-LOOK_AHEAD = 128
-"""Deliveries read at a time: what the study has outgrown meanwhile is not sent any more."""
+LOOK_AHEAD = range(32, 1_025)
+"""Deliveries read at a time, as many as go out in about `LOOK_AHEAD_SECONDS`: what the study has
+outgrown meanwhile is not sent any more."""
+
+LOOK_AHEAD_SECONDS = 0.5
 
 WORTH_AN_ASSOCIATION = 8
 """Instances that must be due for each association beyond the first."""
@@ -322,7 +325,10 @@ class _Supply:
         self._stopping = stopping
         self._deadline = time.monotonic() + SWEEP_SECONDS
         # What was given out stays due in the ledger until it is recorded.
-        self._limit = LOOK_AHEAD + peer.associations * (BATCH + peer.window)
+        self._open = peer.associations * (BATCH + READ_AHEAD + peer.window)
+        self._least = max(LOOK_AHEAD[0], peer.associations * WORTH_AN_ASSOCIATION)
+        self._size = self._least
+        self._filled_at = time.monotonic()
         self._lock = threading.Lock()
         self._tried: set[int] = set()
         self._ready: deque[Delivery] = deque()
@@ -337,7 +343,7 @@ class _Supply:
             yield delivery
 
     def count(self) -> int:
-        """Return how many are due, `LOOK_AHEAD` at least when there are more."""
+        """Return how many are due, or some of them when there are very many."""
         with self._lock:
             self._fill()
             return len(self._ready)
@@ -350,7 +356,11 @@ class _Supply:
     def _fill(self) -> None:
         if self._ready:
             return
-        due = self._ledger.due_deliveries(self._alias, self._clock(), self._limit)
+        is_fast = time.monotonic() < self._filled_at + LOOK_AHEAD_SECONDS
+        self._size = min(2 * self._size, LOOK_AHEAD[-1]) if is_fast else self._least
+        self._filled_at = time.monotonic()
+        limit = self._size + self._open
+        due = self._ledger.due_deliveries(self._alias, self._clock(), limit)
         self._ready.extend(each for each in due if each.delivery_id not in self._tried)
         self._tried.update(each.delivery_id for each in self._ready)
 
