@@ -28,7 +28,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, o
             "--receivers",
             "ours;ours, strict;C limit, synced",
             "--only",
-            "reception,set-up,disk",
+            "reception,set-up,disk,sending,answers",
+            "--senders",
+            "ours;ours × 4;dcmsend;pynetdicom, no delay",
+            "--answers",
+            "2000",
             "--results",
             results,
             "--work",
@@ -65,10 +69,34 @@ def test_every_receiver_takes_every_instance_and_ours_keeps_its_bytes(run):
     assert all(each["rate"] > 0 for each in received)
 
 
+def test_every_sender_sends_every_instance_and_is_answered(run):
+    _, records = run
+    sent = [record for record in records if record["kind"] == "sending"]
+
+    assert {(each["sender"], each["study"]) for each in sent} == {
+        (name, study)
+        for name in ("ours", "ours × 4", "dcmsend", "pynetdicom, no delay")
+        for study in ("mr", "small")
+    }
+    assert {(each["instances"], each["bad"]) for each in sent} == {(6, 0)}
+    assert all(each["rate"] > 0 for each in sent)
+
+
+def test_no_answer_of_thousands_is_lost(run):
+    """Goal S4, a slice of it: pynetdicom's requestor loses some to its own thread."""
+    _, records = run
+    [answers] = [record for record in records if record["kind"] == "answers"]
+
+    assert (answers["instances"], answers["bad"]) == (2_000, 0)
+
+
 def test_the_document_keeps_its_words_and_shows_the_goals_that_were_measured(run):
     document, _ = run
 
-    assert document.startswith("# Benchmarks of reception")
+    assert document.startswith("# Benchmarks of reception and of sending")
     assert "| R4 | durable / C program that syncs, mr × 1 |" in document
     assert "mr × 16" not in document.partition("## Goals")[2].partition("##")[0]
     assert "| ours, strict |" in document
+    assert "| S1 | sending / dcmsend, mr into a C sink |" in document
+    assert "| S4 | answers lost" in document
+    assert "| ours × 4 |" in document

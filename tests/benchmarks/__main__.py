@@ -1,11 +1,12 @@
-"""Measure receivers beside each other, and say which goals were reached.
+"""Measure receivers and senders beside each other, and say which goals were reached.
 
-    make bench                                all of it: five rounds, about 20 minutes
-    make bench BENCH_ARGS="--rounds 1 --only reception --receivers 'ours,C limit, synced'"
+    make bench                                all of it: five rounds, about 35 minutes
+    make bench BENCH_ARGS="--rounds 1 --only reception --receivers 'ours;C limit, synced'"
+    make bench BENCH_ARGS="--only sending,answers"
 
-Every round starts every receiver anew, in another order; ratios are between medians of the same
-rounds. Records go to bench/results.jsonl as they come: a run that was broken off goes on with
---resume. With --document the tables go to docs/benchmarks.md.
+Every round starts every receiver and every sender anew, in another order; ratios are between
+medians of the same rounds. Records go to bench/results.jsonl as they come: a run that was broken
+off goes on with --resume. With --document the tables go to docs/benchmarks.md.
 """
 
 import argparse
@@ -21,15 +22,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import receivers
+from benchmarks import receivers, senders
 from benchmarks.goals import Results
 from benchmarks.measurements import (
     Record,
     forget,
+    measure_answers,
     measure_disk,
     measure_idleness,
+    measure_into_shipped,
     measure_ledger,
     measure_reception,
+    measure_sending,
     measure_set_up,
     measure_shipped_senders,
 )
@@ -37,10 +41,16 @@ from benchmarks.report import write_document, write_tables
 from benchmarks.studies import KINDS, Study
 
 ALL_CASES = "mr:1,mr:4,mr:16,small:1,small:4,small:16,ct:1,ct:4,ct:16"
-KIND_NAMES = ("disk", "reception", "shipped", "set-up", "idle", "ledger")
+KIND_NAMES = ("disk", "reception", "shipped", "set-up", "idle", "ledger", "sending", "answers")
 RESULTS = receivers.ROOT / "bench" / "results.jsonl"
+_INTO_SHIPPED = {senders.OURS, senders.DCMSEND_SHIPPED}
+_SENT = {"mr": 720, "ct": 300, "small": 4000}
+"""Instances of each study that are sent: a quick sender is done with fewer in no time."""
 SLOW = {receivers.ORTHANC, receivers.PYNETDICOM, receivers.PYNETDICOM_SYNCED}
 _SLOW_SMALL = 400  # instances of `small` are as many as a slow receiver takes in a second or two
+
+
+Step = tuple[str, partial[Iterator[Record]]]
 
 
 def main() -> int:
@@ -81,6 +91,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(KIND_NAMES), help="kinds of measurements")
     parser.add_argument("--cases", default=ALL_CASES, help="study:associations, ...")
     parser.add_argument("--receivers", default=";".join(receivers.RECEIVERS), help="names; by ;")
+    parser.add_argument("--senders", default=";".join(senders.SENDERS), help="names; by ;")
+    parser.add_argument("--answers", type=int, default=10_000, help="that must all come")
     parser.add_argument("--instances", type=int, help="of each study, for a short run")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, help="where receivers store; on the disk to measure")
@@ -96,26 +108,37 @@ def read_records(results: Path) -> list[Record]:
     return [json.loads(line) for line in results.read_text().splitlines()]
 
 
-def list_steps(
-    options: argparse.Namespace, work: Path, number: int
-) -> list[tuple[str, partial[Iterator[Record]]]]:
+def list_steps(options: argparse.Namespace, work: Path, number: int) -> list[Step]:
     """Return name and function of everything that a round measures."""
-    kinds = set(options.only.split(","))
-    chosen = options.receivers.split(";")
-    studies = {name: Study(name, options.instances) for name in KINDS}
-    few = Study("small", min(options.instances or _SLOW_SMALL, _SLOW_SMALL))
     cases = [
         (name, int(count))
         for name, _, count in (c.partition(":") for c in options.cases.split(","))
     ]
+    steps = [
+        *list_receiver_steps(options, work, number, cases),
+        *list_sender_steps(options, work, number, [name for name, _ in cases]),
+    ]
+    for kind, function in (("ledger", measure_ledger), ("disk", measure_disk)):
+        if kind in options.only.split(","):
+            steps.append((kind, partial(function, work / f"{number}-{kind}")))
+    return steps
+
+
+def list_receiver_steps(
+    options: argparse.Namespace, work: Path, number: int, cases: list[tuple[str, int]]
+) -> list[Step]:
+    """Return what a round measures of receivers."""
+    kinds = set(options.only.split(","))
+    studies = {name: Study(name, options.instances) for name in KINDS}
+    few = Study("small", min(options.instances or _SLOW_SMALL, _SLOW_SMALL))
     shipped = {receivers.STORESCP_SHIPPED, receivers.ORTHANC_SHIPPED}
-    steps: list[tuple[str, partial[Iterator[Record]]]] = []
+    steps: list[Step] = []
 
     def add(step: str, function: object, *arguments: object) -> None:
         folder = work / f"{number}-{len(steps)}"
         steps.append((step, partial(function, *arguments[:1], folder, *arguments[1:])))
 
-    for name in chosen:
+    for name in options.receivers.split(";"):
         mine = [
             (few if study == "small" and name in SLOW else studies[study], count)
             for study, count in cases
@@ -128,9 +151,30 @@ def list_steps(
             add(f"set-up {name}", measure_set_up, name, work)
         if "idle" in kinds and name == receivers.OURS:
             add(f"idle {name}", measure_idleness, name, work)
-    for kind, function in (("ledger", measure_ledger), ("disk", measure_disk)):
-        if kind in kinds:
-            steps.append((kind, partial(function, work / f"{number}-{kind}")))
+    return steps
+
+
+def list_sender_steps(
+    options: argparse.Namespace, work: Path, number: int, names: list[str]
+) -> list[Step]:
+    """Return what a round measures of senders."""
+    kinds = set(options.only.split(","))
+    steps: list[Step] = []
+    if "sending" in kinds:
+        counts = {name: options.instances or _SENT[name] for name in dict.fromkeys(names)}
+        studies = [Study(name, count) for name, count in counts.items()]
+        for name in options.senders.split(";"):
+            folder = work / f"{number}-sending-{len(steps)}"
+            step = partial(measure_sending, name, folder, work, studies)
+            steps.append((f"sending {name}", step))
+            if name in _INTO_SHIPPED:
+                folder = work / f"{number}-sending-{len(steps)}"
+                study = Study("mr", options.instances)
+                step = partial(measure_into_shipped, name, folder, work, study)
+                steps.append((f"sending to storescp {name}", step))
+    if "answers" in kinds:
+        step = partial(measure_answers, work / f"{number}-answers", work, options.answers)
+        steps.append(("answers", step))
     return steps
 
 

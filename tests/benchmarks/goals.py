@@ -12,9 +12,13 @@ from benchmarks.receivers import (
     OURS,
     OURS_FAST,
     PYNETDICOM_SYNCED,
+    SINK,
+    SINK_LARGE,
     STORESCP,
     STORESCP_SHIPPED,
 )
+from benchmarks.senders import DCMSEND, DCMSEND_SHIPPED, PYNETDICOM, PYNETDICOM_SHIPPED
+from benchmarks.senders import OURS as OUR_SENDER
 
 Measure = Callable[["Results"], float]
 
@@ -106,6 +110,28 @@ def _reception_goals() -> list[Goal]:
     return goals
 
 
+def _sending_goals() -> list[Goal]:
+    def sent(sender: str, other: str, study: str, sink: str) -> Measure:
+        return lambda results: (
+            results.median("sending", "rate", sender=sender, study=study, receiver=sink)
+            / results.median("sending", "rate", sender=other, study=study, receiver=sink)
+        )
+
+    goals = []
+    for name, other, bar in (
+        ("S1", DCMSEND, 1.5),
+        ("S3", PYNETDICOM_SHIPPED, 50.0),
+        ("S3", PYNETDICOM, 5.0),
+    ):
+        for study, sink in (("mr", SINK), ("small", SINK), ("ct", SINK_LARGE)):
+            text = f"sending / {other}, {study} into a C sink"
+            goals.append(Goal(name, text, sent(OUR_SENDER, other, study, sink), bar))
+    text = f"sending / {DCMSEND_SHIPPED}, mr into {STORESCP_SHIPPED}"
+    measure = sent(OUR_SENDER, DCMSEND_SHIPPED, "mr", STORESCP_SHIPPED)
+    goals.insert(3, Goal("S2", text, measure, 50.0))
+    return goals
+
+
 GOALS: Sequence[Goal] = (
     *_reception_goals(),
     Goal(
@@ -185,13 +211,22 @@ GOALS: Sequence[Goal] = (
         ),
         2.0,
     ),
+    *_sending_goals(),
+    Goal(
+        "S4",
+        "answers lost, of 10,000 to small instances in a row",
+        lambda results: results.median("answers", "bad"),
+        0.0,
+        at_most=True,
+    ),
     Goal(
         "gate",
-        "responses that were no success, of all receivers of ours",
+        "responses that were no success, of all receivers and senders of ours",
         lambda results: sum(
             record["bad"]
             for record in results.records
             if str(record.get("receiver", "")).startswith("ours")
+            or str(record.get("sender", "")).startswith("ours")
         ),
         0.0,
         at_most=True,

@@ -1,10 +1,12 @@
 /* The least that a Storage SCP can do: speak the upper layer, write the data set, answer success.
  *
  * A thread for each association, no checks, no limits: not a program to use, but the practical ceiling
- * against which receivers are measured. With -f each file is synced before its response.
+ * against which receivers are measured, and a sink that holds up no sender. With -f each file is synced
+ * before its response. With -r each association that took something says when it ends how many instances
+ * it took, and the seconds at which the first came and the last was answered, as a line of JSON.
  *
  *     cc -O2 -pthread -o limit_scp limit_scp.c
- *     limit_scp PORT [-o FOLDER] [-f]          without -o the data sets are thrown away
+ *     limit_scp PORT [-o FOLDER] [-f] [-r] [-m LONGEST_PDU]     without -o the data sets are thrown away
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -16,13 +18,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { ASSOCIATE_RQ = 1, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT };
-enum { MAXIMUM_LENGTH = 131072, COMMAND_BYTES = 4096, UID_BYTES = 64 };
+enum { COMMAND_BYTES = 4096, UID_BYTES = 64 };
 
 static const char *folder;
-static int is_synced;
+static int is_synced, is_reporting, maximum_length = 131072;
 static long files;
 
 static uint32_t big32(const uint8_t *p) { return (uint32_t)p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3]; }
@@ -78,7 +81,7 @@ static int accept_association(int s, const uint8_t *request, size_t size) {
   put16(to + 2, 12 + length);
   to[4] = 0x51;
   put16(to + 6, 4);
-  put32(to + 8, MAXIMUM_LENGTH);
+  put32(to + 8, maximum_length);
   to[12] = 0x52;
   put16(to + 14, length);
   memcpy(to + 16, class_uid, length);
@@ -133,6 +136,12 @@ static int respond(int s, int context, const uint8_t *command, size_t size) {
   return send_all(s, out, to - out);
 }
 
+static double seconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec + now.tv_nsec / 1e9;
+}
+
 static int open_file(void) {
   char path[512];
   snprintf(path, sizeof path, "%s/%ld.dcm", folder, __sync_fetch_and_add(&files, 1));
@@ -142,6 +151,8 @@ static int open_file(void) {
 static void *serve(void *argument) {
   int s = (int)(intptr_t)argument, one = 1, file = -1;
   size_t room = 1 << 20, command_size = 0;
+  long instances = 0;
+  double first = 0, last = 0;
   uint8_t *body = malloc(room), header[6], pdv[6], command[COMMAND_BYTES];
   setsockopt(s, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   while (!receive_all(s, header, 6)) {
@@ -152,6 +163,7 @@ static void *serve(void *argument) {
       if (header[0] == RELEASE_RQ) send_all(s, (uint8_t[]){RELEASE_RP, 0, 0, 0, 0, 4, 0, 0, 0, 0}, 10);
       break;
     }
+    if (!first) first = seconds();
     while (left) {
       if (left < 6 || receive_all(s, pdv, 6)) goto end;
       uint32_t length = big32(pdv) - 2;
@@ -180,10 +192,16 @@ static void *serve(void *argument) {
       if (is_whole) {
         if (respond(s, pdv[4], command, command_size)) goto end;
         command_size = 0;
+        instances++;
+        last = seconds();
       }
     }
   }
 end:
+  if (is_reporting && instances) {
+    printf("{\"instances\": %ld, \"first\": %.6f, \"last\": %.6f}\n", instances, first, last);
+    fflush(stdout);
+  }
   if (file >= 0) close(file);
   close(s);
   free(body);
@@ -193,9 +211,11 @@ end:
 int main(int count, char **arguments) {
   int option, one = 1, port = count > 1 ? atoi(arguments[1]) : 0;
   optind = 2;
-  while ((option = getopt(count, arguments, "o:f")) > 0) {
+  while ((option = getopt(count, arguments, "o:frm:")) > 0) {
     if (option == 'o') folder = optarg;
     if (option == 'f') is_synced = 1;
+    if (option == 'r') is_reporting = 1;
+    if (option == 'm') maximum_length = atoi(optarg);
   }
   int listener = socket(AF_INET, SOCK_STREAM, 0);
   setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);

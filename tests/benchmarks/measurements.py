@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import VERIFICATION, Link, find_percentile, send
-from benchmarks.receivers import OURS, OURS_FAST, OURS_STRICT, Running, running
+from benchmarks.receivers import (
+    OURS,
+    OURS_FAST,
+    OURS_STRICT,
+    SINK,
+    SINK_LARGE,
+    STORESCP_SHIPPED,
+    Running,
+    running,
+)
+from benchmarks.senders import OURS as OUR_SENDER
+from benchmarks.senders import SENDERS, send_files
 from benchmarks.studies import Study
 from dicom_node.ledger import Ledger, Receipt
 from dicom_node.part10 import decode_file_meta
@@ -85,6 +96,50 @@ def measure_shipped_senders(name: str, folder: Path, tools: Path, study: Study) 
                 "rate": _SHIPPED_FILES / (time.perf_counter() - began),
                 "bad": done.returncode,
             }
+
+
+def measure_sending(name: str, folder: Path, tools: Path, studies: list[Study]) -> Iterator[Record]:
+    """Let one sender send studies into sinks that hold it up as little as can be."""
+    for study in studies:
+        sink = SINK_LARGE if study.name == "ct" else SINK
+        yield _send(name, sink, folder / study.name, tools, study)
+
+
+def measure_into_shipped(name: str, folder: Path, tools: Path, study: Study) -> Iterator[Record]:
+    """Let one sender send to a receiver that is as it is shipped, Nagle's algorithm and all."""
+    yield _send(name, STORESCP_SHIPPED, folder, tools, study)
+
+
+def measure_answers(folder: Path, tools: Path, count: int) -> Iterator[Record]:
+    """Let our sender send very many small instances, and count those that got no answer."""
+    study = Study("small", 8)
+    yield _send(OUR_SENDER, SINK, folder, tools, study, ("--count", str(count))) | {
+        "kind": "answers"
+    }
+
+
+def _send(
+    name: str,
+    sink_name: str,
+    folder: Path,
+    tools: Path,
+    study: Study,
+    options: tuple[str, ...] = (),
+) -> Record:
+    folder.mkdir(parents=True)
+    files = folder / "files"
+    study.write_files(files, next(_runs), SENDERS[name].most)
+    with running(sink_name, folder / "sink", tools) as sink:
+        sent = send_files(name, sink, files, folder / "work", options)
+    return {
+        "kind": "sending",
+        "sender": name,
+        "receiver": sink_name,
+        "study": study.name,
+        "instances": sent.instances,
+        "rate": sent.rate,
+        "bad": sent.bad,
+    }
 
 
 def measure_set_up(name: str, folder: Path, tools: Path) -> Iterator[Record]:

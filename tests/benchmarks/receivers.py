@@ -30,9 +30,11 @@ PYNETDICOM = "pynetdicom"
 PYNETDICOM_SYNCED = "pynetdicom, synced"
 LIMIT = "C limit"
 LIMIT_SYNCED = "C limit, synced"
+SINK = "C sink"
+SINK_LARGE = "C sink, PDUs of 128 KiB"
 
 _CALLERS = (CALLING_AE_TITLE, "DCMSEND", "STORESCU")
-_NO_DELAY = {"TCP_NODELAY": "1"}
+NO_DELAY = {"TCP_NODELAY": "1"}
 """DCMTK's switch for Nagle's algorithm, which it ships with on."""
 
 
@@ -43,11 +45,14 @@ class Receiver:
     Attributes:
         command: its words; {port}, {folder}, {tools} and {python} are filled in.
         ae_title: what it is called.
+        reports: it writes when the first instance of an association came and when it answered the
+            last.
     """
 
     command: tuple[str, ...]
     ae_title: str = "BENCH"
     environment: dict[str, str] = field(default_factory=dict)
+    reports: bool = False
 
 
 def _peer(ae_title: str) -> str:
@@ -76,10 +81,10 @@ RECEIVERS = {
     OURS: _ours("synced"),
     OURS_STRICT: _ours("strict"),
     OURS_FAST: _ours("none"),
-    ORTHANC: Receiver(("Orthanc", "{folder}/orthanc.json"), environment=_NO_DELAY),
+    ORTHANC: Receiver(("Orthanc", "{folder}/orthanc.json"), environment=NO_DELAY),
     ORTHANC_SHIPPED: Receiver(("Orthanc", "{folder}/orthanc.json")),
     STORESCP: Receiver(
-        ("storescp", "+B", "--fork", "-od", "{folder}", "{port}"), environment=_NO_DELAY
+        ("storescp", "+B", "--fork", "-od", "{folder}", "{port}"), environment=NO_DELAY
     ),
     STORESCP_SHIPPED: Receiver(("storescp", "--fork", "-od", "{folder}", "{port}")),
     PYNETDICOM: Receiver(("{python}", str(HERE / "stock_pynetdicom.py"), "{port}", "{folder}")),
@@ -89,6 +94,11 @@ RECEIVERS = {
     LIMIT: Receiver(("{tools}/limit_scp", "{port}", "-o", "{folder}")),
     LIMIT_SYNCED: Receiver(("{tools}/limit_scp", "{port}", "-o", "{folder}", "-f")),
 }
+SINKS = {
+    SINK: Receiver(("{tools}/limit_scp", "{port}", "-r", "-m", "16384"), reports=True),
+    SINK_LARGE: Receiver(("{tools}/limit_scp", "{port}", "-r"), reports=True),
+}
+"""They throw away what they get, to be no hindrance to who sends it."""
 
 
 class Running:
@@ -99,9 +109,10 @@ class Running:
     """
 
     def __init__(self, name: str, folder: Path, tools: Path) -> None:
-        receiver = RECEIVERS[name]
+        receiver = {**RECEIVERS, **SINKS}[name]
         self.name = name
         self.ae_title = receiver.ae_title
+        self.reports = receiver.reports
         self.folder = folder
         self.port = find_free_port()
         folder.mkdir(parents=True)
@@ -111,7 +122,8 @@ class Running:
             word.format(port=self.port, folder=folder, tools=tools, python=sys.executable)
             for word in receiver.command
         ]
-        with (folder.parent / f"{folder.name}.log").open("wb") as log:
+        self._log = folder.parent / f"{folder.name}.log"
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 words,
                 env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"}
@@ -146,6 +158,17 @@ class Running:
     def meter(self) -> tuple[float, float]:
         """Return CPU seconds and memory."""
         return self.cpu_seconds(), self.memory_mib()
+
+    def read_reports(self) -> tuple[float, float, int]:
+        """Return when the first instance came, when the last was answered, and how many they were.
+
+        Of all associations so far; their reports come when they end.
+        """
+        lines = map(json.loads, self._log.read_text().splitlines())
+        firsts, lasts, counts = zip(
+            *((each["first"], each["last"], each["instances"]) for each in lines), strict=True
+        )
+        return min(firsts), max(lasts), sum(counts)
 
     def stop(self) -> None:
         """End it and its children."""

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.goals import GOALS, Results
-from benchmarks.receivers import RECEIVERS
+from benchmarks.receivers import RECEIVERS, STORESCP_SHIPPED
+from benchmarks.senders import SENDERS
 from benchmarks.studies import KINDS
 
 _MARK = "<!-- tables: make bench BENCH_ARGS=... -->"
@@ -65,15 +66,36 @@ def _list_tables(
                 rows.append((name, *map(_number, values)))
         if rows:
             yield title, ("Receiver", *(f"{study} × {count}" for study, count in cases)), rows
+    yield from _list_sending(results)
     others = [
         (f"{record['kind']}: {record.get('receiver', '')} {record.get('sender', '')}".strip(), key,
          _number(results.median(record["kind"], key, **_same(record))))
         for record in results.records
-        if record["kind"] != "reception" and record["round"] == 0
+        if record["kind"] not in {"reception", "sending"} and record["round"] == 0
         for key, value in record.items()
         if isinstance(value, float)
     ]  # fmt: skip
     yield "Other figures", ("What", "Figure", "Median"), others
+
+
+def _list_sending(
+    results: Results,
+) -> Iterator[tuple[str, Sequence[str], list[Sequence[str]]]]:
+    """Yield the table of the senders, if they were measured."""
+    sent = [record for record in results.records if record["kind"] == "sending"]
+    cases = list(dict.fromkeys((record["study"], record["receiver"]) for record in sent))
+    cases.sort(key=lambda case: (case[1] == STORESCP_SHIPPED, list(KINDS).index(case[0])))
+    rows = []
+    for name in SENDERS:
+        values = [
+            results.median("sending", "rate", sender=name, study=study, receiver=receiver)
+            for study, receiver in cases
+        ]
+        if not all(map(math.isnan, values)):
+            rows.append((name, *map(_number, values)))
+    if rows:
+        head = ("Sender", *(f"{study} into {receiver}" for study, receiver in cases))
+        yield "Instances sent a second", head, rows
 
 
 def _same(record: Mapping[str, object]) -> dict[str, object]:
