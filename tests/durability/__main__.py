@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from durability.cycles import CUT, KILL, Plan, Result, run
+from durability.cycles import CUT, KILL, POSTGRESQL, Plan, Result, run
 from durability.disk import FILE_SYSTEMS, find_obstacle
 
 CYCLES = 1_000
@@ -36,6 +36,7 @@ def main() -> int:
         cycles=options.cycles,
         seed=options.seed,
         file_system=options.file_system,
+        ledger=options.ledger,
     )
     console.print(f"seed {plan.seed}")
 
@@ -69,6 +70,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--cycles", type=int, default=CYCLES)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**9))
     parser.add_argument("--file-system", default="ext4", choices=tuple(FILE_SYSTEMS))
+    parser.add_argument("--ledger", default="sqlite", choices=("sqlite", POSTGRESQL))
     parser.add_argument("--work", type=Path, help="where disks and data folders are made")
     parser.add_argument("--results", type=Path, help="append each result to this file, as JSON")
     return parser.parse_args()
@@ -76,11 +78,14 @@ def read_options() -> argparse.Namespace:
 
 def draw(results: list[Result]) -> Table:
     """Return the table that is printed at the end."""
-    table = Table("fault", "durability", "cycles", "acknowledged", "refused", "lost", "broken")
+    table = Table(
+        "fault", "durability", "ledger", "cycles", "acknowledged", "refused", "lost", "broken"
+    )
     for each in results:
         table.add_row(
             each.plan.fault,
             each.plan.durability,
+            each.plan.ledger,
             f"{each.cycles:,}",
             f"{each.acknowledged:,}",
             f"{each.refused:,}",

@@ -1,7 +1,9 @@
 """Loops of life and death: load a receiver, let it die, start it again, look for what is lost."""
 
 import contextlib
+import os
 import random
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -10,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from dicom_node.node_settings import read_node
+from doubles.postgresql import PostgreSQL
 from durability.disk import Disk
 from durability.sender import SUCCESS, Key, Senders
 from durability.verdict import Verdict, examine
@@ -17,6 +20,8 @@ from durability.victim import Victim, write_configuration
 
 KILL = "kill"
 CUT = "cut"
+POSTGRESQL = "postgresql"
+DSN_ENV = "DURABILITY_DSN"
 REBUILD = "rebuild.recorded"
 POWER_CUT = "power cut"
 DEAD_DISK = "dead disk"
@@ -56,6 +61,7 @@ class Plan:
         cycles: how many times it dies.
         seed: of every random choice.
         file_system: that the power is cut of.
+        ledger: `sqlite`, or `postgresql` whose data lie on the same disk.
     """
 
     fault: str
@@ -63,6 +69,7 @@ class Plan:
     cycles: int = 20
     seed: int = 0
     file_system: str = "ext4"
+    ledger: str = "sqlite"
 
 
 @dataclass(kw_only=True)
@@ -124,6 +131,7 @@ class _Life:
         self._folder = folder
         self._acknowledged: set[Key] = set()
         self._known: set[str] = set()
+        self._server: PostgreSQL | None = None
 
     def go_through(self, cycles: range) -> None:
         with contextlib.ExitStack() as stack:
@@ -131,7 +139,14 @@ class _Life:
             if self._plan.fault == CUT:
                 disk = stack.enter_context(Disk(self._folder, self._plan.file_system))
                 data = disk.folder / "data"
-            write_configuration(self._folder / "config", data, self._plan.durability)
+            if self._plan.ledger == POSTGRESQL:
+                self._server = stack.enter_context(_serve_postgresql(self._folder, data.parent))
+            write_configuration(
+                self._folder / "config",
+                data,
+                self._plan.durability,
+                DSN_ENV if self._server else "",
+            )
             victim = Victim(self._folder / "config")
             stack.callback(victim.end)
             for cycle in cycles:
@@ -181,6 +196,7 @@ class _Life:
         """
         victim.start()
         self._examine(cycle)
+        server = None if self._server is None else self._server.pid
         death = choice.choice((POWER_CUT, POWER_CUT, DEAD_DISK, DEAD_DISK, RETURN))
         with self._load(victim, cycle) as senders:
             _wait_for_instant(senders, choice)
@@ -196,7 +212,13 @@ class _Life:
             victim.strike()
             disk.cut_power()
             victim.end()
+        if server is not None:
+            with contextlib.suppress(ProcessLookupError):  # without its disk it may have ended
+                os.kill(server, signal.SIGKILL)  # its children end with it
         disk.boot()
+        if self._server is not None:
+            _forget_process(self._server)
+            self._server.start()
         self._result.deaths[death] += 1
 
     @contextlib.contextmanager
@@ -226,6 +248,32 @@ class _Life:
         found = [f"before cycle {cycle}: lost {uid}" for uid, _ in verdict.lost]
         found += [f"before cycle {cycle}: {line}" for line in verdict.broken]
         result.findings += found[: _MOST_FINDINGS - len(result.findings)]
+
+
+@contextlib.contextmanager
+def _serve_postgresql(work: Path, disk: Path) -> Iterator[PostgreSQL]:
+    """Give a PostgreSQL server whose data lie on `disk`, and say in the environment where it is."""
+    work.chmod(0o711)  # it runs as a user of its own
+    folder = disk / "postgresql"
+    folder.mkdir()
+    server = PostgreSQL(folder)
+    server.create()
+    os.sync()  # which it did not
+    server.start()
+    os.environ[DSN_ENV] = server.make_url()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _forget_process(server: PostgreSQL) -> None:
+    """Remove the locks of a server that was killed.
+
+    After a boot no process has its number; here one may still have it, if only a zombie.
+    """
+    for lock in (server.data / "postmaster.pid", *server.folder.glob(".s.PGSQL.*")):
+        lock.unlink()
 
 
 def _wait_for_instant(senders: Senders, choice: random.Random) -> None:

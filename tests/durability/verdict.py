@@ -35,7 +35,7 @@ def examine(data: Path, ledger_url: str, acknowledged: Collection[Key], known: s
     """
     verdict = Verdict()
     store = data / "store"
-    engine = create_engine(ledger_url)
+    engine = create_engine(ledger_url.replace("postgresql:", "postgresql+psycopg:", 1))
     with engine.connect() as connection:
         rows = connection.execute(
             text("SELECT sop_instance_uid, sha256, path FROM instance ORDER BY sequence")

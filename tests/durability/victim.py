@@ -39,10 +39,13 @@ receiver:
 """
 
 
-def write_configuration(folder: Path, data: Path, durability: str) -> None:
-    """Write the node.yaml of a receiver."""
+def write_configuration(folder: Path, data: Path, durability: str, dsn_env: str = "") -> None:
+    """Write the node.yaml of a receiver; `dsn_env` says where its PostgreSQL is."""
     folder.mkdir(exist_ok=True, parents=True)
-    (folder / "node.yaml").write_text(_NODE.format(data=data, durability=durability))
+    text = _NODE.format(data=data, durability=durability)
+    if dsn_env:
+        text += f"ledger: {{kind: postgresql, dsn_env: {dsn_env}}}\n"
+    (folder / "node.yaml").write_text(text)
 
 
 class Victim:
