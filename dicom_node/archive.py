@@ -30,6 +30,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import ThreadedAssociationServer
 
+from dicom_node.audit import configure_logging
 from dicom_node.signals import EndRequest
 
 LOOPBACK = "127.0.0.1"
@@ -276,9 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="who may talk to it, and where a C-MOVE may go; without any, everybody may",
     )
     options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.INFO)
-    # pynetdicom's own lines repeat what peers wrote.
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    configure_logging()  # pynetdicom's and pydicom's own lines repeat what peers wrote
     end = EndRequest()
     archive = Archive(
         options.folder,
@@ -287,7 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         peers=dict(options.peer) or None,
     )
     archive.start()
-    logging.getLogger(__name__).info("archive.ready port=%d", archive.port)
+    # By name: run as a program this module is `__main__`, whose lines are not told.
+    logging.getLogger("dicom_node.archive").info("archive.ready port=%d", archive.port)
     end.wait()
     archive.stop()
     return 0

@@ -60,7 +60,8 @@ _DESCRIPTORS_PER_ASSOCIATION = 3  # socket, incoming file, its folder while that
 _PAUSE_SECONDS = 0.1
 _BACKLOG = 128
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("dicom_node.receiver")
+"""By name: in the process that receives, this module is `__main__`, whose lines are not told."""
 
 
 class Takes(Protocol):

@@ -1,4 +1,7 @@
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage
 
 from dicom_node.archive import Archive
+from doubles import saboteur
 from doubles.dcmtk import echoscu, storescu
 from doubles.tools import require_program
 
@@ -114,3 +118,32 @@ def test_it_still_holds_everything_after_a_restart(archive, tmp_path):
     again.stop()
 
     assert again.find_instances(MR.StudyInstanceUID)
+
+
+def test_as_a_program_it_tells_no_value(tmp_path):
+    text = "DOE^JANE"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": saboteur.__path__[0],
+        "SABOTEUR_TEXT": text,
+        "SABOTEUR_FOLDER": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "dicom_node.archive", tmp_path / "archive", "--port", "0"]
+    log = tmp_path / "log"
+
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / str(process.pid)).exists() or "archive.ready" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+    finally:
+        process.terminate()
+        process.wait()
+
+    told = log.read_text()
+    assert "INFO dicom_node.archive archive.ready port=" in told
+    assert "ERROR pydicom message withheld" in told
+    assert text not in told

@@ -410,3 +410,13 @@ def test_a_document_is_refused_by_its_presentation_context(running):
         pdf = ("1.2.840.10008.5.1.4.1.1.104.1", (EXPLICIT,))
 
         assert peer.associate(associate_request((pdf,))) == [3]
+
+
+def test_a_receiver_without_durability_says_so(tmp_path, capfd):
+    (tmp_path / "node.yaml").write_text(NODE)
+    process = ReceiverProcess(tmp_path, ["receiver.durability=none"])
+
+    process.start()
+    process.stop()
+
+    assert "WARNING dicom_node.receiver receiver.durability_none" in capfd.readouterr().err
