@@ -29,7 +29,7 @@ from dicom_node.network import VERIFICATION, open_association
 from dicom_node.node_settings import NodeSettings, Peer
 from dicom_node.rules import ROUTING_FILE
 from dicom_node.settings import Configuration
-from dicom_node.tls import WARNINGS, ClientSide, call_with_tls, check_own_chain, inspect_own
+from dicom_node.tls import WARNINGS, call_with_tls, check_own_chain, inspect_own
 from synthesis.errors import UntrustedModel
 from synthesis.registry import load_cards
 
@@ -234,6 +234,7 @@ def _check_peers(configuration: Configuration) -> Iterator[Finding]:
         if peer.roles & {"send", "query"}:
             sent = {**classes, **_COMMITMENT[peer.commitment]} if "send" in peer.roles else {}
             try:
+                yield from _look_at_certificate(node, alias, peer)
                 yield _call(node, alias, peer, sent)
             except DeliveryError as error:
                 where = f"{peer.ae_title} at {peer.host} port {peer.port}"
@@ -243,15 +244,13 @@ def _check_peers(configuration: Configuration) -> Iterator[Finding]:
 
 def _call(node: NodeSettings, alias: str, peer: Peer, sent: dict[str, str]) -> Finding:
     """Echo a peer, and see which of the classes that it will be sent it takes."""
-    tls = call_with_tls(node, peer)
-    shown = _describe_certificate(tls, peer)
     with open_association(
         str(peer.host),
         int(peer.port or 0),
         called_ae_title=peer.ae_title,
         calling_ae_title=node.ae_title,
         sop_classes=[VERIFICATION, *sent.values()],
-        tls=tls,
+        tls=call_with_tls(node, peer),
     ) as association:
         status = association.echo()
         refused = [name for name, uid in sent.items() if association.find_context(uid) is None]
@@ -262,16 +261,21 @@ def _call(node: NodeSettings, alias: str, peer: Peer, sent: dict[str, str]) -> F
         detail = f"echoes, and does not take {', '.join(refused)}: allow them at {peer.ae_title}"
         return Finding(check=f"peer {alias}", state=State.FAILED, detail=detail)
     takes = f" and takes {', '.join(sent)}" if sent else ""
-    return Finding(check=f"peer {alias}", state=State.OK, detail=f"echoes{takes}{shown}")
+    return Finding(check=f"peer {alias}", state=State.OK, detail=f"echoes{takes}")
 
 
-def _describe_certificate(tls: ClientSide | None, peer: Peer) -> str:
-    """Return what a peer that is called with TLS shows, to be compared and entered."""
+def _look_at_certificate(node: NodeSettings, alias: str, peer: Peer) -> Iterator[Finding]:
+    """Tell what a peer that is called with TLS shows, to be compared and entered."""
+    tls = call_with_tls(node, peer)
     if tls is None:
-        return ""
+        return
     seen = tls.look_at(str(peer.host), int(peer.port or 0), CALL_SECONDS)
     left = seen.expires - datetime.now(UTC)
-    return f"; its certificate is {seen.fingerprint}, {left.days} days are left"
+    yield Finding(
+        check=f"certificate {alias}",
+        state=State.OK if left > max(WARNINGS) else State.WARNING,
+        detail=f"{left.days} days are left; fingerprint {seen.fingerprint}",
+    )
 
 
 def _find_sent_classes(configuration: Configuration) -> dict[str, str]:

@@ -200,10 +200,11 @@ def test_peer_that_is_called_with_tls_is_told_with_its_certificate(find, tmp_pat
             f"peers.pacs.port={pacs.port}",
             "peers.pacs.tls=true",
             f"peers.pacs.certificates=['{pin}']",
-        )["peer pacs"]
+        )
 
-    assert found.state is State.OK
-    assert f"its certificate is {pin}, 1 days are left" in found.detail
+    assert found["peer pacs"].state is State.OK
+    assert found["certificate pacs"].state is State.WARNING
+    assert found["certificate pacs"].detail == f"1 days are left; fingerprint {pin}"
 
 
 @pytest.mark.integration

@@ -19,11 +19,13 @@ from pydicom.data import get_testdata_file
 
 from dicom_node.errors import ConfigurationError, StorageError
 from dicom_node.ledger import Ledger
-from dicom_node.node_settings import read_node
+from dicom_node.node_settings import TLS, read_node
 from dicom_node.part10 import decode_file_meta
 from dicom_node.receiver import run_receiver
 from dicom_node.receiver_process import ReceiverProcess
 from dicom_node.store import Store
+from dicom_node.tls import ClientSide
+from doubles.certificates import find_fingerprint, make_authority, make_certificate
 from doubles.dcmtk import echoscu, storescu
 from doubles.raw_peer import EXPLICIT, IMPLICIT, MR, RawPeer, associate_request
 from doubles.tools import require_data, require_program
@@ -420,3 +422,24 @@ def test_a_receiver_without_durability_says_so(tmp_path, capfd):
     process.stop()
 
     assert "WARNING dicom_node.receiver receiver.durability_none" in capfd.readouterr().err
+
+
+def test_a_changed_certificate_is_shown_without_a_restart(tmp_path):
+    (tmp_path / "node.yaml").write_text(NODE)
+    authority = make_authority(tmp_path)
+    make_certificate(tmp_path, authority, "node")
+    new, new_key = make_certificate(tmp_path, authority, "new")
+    peer = ClientSide(TLS(certificate=new, key=new_key, ca=authority))
+    files = "{certificate: node.pem, key: node.key, ca: authority.pem}"
+    process = ReceiverProcess(tmp_path, [f"receiver.tls={files}", "receiver.processes=2"])
+    _, port = process.start()
+    try:
+        before = {peer.look_at("127.0.0.1", port, 10).fingerprint for _ in range(4)}
+        for source, target in ((new, "node.pem"), (new_key, "node.key")):
+            (tmp_path / target).write_bytes(source.read_bytes())
+        after = {peer.look_at("127.0.0.1", port, 10).fingerprint for _ in range(4)}
+    finally:
+        process.stop()
+
+    assert find_fingerprint(new) not in before
+    assert after == {find_fingerprint(new)}
