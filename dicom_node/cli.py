@@ -22,7 +22,6 @@ from dicom_node import __version__, doctor, node, terminal
 from dicom_node.assembly import build_judge
 from dicom_node.audit import configure_logging
 from dicom_node.errors import ConfigurationError, DicomNodeError
-from dicom_node.executors import ProcessPool
 from dicom_node.explain import explain_folder, explain_study
 from dicom_node.identifiers import WRITER_VERSION
 from dicom_node.json_schema import FOLDER, write_schemas
@@ -253,7 +252,7 @@ def examine(
     """
     _set_up_quiet()
     configuration = load(config, overrides or [])
-    pool = ProcessPool(1, node.count_threads(1), doctor.TRIAL_LIMIT)
+    pool = node.build_executor(configuration.node, doctor.TRIAL_LIMIT)
     findings = []
     with _progress("trying out", as_json) as tell:
         for finding in doctor.examine(configuration, pool):

@@ -28,8 +28,7 @@ class Dispatch:
     """The jobs that run, and room for more.
 
     Args:
-        executor: where jobs run.
-        capacity: how many may run at once.
+        executor: where jobs run; it says how many at once.
         lease: for how long a worker may be silent.
         max_attempts: after how many lost workers a job fails.
         config_folder: what a worker reads its settings from.
@@ -43,7 +42,6 @@ class Dispatch:
         ledger: Ledger,
         executor: JobExecutor,
         *,
-        capacity: int,
         lease: timedelta,
         max_attempts: int,
         config_folder: Path,
@@ -52,7 +50,6 @@ class Dispatch:
     ) -> None:
         self._ledger = ledger
         self._executor = executor
-        self._capacity = capacity
         self._lease = lease
         self._max_attempts = max_attempts
         self._arguments = (config_folder, tuple(overrides))
@@ -69,7 +66,7 @@ class Dispatch:
         for plan_id in self._ledger.return_lost(self._max_attempts):
             logger.warning("job.lease_ran_out plan=%s", plan_id)
             self._end_silent(plan_id)
-        room = self._capacity - len(self._running)
+        room = self._executor.capacity() - len(self._running)
         claimed = self._ledger.claim(room, self._lease) if room > 0 else []
         for job in claimed:
             reach("dispatch.claimed")

@@ -1,4 +1,4 @@
-"""What may keep this node from its work, tried out: disk, clock, ledger, TLS, peers, models.
+"""What may keep this node from its work, tried out, from the disk and the ledger to the models.
 
 Each check does the real thing: an echo and a negotiation with every peer that we call, a handshake
 with our own certificate, a forward pass of every model. Beside the findings stand the lines that an
@@ -9,7 +9,6 @@ import ctypes
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -22,7 +21,7 @@ from dicom_node.commitment import STORAGE_COMMITMENT
 from dicom_node.confirmation import STUDY_ROOT_FIND
 from dicom_node.domain import Mode
 from dicom_node.errors import ConfigurationError, DeliveryError, StorageError, WorkerLost
-from dicom_node.executors import call
+from dicom_node.executors import JobExecutor, call
 from dicom_node.images import SOP_CLASSES
 from dicom_node.ledger import Ledger
 from dicom_node.network import VERIFICATION, open_association
@@ -74,7 +73,7 @@ _COMMITMENT: Mapping[str, Mapping[str, str]] = {
 Check = Callable[[Configuration], Iterator[Finding]]
 
 
-def examine(configuration: Configuration, executor: Executor) -> Iterator[Finding]:
+def examine(configuration: Configuration, executor: JobExecutor) -> Iterator[Finding]:
     """Yield what each check finds, as it finds it.
 
     Args:
@@ -87,6 +86,7 @@ def examine(configuration: Configuration, executor: Executor) -> Iterator[Findin
     )
     for check in checks:
         yield from check(configuration)
+    yield from _check_executor(executor)
     yield from _check_models(configuration, executor)
 
 
@@ -143,7 +143,7 @@ def _check_ledger(configuration: Configuration) -> Iterator[Finding]:
             create=False
         ) as ledger:
             counts = ledger.counts()
-    except StorageError as error:
+    except (ConfigurationError, StorageError) as error:
         yield Finding(check="ledger", state=State.FAILED, detail=str(error))
         return
     waiting = counts["jobs.held"] + counts["jobs.failed"] + counts["studies.held"]
@@ -293,7 +293,14 @@ def _find_sent_classes(configuration: Configuration) -> dict[str, str]:
     }
 
 
-def _check_models(configuration: Configuration, executor: Executor) -> Iterator[Finding]:
+def _check_executor(executor: JobExecutor) -> Iterator[Finding]:
+    for problem in executor.problems():
+        yield Finding(check="executor", state=State.FAILED, detail=problem)
+    if places := executor.capacity():
+        yield Finding(check="executor", state=State.OK, detail=f"{places} jobs may run at once")
+
+
+def _check_models(configuration: Configuration, executor: JobExecutor) -> Iterator[Finding]:
     folder = configuration.node.models_folder
     try:
         cards = load_cards(folder)
@@ -302,6 +309,10 @@ def _check_models(configuration: Configuration, executor: Executor) -> Iterator[
         return
     for problem in find_model_problems(configuration, {card.id for card in cards}):
         yield Finding(check="models", state=State.FAILED, detail=problem)
+    if not executor.capacity():
+        detail = "not tried, because there are no workers"
+        yield Finding(check="models", state=State.FAILED, detail=detail)
+        return
     for card in cards:
         try:
             told = executor.submit(call, TRIAL, folder, card.id).result(TRIAL_LIMIT.total_seconds())

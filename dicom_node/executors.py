@@ -1,5 +1,7 @@
 """Where a job runs: in this process, or in worker processes that may die without harm.
 
+Workers beyond this machine are in `cluster`.
+
 Each is a `concurrent.futures.Executor`, so dispatch does not know which one it has. Whatever ends
 a job other than its own return leaves as `WorkerLost`; the ledger alone decides what then happens.
 A function is named by a string and imported where it runs, so that the node itself never loads
@@ -16,7 +18,7 @@ import pkgutil
 import resource
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from datetime import timedelta
 from typing import Any, TextIO, TypeVar
@@ -41,6 +43,14 @@ _STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
 class JobExecutor(Executor):
     """An executor whose workers can be ended while they are at a job."""
 
+    def capacity(self) -> int:
+        """Return how many jobs may run at once, now."""
+        return 1
+
+    def problems(self) -> Iterator[str]:
+        """Yield sentences for the admin on what keeps jobs from being run."""
+        yield from ()
+
     def end(self, future: Future[Any]) -> None:
         """End the worker that is at `future`, which then ends as `WorkerLost`."""
 
@@ -57,7 +67,7 @@ class InlineExecutor(JobExecutor):
         try:
             future.set_result(fn(*args, **kwargs))
         except Exception as error:  # noqa: BLE001 - a future carries whatever its function raised
-            future.set_exception(_as_lost(error))
+            future.set_exception(as_lost(error))
         return future
 
 
@@ -72,6 +82,10 @@ class ProcessPool(JobExecutor):
 
     def __init__(self, workers: int, threads: int, limit: timedelta) -> None:
         self._slots = [_Slot(threads, limit) for _ in range(workers)]
+
+    def capacity(self) -> int:
+        """Return how many workers there are."""
+        return len(self._slots)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run `fn` in the worker that has the least to do, after what that one is at."""
@@ -117,10 +131,10 @@ class _Slot:
         outer.set_running_or_notify_cancel()
         with self._lock:
             try:
-                inner = self._pool.submit(_run, self._limit, fn, *args, **kwargs)
+                inner = self._pool.submit(run_within, self._limit, fn, *args, **kwargs)
             except BrokenExecutor:  # it died between two jobs
                 self._pool = self._build()
-                inner = self._pool.submit(_run, self._limit, fn, *args, **kwargs)
+                inner = self._pool.submit(run_within, self._limit, fn, *args, **kwargs)
             self.futures.add(outer)
             pool = self._pool
         inner.add_done_callback(lambda done: self._finish(pool, done, outer))
@@ -137,7 +151,7 @@ class _Slot:
             outer.set_result(inner.result())
         else:
             pool.shutdown(wait=False)
-            outer.set_exception(_as_lost(error))
+            outer.set_exception(as_lost(error))
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
         self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
@@ -158,10 +172,11 @@ def call(name: str, *args: Any) -> Any:
     try:
         return pkgutil.resolve_name(name)(*args)
     except Exception as error:  # noqa: BLE001 - the door of the worker: nothing else passes
-        raise _as_lost(error) from None
+        raise as_lost(error) from None
 
 
-def _as_lost(error: BaseException) -> WorkerLost:
+def as_lost(error: BaseException) -> WorkerLost:
+    """Return what ended a job as `WorkerLost`, which says class and place, and no message."""
     if isinstance(error, WorkerLost):
         return error
     if isinstance(error, BrokenExecutor):
@@ -169,7 +184,7 @@ def _as_lost(error: BaseException) -> WorkerLost:
     return WorkerLost(describe_error(error))
 
 
-def _run(limit: timedelta, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+def run_within(limit: timedelta, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """Run `fn` in the worker; end the worker if it hangs, also inside a library's machine code."""
     faulthandler.dump_traceback_later(limit.total_seconds(), exit=True, file=find_stream())
     try:

@@ -24,6 +24,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from dicom_node import assembly, retention
+from dicom_node.cluster import DaskCluster, check_installed
 from dicom_node.confirmation import Confirmation
 from dicom_node.delivery import (
     Destination,
@@ -35,10 +36,11 @@ from dicom_node.delivery import (
 )
 from dicom_node.dispatch import Dispatch
 from dicom_node.errors import ConfigurationError, StorageError
-from dicom_node.executors import ProcessPool
+from dicom_node.executors import JobExecutor, ProcessPool
 from dicom_node.health import Health, HealthServer
 from dicom_node.ledger import Ledger
 from dicom_node.live_rules import LiveRules
+from dicom_node.node_settings import DaskExecutor, NodeSettings
 from dicom_node.query import Inquirer, find_asked
 from dicom_node.receiver_process import ReceiverProcess
 from dicom_node.settings import Configuration
@@ -128,11 +130,10 @@ class Node:
         self._store = Store(node.store_folder)
         self._ledger = Ledger(node.ledger_url, now)
         self._receiver = ReceiverProcess(configuration.folder, overrides)
-        workers = node.executor.workers
+        self._executor = build_executor(node, JOB_LIMIT)
         self._dispatch = Dispatch(
             self._ledger,
-            ProcessPool(workers, count_threads(workers), JOB_LIMIT),
-            capacity=workers,
+            self._executor,
             lease=node.dispatch.lease,
             max_attempts=node.dispatch.attempts,
             config_folder=configuration.folder,
@@ -161,6 +162,7 @@ class Node:
             self._recover()
             dicom = self._receiver.start()
             parts.callback(self._receiver.stop)
+            parts.callback(self._executor.shutdown, wait=False)
             parts.callback(self._dispatch.drain, PATIENCE)
             self._start_timers(parts)
             web = self._start_health(parts)
@@ -178,13 +180,13 @@ class Node:
         if free < LOW_DISK_BYTES:
             problems.append(f"disk: {free} bytes are free; wanted {LOW_DISK_BYTES}")
         counts: Mapping[str, int] = {}
-        alerts: list[str] = []
+        alerts = list(self._executor.problems())
         gauges: dict[str, float] = {"disk_free_bytes": free}
         try:
             self._ledger.check()
             counts = self._ledger.counts()
             backlogs, outages = self._ledger.backlogs(), self._ledger.outages()
-            alerts = list(find_alerts(backlogs, outages, self._configuration.node, now()))
+            alerts += find_alerts(backlogs, outages, self._configuration.node, now())
             if self._rules.problem is not None:
                 alerts.append(f"the last good rules hold, because of: {self._rules.problem}")
             gauges["oldest_pending_delivery_seconds"] = find_oldest_pending(backlogs, now())
@@ -310,6 +312,19 @@ def open_records(configuration: Configuration, store: Store, ledger: Ledger) -> 
     is_new = not store.path("installation").exists()
     ledger.open(create=is_new, migrate=True)
     store.namespace()
+
+
+def build_executor(node: NodeSettings, limit: timedelta) -> JobExecutor:
+    """Return where jobs run; `limit` is how long one may take.
+
+    Raises:
+        ConfigurationError: what that needs is not installed.
+    """
+    if isinstance(node.executor, DaskExecutor):
+        check_installed()
+        return DaskCluster(node.executor, limit)
+    workers = node.executor.workers
+    return ProcessPool(workers, count_threads(workers), limit)
 
 
 def count_threads(workers: int) -> int:

@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.strict_yaml import read_document, read_file
@@ -402,16 +410,65 @@ class PostgreSQLLedger(_Settings):
         return urlunsplit(address._replace(query=query))
 
 
-class ExecutorSettings(_Settings):
-    """Where jobs run.
+class EmbeddedExecutor(_Settings):
+    """Jobs run in worker processes on this machine, which the node starts and ends.
 
     Attributes:
-        kind: `embedded` is worker processes on this machine.
+        kind: `embedded`.
         workers: how many jobs run at once.
     """
 
     kind: Literal["embedded"] = "embedded"
     workers: Count = 1
+
+
+class DaskExecutor(_Settings):
+    """Jobs run on the workers of a Dask scheduler, on any machine; the ledger is in PostgreSQL.
+
+    Attributes:
+        kind: `dask`.
+        scheduler: its address, `tls://host:8786`; `tcp://` is for this machine alone.
+        workers: the most jobs that run at once; fewer do while fewer workers are there.
+        resources: what a job takes of its worker, as the worker offers it: `{GPU: 1}`.
+        tls: certificate and key that the scheduler lets in, and the authority that signs nothing
+            but the certificates of this cluster: whoever has one of them may run code in it.
+    """
+
+    kind: Literal["dask"]
+    scheduler: Annotated[str, Field(pattern=r"^(tls|tcp)://[A-Za-z0-9.\[\]:-]+:[0-9]{1,5}$")]
+    workers: Count = 64
+    resources: Mapping[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    tls: TLS | None = None
+
+    @model_validator(mode="after")
+    def _is_encrypted(self) -> Self:
+        address = urlsplit(self.scheduler)
+        if address.scheme == "tls" and self.tls is None:
+            raise ValueError("tls, because its scheduler is called with TLS")
+        if address.scheme == "tcp" and not _is_here(address.hostname or ""):
+            raise ValueError("a scheduler with tls://, because it is on another machine")
+        if address.scheme == "tcp" and self.tls is not None:
+            raise ValueError("a scheduler with tls://, because there is a tls")
+        return self
+
+
+def _find_kind(default: str) -> Discriminator:
+    def find(given: Any) -> str:
+        if isinstance(given, Mapping):
+            return str(given.get("kind", default))
+        return str(getattr(given, "kind", default))
+
+    return Discriminator(find)
+
+
+LedgerSettings = Annotated[
+    Annotated[SQLiteLedger, Tag("sqlite")] | Annotated[PostgreSQLLedger, Tag("postgresql")],
+    _find_kind("sqlite"),
+]
+ExecutorSettings = Annotated[
+    Annotated[EmbeddedExecutor, Tag("embedded")] | Annotated[DaskExecutor, Tag("dask")],
+    _find_kind("embedded"),
+]
 
 
 class Web(_Settings):
@@ -467,8 +524,8 @@ class NodeSettings(_Settings):
     dispatch: Dispatch = Dispatch()
     delivery: Delivery = Delivery()
     retention: Retention = Retention()
-    ledger: Annotated[SQLiteLedger | PostgreSQLLedger, Field(discriminator="kind")] = SQLiteLedger()
-    executor: ExecutorSettings = ExecutorSettings()
+    ledger: LedgerSettings = SQLiteLedger()
+    executor: ExecutorSettings = EmbeddedExecutor()
     web: Web = Web()
 
     @field_validator("peers")
@@ -489,6 +546,12 @@ class NodeSettings(_Settings):
                 raise ValueError(f"receiver.tls, because peers.{alias} is called with TLS")
             if peer.certificates and self.receiver.tls is None:
                 raise ValueError(f"receiver.tls, because peers.{alias} has to show a certificate")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_reach_the_ledger(self) -> Self:
+        if self.executor.kind == "dask" and self.ledger.kind == "sqlite":
+            raise ValueError("ledger.kind: postgresql, because workers of Dask cannot share a file")
         return self
 
     @property
@@ -536,16 +599,22 @@ def parse_node(text: bytes, folder: Path, overrides: Sequence[str] = ()) -> Node
 
 def _locate(node: NodeSettings, folder: Path) -> NodeSettings:
     """Return `node` with every path absolute; what was relative starts at `folder`."""
-    tls = node.receiver.tls
-    if tls is not None:
-        tls = TLS(**{name: (folder / path).resolve() for name, path in tls})
+    executor = node.executor
+    if isinstance(executor, DaskExecutor):
+        executor = executor.model_copy(update={"tls": _locate_tls(executor.tls, folder)})
+    tls = _locate_tls(node.receiver.tls, folder)
     return node.model_copy(
         update={
             "data_folder": (folder / node.data_folder).resolve(),
             "models_folder": (folder / node.models_folder).resolve(),
             "receiver": node.receiver.model_copy(update={"tls": tls}),
+            "executor": executor,
         }
     )
+
+
+def _locate_tls(tls: TLS | None, folder: Path) -> TLS | None:
+    return tls and TLS(**{name: (folder / path).resolve() for name, path in tls})
 
 
 def _is_everywhere(network: IPNetwork) -> bool:

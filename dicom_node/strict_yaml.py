@@ -136,23 +136,20 @@ class Document:
             wanted = "no such key"
         elif kind == "too_short":
             wanted = "at least one value"
-        elif kind == "union_tag_not_found":
-            wanted = "a kind"
         elif kind == "union_tag_invalid":
             wanted = f"as its kind one of {said.rpartition(': ')[2]}"
         return self.tell(location, f"seen {_show(seen)}, wanted {wanted}")
 
     def _skip_kinds(self, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        """Return `location` without the words of `kind` that pydantic puts in to name a type."""
+        """Return `location` without the words that pydantic puts in to name a type."""
         node, keys = self.root, list[int | str]()
-        for part in location:
-            kind = _child(node, "kind") if isinstance(node, yaml.MappingNode) else None
+        for part in location[:-1]:
             below = _child(node, part)
-            if below is None and kind is not None and kind.value == part:
+            if below is None and isinstance(node, yaml.MappingNode):
                 continue
             keys.append(part)
             node = below
-        return tuple(keys)
+        return (*keys, *location[-1:])
 
     def _find(self, location: Location) -> list[yaml.Node | None]:
         """Return the nodes on the way to `location`, as far as it goes."""

@@ -22,6 +22,10 @@ class Workers(JobExecutor):
 
     def __init__(self) -> None:
         self.jobs: list[tuple[tuple, Future]] = []
+        self.places = 1
+
+    def capacity(self) -> int:
+        return self.places
 
     def end(self, future: Future) -> None:
         future.set_exception(WorkerLost("it was ended"))
@@ -47,8 +51,8 @@ def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
 
 
 def build(ledger: Ledger, workers: JobExecutor, capacity: int = 1, **changes: object) -> Dispatch:
+    workers.places = capacity
     facts = {
-        "capacity": capacity,
         "lease": LEASE,
         "max_attempts": 2,
         "config_folder": Path("config"),

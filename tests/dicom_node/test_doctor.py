@@ -1,7 +1,7 @@
 import socket
 import ssl
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from dicom_node import doctor
 from dicom_node.doctor import Finding, State, examine
 from dicom_node.errors import WorkerLost
-from dicom_node.executors import InlineExecutor
+from dicom_node.executors import InlineExecutor, JobExecutor
 from dicom_node.settings import load
 from doubles.bench import CONFIGURATION, Bench
 from doubles.certificates import find_fingerprint, make_authority, make_certificate
@@ -22,7 +22,7 @@ REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 MAP = "1.2.840.10008.5.1.4.1.1.30"
 
 
-class Worker(Executor):
+class Worker(JobExecutor):
     """Answers every trial alike."""
 
     def __init__(self, answer: dict[str, float] | Exception) -> None:
@@ -54,7 +54,7 @@ def find(tmp_path: Path) -> Callable[..., dict[str, Finding]]:
     write_copying_model(tmp_path / "models")
     write_copying_model(tmp_path / "models", "limb-ct-boosting")
 
-    def find(*overrides: str, worker: Executor = QUICK) -> dict[str, Finding]:
+    def find(*overrides: str, worker: JobExecutor = QUICK) -> dict[str, Finding]:
         folders = (f"data_folder={tmp_path / 'data'}", f"models_folder={tmp_path / 'models'}")
         configuration = load(CONFIGURATION, [*folders, "receiver.port=1", *overrides])
         return {each.check: each for each in examine(configuration, worker)}

@@ -119,6 +119,18 @@ def test_relative_certificates_start_at_the_configuration():
     assert (tls.certificate, tls.ca) == (Path("/etc/node/node.pem"), Path("/etc/ssl/hospital.pem"))
 
 
+def test_relative_certificates_of_the_cluster_start_at_the_configuration():
+    files = {"certificate": "node.pem", "key": "node.key", "ca": "/etc/ssl/cluster.pem"}
+
+    node = parse(
+        ledger={"kind": "postgresql", "dsn_env": "DSN"},
+        executor={"kind": "dask", "scheduler": "tls://dask:8786", "tls": files},
+    )
+
+    tls = node.executor.tls
+    assert (tls.certificate, tls.ca) == (Path("/etc/node/node.pem"), Path("/etc/ssl/cluster.pem"))
+
+
 def test_override_goes_over_the_file():
     node = parse("receiver.port=0", "peers.pacs={ae_title: A, roles: [send], host: h, port: 104}")
 
@@ -192,14 +204,40 @@ PIN = ":".join(["ab"] * 32)
             ["ledger.kind=mysql"],
             "ledger : seen a whole section, wanted as its kind one of 'sqlite', 'postgresql'",
         ),
-        (["ledger={}"], "ledger : seen a whole section, wanted a kind"),
         (["ledger={kind: sqlite, path: x}"], 'ledger.path : seen "x", wanted no such key'),
         (["ledger={kind: postgresql}"], "ledger.dsn_env : seen nothing, wanted a value"),
         (
             ["ledger={kind: postgresql, dsn_env: my-dsn}"],
             'ledger.dsn_env : seen "my-dsn", wanted',
         ),
-        (["executor.kind=dask"], "executor.kind : seen \"dask\", wanted 'embedded'"),
+        (["executor={kind: dask}"], "executor.scheduler : seen nothing, wanted a value"),
+        (
+            ["executor={kind: dask, scheduler: 'tcp://127.0.0.1:8786'}"],
+            "wanted ledger.kind: postgresql, because workers of Dask cannot share a file",
+        ),
+        (
+            ["executor={kind: dask, scheduler: 'tls://dask:8786'}"],
+            "executor : seen a whole section, wanted tls, because its scheduler is called with TLS",
+        ),
+        (
+            ["executor={kind: dask, scheduler: 'tcp://dask:8786'}"],
+            "executor : seen a whole section, wanted a scheduler with tls://, because it is on",
+        ),
+        (
+            [
+                "executor={kind: dask, scheduler: 'tcp://[::1]:1',"
+                " tls: {certificate: a, key: b, ca: c}}"
+            ],
+            "executor : seen a whole section, wanted a scheduler with tls://, because there is",
+        ),
+        (
+            ["executor={kind: dask, scheduler: 'dask:8786'}"],
+            'executor.scheduler : seen "dask:8786", wanted',
+        ),
+        (
+            ["executor={kind: dask, scheduler: 'tcp://localhost:1', resources: {GPU: 0}}"],
+            "executor.resources.GPU : seen 0, wanted greater than 0",
+        ),
         (["executor.workers=0"], "executor.workers : seen 0, wanted greater than"),
         (
             ["web.host=0.0.0.0"],
