@@ -265,6 +265,11 @@ class Acceptor:
         roles = _choose_roles(request, results)
         announced = min(ANNOUNCED_BYTES, self._door.limits.pdu_bytes)
         wire.send(upper_layer.encode_accept(request_body, results, announced, roles))
+        if request.user_identity_type:  # no credential here: addresses and certificates are
+            _logger.info(
+                "receive.user_identity_ignored",
+                extra={"peer": caller.alias, "type": request.user_identity_type},
+            )
         abstract = {each.context_id: each.abstract_syntax for each in request.contexts}
         accepted = [
             Context(

@@ -46,6 +46,7 @@ _IMPLEMENTATION_CLASS_ITEM = 0x52
 _OPERATIONS_WINDOW_ITEM = 0x53
 _ROLE_SELECTION_ITEM = 0x54
 _IMPLEMENTATION_VERSION_ITEM = 0x55
+_USER_IDENTITY_ITEM = 0x58
 
 
 class ProtocolError(DicomNodeError):
@@ -92,6 +93,8 @@ class AssociationRequest:
         maximum_length: the longest P-DATA PDU that the requestor takes; 0 means any.
         operations: how many requests the requestor wants to have under way at a time, 0 means any:
             the asynchronous operations window (PS3.7 section D.3.3.3), asked for when it is not 1.
+        user_identity_type: of the identity that is claimed (PS3.7 section D.3.3.7), or 0; no more
+            of it is read, and none is sent.
     """
 
     protocol_version: int
@@ -102,6 +105,7 @@ class AssociationRequest:
     maximum_length: int = 0
     operations: int = 1
     roles: tuple[RoleSelection, ...] = ()
+    user_identity_type: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +218,7 @@ def decode_request(body: bytes) -> AssociationRequest:
     maximum_length = 0
     operations = 1
     roles: tuple[RoleSelection, ...] = ()
+    user_identity_type = 0
     for item_type, value in _items(body, _FIXED_LENGTH):
         if item_type == _APPLICATION_CONTEXT_ITEM:
             application_context = _text(value)
@@ -223,6 +228,7 @@ def decode_request(body: bytes) -> AssociationRequest:
             maximum_length = _maximum_length(value)
             operations = _operations(value)
             roles = _roles(value)
+            user_identity_type = _user_identity_type(value)
     return AssociationRequest(
         protocol_version=int.from_bytes(body[:2], "big"),
         called_ae_title=_text(body[4:20]),
@@ -232,6 +238,7 @@ def decode_request(body: bytes) -> AssociationRequest:
         maximum_length=maximum_length,
         operations=operations,
         roles=roles,
+        user_identity_type=user_identity_type,
     )
 
 
@@ -317,6 +324,13 @@ def _operations(user_information: bytes) -> int:
         if item_type == _OPERATIONS_WINDOW_ITEM and len(value) == _OPERATIONS.size:
             return int(_OPERATIONS.unpack(value)[0])
     return 1
+
+
+def _user_identity_type(user_information: bytes) -> int:
+    for item_type, value in _items(user_information):
+        if item_type == _USER_IDENTITY_ITEM and value:
+            return value[0]
+    return 0
 
 
 def _roles(user_information: bytes) -> tuple[RoleSelection, ...]:

@@ -52,7 +52,7 @@ RT_STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
 HASTY = {"first_pdu": "1 s", "each_pdu": "1 s", "idle": "1 s", "message": "1 s", "send": "1 s"}
-SOON = 5.0  # seconds; the deadlines of HASTY, on a machine that has other things to do as well
+SOON = 10.0  # seconds; the deadlines of HASTY, on a machine that has other things to do as well
 ECHO = echo_command()
 RELEASE = encode_pdu(RELEASE_RQ, bytes(4))
 SECRETS = ("CANARY", "9.9.9")
@@ -287,7 +287,8 @@ def test_what_is_announced_is_never_more_than_what_is_taken(tmp_path):
 
 
 @pytest.mark.catalogue("U33")
-def test_a_user_identity_is_no_credential_and_is_not_told(door, caplog):
+def test_a_user_identity_is_no_credential_and_only_its_type_is_told(door, caplog):
+    caplog.set_level("INFO")
     secret = b"CANARY"
     identity = b"\1\0" + struct.pack(">H", len(secret)) + secret + b"\0\0"
     item = b"\x58\0" + struct.pack(">H", len(identity)) + identity
@@ -304,6 +305,8 @@ def test_a_user_identity_is_no_credential_and_is_not_told(door, caplog):
         peer.send(RELEASE)
         read_all(peer)
     assert told(caplog) == []
+    (line,) = [each for each in caplog.records if "user_identity" in each.getMessage()]
+    assert vars(line)["type"] == 1
 
     with door.connect() as peer:
         peer.send(with_identity(stranger))
@@ -345,7 +348,10 @@ def test_a_trickle_does_not_extend_the_deadline(hasty, caplog):
 
 @pytest.mark.catalogue("U4")
 def test_stuck_connections_keep_no_good_peer_out(tmp_path, caplog):
-    with open_door(tmp_path, associations=4) as door, contextlib.ExitStack() as stack:
+    with (
+        open_door(tmp_path, associations=4, first_pdu="60 s") as door,
+        contextlib.ExitStack() as stack,
+    ):
         for number in range(12):
             stuck = stack.enter_context(door.connect(source="127.0.0.2"))
             stuck.send(b"\1\0\0\0"[: number % 4])
@@ -354,7 +360,7 @@ def test_stuck_connections_keep_no_good_peer_out(tmp_path, caplog):
             began = time.monotonic()
 
             assert peer.echo() == command.SUCCESS
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < SOON
 
 
 @pytest.mark.catalogue("U5")
@@ -655,6 +661,7 @@ def test_nobody_comes_in_while_the_node_stops(tmp_path, caplog):
         wait_until(lambda: threading_connections() == 1)
         stopping = threading.Thread(target=door.receiver.stop)
         stopping.start()
+        wait_until(lambda: not door.receiver._thread.is_alive())
         time.sleep(0.3)
         peer.send(associate_request())
 
@@ -704,15 +711,15 @@ def test_a_flood_of_messages_is_slowed_down(tmp_path, caplog):
 def test_a_peer_that_associates_too_often_is_told_to_come_later(tmp_path, caplog):
     with open_door(tmp_path, associations_per_second=1) as door:
         answers = []
-        for _ in range(9):
+        while len(answers) < 100 and 3 not in {kind for kind, _ in answers}:
             with door.connect() as peer:
                 peer.send(associate_request())
                 answers.append(peer.read_pdu())
                 peer.send(RELEASE)
                 read_all(peer)
 
-        assert {body[1:4] for kind, body in answers if kind == 3} == {bytes((2, 3, 1))}
-        assert 1 <= [kind for kind, _ in answers].count(3) <= 4
+        assert answers[-1] == (3, bytes((0, 2, 3, 1)))
+        assert len(answers) > 5  # which it had saved up
         assert told(caplog) == ["too_fast"]
         with door.connect() as other:
             other.associate(associate_request(calling="TESTER"))
@@ -721,18 +728,17 @@ def test_a_peer_that_associates_too_often_is_told_to_come_later(tmp_path, caplog
 @pytest.mark.catalogue("U43")
 def test_a_storm_of_associations_stops_nobody_who_is_in(tmp_path, caplog):
     answers: list[tuple[int, ...] | None] = []
+    is_over = threading.Event()
 
     def storm(door: Door) -> None:
         with contextlib.suppress(OSError), door.connect() as peer:
             peer.send(associate_request())
             pdu = peer.read_pdu()
             answers.append(None if pdu is None else (pdu[0], *pdu[1][1:4]))
-            peer.seconds_until_closed()
+            is_over.wait(60)
 
     with (
-        open_door(
-            tmp_path, associations=4, associations_per_peer=4, room="200 ms", idle="1 s"
-        ) as door,
+        open_door(tmp_path, associations=6, associations_per_peer=4, room="200 ms") as door,
         door.connect() as good,
     ):
         good.associate()
@@ -740,15 +746,16 @@ def test_a_storm_of_associations_stops_nobody_who_is_in(tmp_path, caplog):
         for each in storms:
             each.start()
         statuses = [good.store(uid, data_set(uid)) for uid in (f"1.2.43.{k}" for k in range(30))]
+        wait_until(lambda: len(answers) == 40)
+        is_over.set()
         for each in storms:
             each.join()
 
     assert set(statuses) == {command.SUCCESS}
-    turned_away = [each for each in answers if each is not None and each[0] == 3]
-    assert set(turned_away) <= {(3, 2, 3, 2)}
-    assert len(turned_away) + answers.count(None) >= 20
-    assert {"too_many_associations"} <= set(told(caplog)) | {"too_many_connections"}
-    assert len(told(caplog)) <= 4  # with those that were let in, and fell silent
+    assert sum(each is not None and each[0] == 2 for each in answers) == 3
+    assert {each for each in answers if each is not None and each[0] != 2} == {(3, 2, 3, 2)}
+    assert "too_many_associations" in told(caplog)
+    assert len(told(caplog)) <= 3  # and of connections that were too many, and are closed at last
 
 
 # -- messages and data sets -----------------------------------------------------------------------
