@@ -6,7 +6,7 @@
  2. … and `recorder` makes it known to the `ledger`, or `spool` will after a crash. Only then is the
     sender told success.
  3. `assembly` takes studies that are quiet, tells their volumes apart (`headers`, `series`,
-    `geometry`) and labels them (`contrast`), with evidence or not at all.
+    `geometry`) and labels them (`contrast`, in doubt `appearance`), with evidence or not at all.
  4. `routing` finds which rules match and what is missing (`rules`, `conditions`); `query` asks the
     PACS whether it really is, and fetches what was not sent (`elsewhere` puts its answer beside),
  5. and plans what to make of what (`candidates`) with which model, or says why not.

@@ -18,10 +18,12 @@ from uuid import UUID
 
 from pydicom import config, dcmread
 
-from dicom_node.contrast import describe
+from dicom_node.appearance import find_fluid
+from dicom_node.contrast import describe, heed_fluid, wants_a_look
 from dicom_node.crashpoints import reach
 from dicom_node.domain import Closing, InquiryState, Instance, Origin, Series, Study
 from dicom_node.elsewhere import add_answers
+from dicom_node.errors import UnusableStudy
 from dicom_node.headers import BIRTH, IDENTITY, IMAGE_MODALITIES, SEX, read_header
 from dicom_node.identifiers import installation_uid
 from dicom_node.ledger import UID_CONFLICT, Inquiry, Ledger, StudyRow
@@ -29,14 +31,20 @@ from dicom_node.node_settings import Assembly as AssemblySettings
 from dicom_node.pixels import READ_ERRORS
 from dicom_node.routing import CONFLICTS, Decision, Judge
 from dicom_node.rules import Contrasts
-from dicom_node.series import split_series
+from dicom_node.series import count_voxels, split_series
 from dicom_node.settings import Configuration
 from dicom_node.store import Store
+from dicom_node.volumes import read_volume
 
 if TYPE_CHECKING:
     from synthesis.registry import ModelCard
 
 logger = logging.getLogger(__name__)
+
+MOST_LOOKED_AT = 16
+"""Series of one study whose pixels are read before it is judged; each takes about a second."""
+LARGEST_LOOKED_AT = 2**26
+"""Voxels of such a series: as many as 256 slices of 512 by 512, 256 MiB as float32."""
 
 
 def sweep(
@@ -133,6 +141,34 @@ def build_study(
         for each in split_series(list(instances))
     )
     return Study(study_instance_uid=study_instance_uid, generation=generation, series=series)
+
+
+def look_closer(study: Study, contrasts: Contrasts, find_path: Callable[[Instance], Path]) -> Study:
+    """Return the study with its doubtful labels checked against pixels.
+
+    Args:
+        study: labelled by its headers.
+        contrasts: the vocabulary.
+        find_path: where the file of an instance is.
+    """
+    doubtful = [series for series in study.series if wants_a_look(series, contrasts)]
+    if not doubtful:
+        return study
+    checked = {id(each): _look(each, contrasts, find_path) for each in doubtful[:MOST_LOOKED_AT]}
+    return replace(study, series=tuple(checked.get(id(each), each) for each in study.series))
+
+
+def _look(series: Series, contrasts: Contrasts, find_path: Callable[[Instance], Path]) -> Series:
+    if count_voxels(series) > LARGEST_LOOKED_AT:
+        return series
+    try:
+        volume, _ = read_volume([find_path(instance) for instance in series.instances])
+    except UnusableStudy:
+        return series  # the job will say why; a label is not the place
+    fluid = find_fluid(volume.array, volume.affine)
+    if fluid is None or series.label is None:
+        return series
+    return replace(series, label=heed_fluid(series.label, fluid, contrasts))
 
 
 def find_hold(study: Study, decision: Decision, conflicts: int = 0) -> tuple[str, str] | None:
@@ -258,6 +294,10 @@ class Assembling:
         reach("assembly.labelled")
         decision = judge.find_gaps(study)
         closing = self._find_closing(study, decision, closings)
+        if closing is not None:  # pixels are read only of a study whose time has come
+            study = look_closer(study, judge.contrasts, lambda each: self._store.path(each.path))
+            decision = judge.find_gaps(study)
+            closing = self._find_closing(study, decision, closings)
         if closing is None:
             return False
         reach("routing.judged")

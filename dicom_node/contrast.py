@@ -103,6 +103,52 @@ def label_header(modality: str, header: Header, contrasts: Contrasts) -> Label:
     return replace(label, attributes={**_read_attributes(header, contrasts), **label.attributes})
 
 
+def wants_a_look(series: Series, contrasts: Contrasts) -> bool:
+    """Say whether the pixels of a labelled series should be looked at: `heed_fluid`.
+
+    That is a readable volume of a head of which no physics tell what it is: words alone do, or
+    nothing does.
+    """
+    label = series.label
+    if (
+        label is None
+        or contrasts.heads is None
+        or series.modality != "MR"
+        or series.origin is not Origin.ACQUIRED
+        or series.problem is not None
+        or label.confidence > max(contrasts.text.values())
+    ):
+        return False
+    open_to = label.candidates if label.contrast is None else (label.contrast,)
+    tells = any(_find_fluid(each, contrasts) for each in open_to)
+    return tells and matches(contrasts.heads, series.instances[0].header or {})
+
+
+def heed_fluid(label: Label, fluid: str, contrasts: Contrasts) -> Label:
+    """Return a label in the light of how the fluid looks: kept, withdrawn, or fewer candidates.
+
+    Pixels never name a contrast: several have fluid that is dark.
+    """
+    seen = f"the pixels show {fluid} fluid"
+    if label.contrast is None:
+        left = tuple(
+            each for each in label.candidates if _find_fluid(each, contrasts) in (None, fluid)
+        )
+        return replace(label, candidates=left, evidence=(*label.evidence, seen))
+    expected = _find_fluid(label.contrast, contrasts)
+    if expected in (None, fluid):
+        return replace(label, evidence=(*label.evidence, seen))
+    others = tuple(each for each, its in contrasts.contrasts.items() if its.fluid == fluid)
+    why = f"{seen}, and that of {label.contrast} is {expected}"
+    withdrawn = _abstain((label.contrast, *others), why, label.evidence)
+    return replace(withdrawn, attributes=label.attributes)
+
+
+def _find_fluid(label: ContrastLabel, contrasts: Contrasts) -> str | None:
+    contrast = contrasts.contrasts.get(label)
+    return None if contrast is None else contrast.fluid
+
+
 def _label_other(modality: str) -> Label:
     """Label what is neither MR nor CT nor PET as what its modality says."""
     if not modality:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dicom_node.assembly import build_study, find_hold, read_folder
+from dicom_node.assembly import build_study, find_hold, look_closer, read_folder
 from dicom_node.domain import Instance, Series, Study, StudyState
 from dicom_node.elsewhere import add_answers
 from dicom_node.headers import read_header
@@ -42,6 +42,7 @@ def explain_study(
     )
     inquiries = ledger.inquiries(study_instance_uid)
     study = add_answers(study, inquiries, judge.contrasts, ledger, store)
+    study = look_closer(study, judge.contrasts, lambda each: store.path(each.path))
     explanation = _explain(study, judge, now, conflicts=len(ledger.conflicts(study_instance_uid)))
     deliveries = describe_deliveries(ledger.deliveries(study_instance_uid))
     answers = [
@@ -90,6 +91,7 @@ def _explain_files(
         judge.contrasts,
         creator_uid=installation_uid(judge.namespace),
     )
+    study = look_closer(study, judge.contrasts, lambda each: Path(each.path))
     return _explain(study, judge, now, conflicts=len(contents) - len(firsts))
 
 

@@ -112,6 +112,7 @@ class Contrast(Strict):
             may use for short ("T2" of a FLAIR): no contradiction, then.
         with_agent: the contrast that this one becomes when a contrast agent was given.
         also_derived: a scanner computes it (ADC), so that a derived series may fill its slot.
+        fluid: how the fluid of a head looks in it, where it is far from brain.
     """
 
     says: str
@@ -125,6 +126,7 @@ class Contrast(Strict):
     looks_like: tuple[ContrastLabel, ...] = ()
     with_agent: ContrastLabel | None = None
     also_derived: bool = False
+    fluid: Literal["dark", "bright"] | None = None
 
 
 class Agent(Strict):
@@ -178,6 +180,8 @@ class Contrasts(Strict):
         derived: how a derived series shows; the first that holds decides.
         contrast_agent: how a contrast agent shows.
         attributes: what else is read off a header (fat suppression …), and when.
+        heads: series whose pixels are looked at where physics are silent: is their fluid dark?
+            None: never.
         contrasts: the vocabulary, by label.
     """
 
@@ -189,6 +193,7 @@ class Contrasts(Strict):
     never_plain: tuple[Exclusion, ...]
     derived: tuple[Derivation, ...]
     attributes: Mapping[str, Condition] = Field(default_factory=dict)
+    heads: Condition | None = None
     contrasts: Mapping[ContrastLabel, Contrast]
 
     @property

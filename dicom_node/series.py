@@ -54,6 +54,16 @@ def split_series(instances: Iterable[Instance]) -> list[Series]:
 Problem = tuple[str, str] | None
 
 
+def count_voxels(series: Series) -> int:
+    """Return how many voxels a volume has by its headers."""
+    total = 0
+    for instance in series.instances:
+        facts = _facts(instance)
+        planes = len(facts.get(FRAME_POSITIONS) or [None])
+        total += planes * int(facts.get("Rows") or 0) * int(facts.get("Columns") or 0)
+    return total
+
+
 def _find_largest_b_value(instances: Iterable[Instance]) -> float | None:
     values = [_facts(instance).get("DiffusionBValue") for instance in instances]
     numbers = [value for value in values if isinstance(value, int | float)]

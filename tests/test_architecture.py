@@ -9,6 +9,7 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args, get_origin
@@ -114,6 +115,7 @@ def test_only_the_two_packages_are_installed():
     assert {name.split(".")[0] for name in found} == set(PACKAGES)
 
 
+@cache
 def documented(model: type[BaseModel], name: str) -> bool:
     """Say whether a field is described: in its class's docstring, beside it, or by `Field`."""
     if model.model_fields[name].description:

@@ -4,10 +4,13 @@ from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
+from highdicom import Volume
 from pydicom import Dataset
 
 from dicom_node import assembly, settings
+from dicom_node.acquired import write_series
 from dicom_node.domain import Closing, Instance, StudyState
 from dicom_node.elements import encode
 from dicom_node.identifiers import installation_uid
@@ -15,7 +18,7 @@ from dicom_node.ledger import Ledger
 from dicom_node.settings import Configuration
 from dicom_node.store import Store
 from doubles.ledger import Clock
-from doubles.series import make_series, write_files
+from doubles.series import HEAD_MM, make_head, make_series, make_study, write_files
 from doubles.studies import CARDS, CONFIG, acquire, label_study, make_judge
 from doubles.tools import require_data
 
@@ -346,6 +349,25 @@ def test_folder_is_read_as_studies(tmp_path: Path) -> None:
 
     assert sorted(len(instances) for instances in studies.values()) == [6, 6]
     assert all(each.header for instances in studies.values() for each in instances)
+
+
+@pytest.mark.parametrize(("fluid", "label"), [(0.25, None), (2.4, "T2w")])
+def test_label_of_words_alone_is_checked_against_the_pixels(
+    node: Node, fluid: float, label: str | None
+) -> None:
+    affine = np.diag([HEAD_MM, HEAD_MM, HEAD_MM, 1.0])
+    volume = Volume(array=make_head(fluid), affine=affine, coordinate_system="PATIENT")
+    images = write_series(
+        make_study(), volume, modality="MR", number=1, description="AX T2", acquisition={}
+    )
+    study = node.receive(images)
+
+    assert node.assemble() == 1
+
+    (series,) = node.ledger.read_judgement(study).series
+    assert series.label is not None
+    assert series.label.contrast == label
+    assert any("the pixels show" in line for line in series.label.evidence)
 
 
 def read_labels(*parts: str) -> dict[str, tuple[str | None, str]]:

@@ -1,10 +1,11 @@
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydicom.sr.codedict import Collection
 
-from dicom_node.contrast import describe, find_origin
+from dicom_node.contrast import describe, find_origin, heed_fluid, wants_a_look
 from dicom_node.domain import Label, Origin, Series
 from dicom_node.rules import Contrasts
 from doubles.studies import (
@@ -436,6 +437,49 @@ def test_evidence_repeats_no_text_but_the_words_of_the_vocabulary() -> None:
 
     assert found.contrast == "T1w"
     assert "jane" not in " ".join(found.evidence).casefold()
+
+
+def describe_head(description: str, **facts: object) -> Series:
+    return describe_facts(BodyPartExamined="BRAIN", SeriesDescription=description, **facts)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "series"),
+    [
+        (True, describe_head("AX T2")),
+        (True, describe_head("series 4")),
+        (False, describe_head("AX T2", **ACQUISITIONS["T2w"])),
+        (False, describe_head("3-plane localizer")),
+        (False, describe_head("AX T2", ImageType=["DERIVED", "SECONDARY", "MPR"])),
+        (False, describe_facts(BodyPartExamined="KNEE", SeriesDescription="AX T2")),
+        (False, replace(describe_head("AX T2"), problem=("slice_gap", "a slice is missing"))),
+    ],
+)
+def test_pixels_are_looked_at_only_where_words_alone_speak(wanted: bool, series: Series) -> None:
+    assert wants_a_look(series, CONTRASTS) is wanted
+
+
+def test_dark_fluid_withdraws_a_t2w_that_words_alone_named() -> None:
+    named = describe_head("AX T2").label
+    assert named is not None
+
+    withdrawn = heed_fluid(named, "dark", CONTRASTS)
+
+    assert withdrawn.contrast is None
+    assert {"T2w", "T1w", "FLAIR"} <= set(withdrawn.candidates)
+    assert "the pixels show dark fluid" in withdrawn.evidence[0]
+    assert heed_fluid(named, "bright", CONTRASTS).contrast == "T2w"
+
+
+def test_bright_fluid_leaves_fewer_candidates_and_names_none() -> None:
+    silent = describe_head("series 4").label
+    assert silent is not None
+
+    seen = heed_fluid(silent, "bright", CONTRASTS)
+
+    assert seen.contrast is None
+    assert "T2w" in seen.candidates
+    assert {"T1w", "T1c", "FLAIR"}.isdisjoint(seen.candidates)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from highdicom import Volume
+from numpy.typing import NDArray
 from pydicom import Dataset
 
 from dicom_node.acquired import AcquiredStudy, write_series
@@ -90,6 +91,23 @@ def make_series(
         description=f"{label} test",
         acquisition=ACQUISITIONS[label],
     )
+
+
+HEAD_MM = 3.0
+"""Between the voxels of `make_head`."""
+
+
+def make_head(fluid: float) -> NDArray[np.float32]:
+    """Return a head of 90 mm radius: air, scalp, dark skull, brain, and ventricles of `fluid`."""
+    axes = np.indices((64, 64, 64)) * HEAD_MM - 96
+    radius = np.sqrt((axes**2).sum(axis=0))
+    ventricles = np.sqrt(axes[0] ** 2 + (axes[1] / 2) ** 2 + (axes[2] - 10) ** 2)
+    head = np.zeros(radius.shape, np.float32)
+    head[radius < 90] = 2.0
+    head[radius < 84] = 0.02
+    head[radius < 78] = 1.0 + 0.1 * np.sin(axes[0])[radius < 78]
+    head[ventricles < 16] = fluid
+    return head * 300
 
 
 def make_enhanced() -> Dataset:
