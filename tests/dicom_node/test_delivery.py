@@ -1,4 +1,5 @@
 import logging
+import ssl
 import threading
 import time
 from collections import Counter
@@ -13,7 +14,9 @@ import pytest
 
 from dicom_node.delivery import Destination, park_unserved
 from dicom_node.domain import DeliveryState
+from dicom_node.node_settings import TLS
 from dicom_node.outcomes import find_pause, judge_status
+from doubles.certificates import make_authority, make_certificate
 from doubles.ledger import (
     judge,
     make_instance,
@@ -245,6 +248,72 @@ def test_a_kind_that_turns_up_later_gets_an_association_that_is_for_it(empty):
 
     assert taken == [3, 3]
     assert len(pacs.proposed) == 2
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what one authority signed for the node and for PACS, and a stranger's."""
+    folder = tmp_path_factory.mktemp("keys")
+    authority = make_authority(folder)
+    for name in ("node", "pacs"):
+        make_certificate(folder, authority, name)
+    make_certificate(folder, authority, "elsewhere", host="DNS:elsewhere.example")
+    make_certificate(
+        folder, authority, "expired", starts=timedelta(days=-2), lasts=timedelta(days=1)
+    )
+    make_certificate(folder, make_authority(folder, "other"), "stranger")
+    return folder
+
+
+@pytest.fixture
+def own(keys: Path) -> TLS:
+    return TLS(certificate=keys / "node.pem", key=keys / "node.key", ca=keys / "authority.pem")
+
+
+def show(keys: Path, name: str) -> ssl.SSLContext:
+    """Return the settings of a PACS that shows a certificate, and wants one of the authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(keys / "authority.pem")
+    context.load_cert_chain(keys / f"{name}.pem", keys / f"{name}.key")
+    return context
+
+
+@pytest.mark.integration
+def test_results_go_over_one_tls_session_as_long_as_there_is_work(outbox, keys, own):
+    statuses = dict.fromkeys(outbox.uids, 0) | {outbox.uids[2]: 0xA700}
+    with (
+        ScriptedPacs(statuses.__getitem__, tls=show(keys, "pacs")) as pacs,
+        closing(outbox.destination("pacs", peer={"tls": True}, tls=own, pacs=pacs)) as destination,
+    ):
+        destination.sweep()
+        statuses[outbox.uids[2]] = 0
+        outbox.clock.advance(minutes=1)
+        assert destination.sweep() == 1
+
+    assert outbox.states() == [SENT] * 3
+    assert pacs.associations == 1
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("shown", "reason"),
+    [
+        ("elsewhere", "IP address mismatch"),
+        ("expired", "expired"),
+        ("stranger", "unable to get local issuer certificate"),
+    ],
+)
+def test_nothing_goes_to_a_peer_whose_certificate_is_not_good(outbox, keys, own, shown, reason):
+    with (
+        ScriptedPacs(tls=show(keys, shown)) as pacs,
+        closing(outbox.destination("pacs", peer={"tls": True}, tls=own, pacs=pacs)) as destination,
+    ):
+        assert destination.sweep() == 0
+
+    assert pacs.received == []
+    assert {each.attempts for each in outbox.deliveries()} == {0}
+    assert reason in outbox.ledger.outages()["pacs"].reason
 
 
 @pytest.mark.integration

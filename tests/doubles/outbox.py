@@ -15,7 +15,7 @@ from dicom_node.delivery import Destination, find_alerts
 from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.domain import Delivery, DeliveryState, DerivedInstance
 from dicom_node.ledger import Ledger
-from dicom_node.node_settings import NodeSettings, Peer, Receiver, StorageClasses
+from dicom_node.node_settings import TLS, NodeSettings, Peer, Receiver, StorageClasses
 from dicom_node.part10 import encode_file_meta
 from dicom_node.store import Store
 from doubles.ledger import Clock, finish, make_derived, make_plan, receive_and_judge
@@ -91,11 +91,15 @@ class Outbox:
         )
 
     def settings(
-        self, commitment: str = "none", peer: Mapping[str, Any] | None = None, **pacs: Any
+        self,
+        commitment: str = "none",
+        peer: Mapping[str, Any] | None = None,
+        tls: TLS | None = None,
+        **pacs: Any,
     ) -> NodeSettings:
         """Return settings whose peers are called as these are, each with AE title and port.
 
-        `peer` has settings of all of them.
+        `peer` has settings of all of them, `tls` the certificate of the node.
         """
         peers = {
             alias: Peer(
@@ -113,7 +117,9 @@ class Outbox:
             ae_title="DICOM_NODE",
             data_folder=self.folder,
             models_folder=self.folder,
-            receiver=Receiver(port=0, storage_classes=StorageClasses(image=("MRImageStorage",))),
+            receiver=Receiver(
+                port=0, tls=tls, storage_classes=StorageClasses(image=("MRImageStorage",))
+            ),
             peers=peers,
         )
 
