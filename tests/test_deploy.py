@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dicom_node.node_settings import read_node
+from doubles.tools import require_program
+
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 SERVE = ["serve", "--config"]
@@ -17,6 +20,10 @@ SERVE = ["serve", "--config"]
 
 def read_compose():
     return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+def read_scale():
+    return yaml.safe_load((DEPLOY / "compose.scale.yaml").read_text())
 
 
 def read_unit():
@@ -57,6 +64,68 @@ def test_compose_builds_targets_of_the_dockerfile():
     services = read_compose()["services"]
 
     assert {service["build"]["target"] for service in services.values()} <= targets
+
+
+def test_scaled_box_builds_targets_of_the_dockerfile_and_shows_no_port():
+    targets = set(re.findall(r"^FROM \S+ AS (\S+)$", (DEPLOY / "Dockerfile").read_text(), re.M))
+    services = read_scale()["services"]
+
+    assert {one["build"]["target"] for one in services.values() if "build" in one} <= targets
+    assert not any("ports" in one for one in services.values())
+
+
+def test_scaled_box_sets_what_the_node_understands(monkeypatch):
+    monkeypatch.setenv("DICOM_NODE_LEDGER", "postgresql://node:pw@database/node")
+    serve, _, config, *sets = read_scale()["services"]["node"]["command"]
+    overrides = [word for word in sets if word != "--set"]
+
+    node = read_node(ROOT / config, overrides)
+
+    assert [serve, "--config"] == SERVE
+    assert node.ledger_url.endswith("?sslmode=verify-full")
+    assert node.executor.scheduler == f"tls://scheduler:{port_of_the_scheduler()}"
+    assert node.executor.tls.certificate.parent == Path("/certificates/dask")
+
+
+def port_of_the_scheduler():
+    words = read_scale()["services"]["scheduler"]["command"]
+    return words[words.index("--port") + 1]
+
+
+@pytest.mark.parametrize("role", ["scheduler", "worker"])
+def test_scaled_box_starts_dask_with_its_configuration_and_mutual_tls(role):
+    service = read_scale()["services"][role]
+    words = service["command"]
+
+    assert service["entrypoint"] == ["dask", role]
+    assert service["environment"]["DASK_CONFIG"].endswith("deploy/dask.yaml")
+    assert "--no-dashboard" in words
+    assert {"--tls-ca-file", "--tls-cert", "--tls-key"} <= set(words)
+    assert role == "scheduler" or words[words.index("--nthreads") + 1] == "1"
+
+
+def test_dask_is_configured_to_run_nothing_twice_and_to_answer_nobody():
+    settings = yaml.safe_load((DEPLOY / "dask.yaml").read_text())["distributed"]
+
+    assert settings["scheduler"]["allowed-failures"] == 0
+    assert settings["scheduler"]["http"]["routes"] == []
+    assert settings["worker"]["http"]["routes"] == []
+
+
+@pytest.mark.integration
+def test_certificates_of_the_cluster_are_made_once_and_fit(tmp_path):
+    openssl = require_program("openssl", "openssl")
+    for _ in range(2):
+        subprocess.run([DEPLOY / "make-certificates", tmp_path, "db.site"], check=True)
+
+    for name in ("dask/scheduler", "dask/worker", "dask/node", "database/server"):
+        authority = tmp_path / name.split("/")[0] / "authority.pem"
+        command = [openssl, "verify", "-CAfile", authority, tmp_path / f"{name}.pem"]
+        subprocess.run(command, check=True, capture_output=True)
+        assert (tmp_path / f"{name}.key").stat().st_mode & 0o077 == 0
+    host = ["x509", "-noout", "-checkhost", "db.site", "-in", tmp_path / "database" / "server.pem"]
+    said = subprocess.run([openssl, *host], check=True, capture_output=True, text=True).stdout
+    assert "does match" in said
 
 
 def test_nothing_of_the_box_listens_beyond_this_machine():

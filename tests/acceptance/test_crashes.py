@@ -1,8 +1,12 @@
-"""The node dies as by a power cut at each step of the walk, once: the study ends the same."""
+"""The node dies as by a power cut at each step of the walk, once: the study ends the same.
+
+So it does with its ledger in PostgreSQL and its jobs on workers of Dask, whichever of them dies.
+"""
 
 import io
+import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,8 +16,10 @@ from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.demonstration.studies import Parcel
 from dicom_node.domain import DeliveryState
 from dicom_node.jobs import JobState
+from doubles.dask import Dask, run_dask
 from doubles.dcmtk import storescu
 from doubles.node import AE_TITLE, NodeUnderTest
+from doubles.postgresql import PostgreSQL, run_postgresql
 
 pytestmark = pytest.mark.acceptance
 
@@ -160,3 +166,62 @@ def test_deletion_goes_on_after_a_kill(
             undisturbed
         )
     assert node.stop() == 0
+
+
+DSN = "DICOM_NODE_LEDGER"
+
+
+@pytest.fixture
+def database(monkeypatch) -> Iterator[PostgreSQL]:
+    """A server with an empty database, of which nodes and workers hear by their environment."""
+    with run_postgresql() as server:
+        monkeypatch.setenv(DSN, server.make_url())
+        yield server
+
+
+@pytest.fixture
+def dask(tmp_path, database) -> Iterator[Dask]:
+    folder = tmp_path / "dask"
+    folder.mkdir()
+    with run_dask(folder, workers=0) as dask:
+        yield dask
+
+
+@pytest.mark.parametrize("victim", ["nobody", "worker", "node", "database"])
+def test_study_ends_the_same_on_other_machines(
+    victim, sent, orthanc, undisturbed, copying_models, make_node, database, dask, tmp_path
+):
+    empty(orthanc, sent.study_instance_uid)
+    once = tmp_path / "died"
+    crash = {"DICOM_NODE_CRASH_ONCE": str(once)}
+    at = {"worker": "work.read", "node": "dispatch.claimed"}
+    crashes = {who: {**crash, "DICOM_NODE_CRASH_AT": step} for who, step in at.items()}
+    dask.add_worker(environment=crashes["worker"] if victim == "worker" else {})
+    node = make_node(
+        [
+            f"installation={INSTALLATION}",
+            f"models_folder={copying_models}",
+            f"ledger={{kind: postgresql, dsn_env: {DSN}}}",
+            f"executor={dask.describe()}",
+        ]
+    )
+    node.start(crashes["node"] if victim == "node" else {})
+
+    assert send(node, sent)
+    if victim == "node":
+        assert node.wait_for_death() == KILLED
+        node.start()
+    for _ in range(3 if victim == "database" else 0):
+        time.sleep(1.0)  # at another step each time
+        database.restart()
+    node.wait_for(sent.study_instance_uid)
+
+    assert once.exists() == (victim in crashes)
+    assert read_pacs(orthanc, sent.study_instance_uid) == undisturbed
+    with node.ledger() as ledger:
+        (job,) = ledger.jobs(sent.study_instance_uid)
+        assert (job.state, job.losses) == (JobState.DONE, int(victim == "worker"))
+        deliveries = ledger.deliveries(sent.study_instance_uid)
+        assert {one.state for one in deliveries} == {DeliveryState.SENT}
+    assert node.stop() == 0
+    assert not list((tmp_path / "node").rglob("ledger.sqlite"))

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -46,7 +46,13 @@ class Dask:
         for _ in range(workers):
             self.add_worker(resources)
 
-    def add_worker(self, resources: str = "GPU=1", *, ca: Path | None = None) -> Child:
+    def add_worker(
+        self,
+        resources: str = "GPU=1",
+        *,
+        ca: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Child:
         """Start one more worker, whose certificate `ca` signs."""
         name = f"worker-{len(self._workers) + 1}"
         worker = self._build(
@@ -56,6 +62,7 @@ class Dask:
             *(("--resources", resources) if resources else ()),
             *("--no-dashboard", "--dashboard-address", "127.0.0.1:0"),
             ca=ca,
+            environment=environment,
         )
         worker.start()
         self._workers.append(worker)
@@ -85,30 +92,43 @@ class Dask:
         assert isinstance(limit, timedelta)
         return DaskCluster(DaskExecutor(**(settings | changes)), limit)
 
+    def describe(self) -> str:
+        """Return what node.yaml says of it under `executor`, in YAML."""
+        files = ", ".join(f"{name}: {path}" for name, path in self.tls())
+        tls = f"{{{files}}}"
+        return f"{{kind: dask, scheduler: '{self.address}', resources: {{GPU: 1}}, tls: {tls}}}"
+
     def read_logs(self) -> str:
         return "".join(each.read_log() for each in (self.scheduler, *self._workers))
 
-    def _build(self, role: str, *arguments: str, ca: Path | None = None) -> Child:
+    def _build(
+        self,
+        role: str,
+        *arguments: str,
+        ca: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Child:
         tls = self.tls(ca, role)
         program = str(Path(sys.executable).with_name("dask"))
         files = {"--tls-ca-file": tls.ca, "--tls-cert": tls.certificate, "--tls-key": tls.key}
         words = [word for option, path in files.items() for word in (option, str(path))]
-        environment = {
+        variables = {
             **os.environ,
             "DASK_CONFIG": str(CONFIGURATION),
             "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
             **self._settings,
+            **(environment or {}),
         }
         log = self._folder / f"{role}.log"
-        return Child([program, role, *arguments, *words], log, environment)
+        return Child([program, role, *arguments, *words], log, variables)
 
 
 @contextmanager
-def run_dask(folder: Path, **settings: str) -> Iterator[Dask]:
-    """Give a scheduler with one worker."""
+def run_dask(folder: Path, workers: int = 1, **settings: str) -> Iterator[Dask]:
+    """Give a scheduler with workers."""
     dask = Dask(folder, **settings)
     try:
-        dask.start()
+        dask.start(workers)
         yield dask
     finally:
         dask.stop()

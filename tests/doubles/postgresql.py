@@ -112,9 +112,12 @@ class PostgreSQL:
 
 
 @contextmanager
-def run_postgresql() -> Iterator[PostgreSQL]:
-    """Give a running cluster in a folder of its own, which goes at the end."""
-    in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+def run_postgresql(*, in_memory: bool = True) -> Iterator[PostgreSQL]:
+    """Give a running cluster in a folder of its own, in memory if there is room, else on the disk.
+
+    The folder goes at the end.
+    """
+    in_memory = in_memory and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
     folder = Path(mkdtemp(prefix="postgresql-", dir=MEMORY if in_memory else gettempdir()))
     try:
         server = PostgreSQL(folder)
