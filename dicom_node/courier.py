@@ -14,8 +14,9 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -44,9 +45,9 @@ BATCH = 128
 RECORD_SECONDS = 1.0
 """Fewer are recorded when the first of them came so long ago."""
 
-WORTH_A_THREAD = range(64 * 1024, 16 * 1024**2)
-"""Sizes of files that are read and hashed in a thread beside: the hash of a smaller one takes less
-time than to hand it over, and larger ones are not kept in memory before their turn."""
+WORTH_A_THREAD = range(256 * 1024, 16 * 1024**2)
+"""Sizes of files that are read and hashed in a thread beside: with a smaller one there is little to
+gain over handing it on, and larger ones are not kept in memory before their turn."""
 
 READ_AHEAD = 2
 
@@ -133,18 +134,19 @@ class Courier:
             StorageError: the ledger does not answer; what was not recorded is sent again.
         """
         try:
-            for delivery, file in self._read_ahead(deliveries):
-                parcel = self._pack(delivery, file)
-                if parcel is not None:
-                    room = 1 if delivery.attempts else self._association.window
-                    while len(self._under_way) >= room:
-                        self._hear()
-                    self._send(parcel)
-                self._unsent.popleft()
-                if len(self._attempts) >= BATCH or (
-                    self._attempts and time.monotonic() >= self._record_at
-                ):
-                    self._record()
+            with closing(self._read_ahead(deliveries)) as files:
+                for delivery, file in files:
+                    parcel = self._pack(delivery, file)
+                    if parcel is not None:
+                        room = 1 if delivery.attempts else self._association.window
+                        while len(self._under_way) >= room:
+                            self._hear()
+                        self._send(parcel)
+                    self._unsent.popleft()
+                    if len(self._attempts) >= BATCH or (
+                        self._attempts and time.monotonic() >= self._record_at
+                    ):
+                        self._record()
             while self._under_way:
                 self._hear()
         finally:
@@ -169,7 +171,7 @@ class Courier:
 
     def _read_ahead(
         self, deliveries: Iterable[Delivery]
-    ) -> Iterator[tuple[Delivery, bytes | _Unreadable]]:
+    ) -> Generator[tuple[Delivery, bytes | _Unreadable], None, None]:
         """Yield each delivery with its file, of which some are read before their turn."""
         with ThreadPoolExecutor(1, thread_name_prefix="courier") as reader:
             ahead: deque[tuple[Delivery, Future[bytes | _Unreadable]]] = deque()

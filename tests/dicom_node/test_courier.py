@@ -108,6 +108,37 @@ def fill_richly(outbox: Outbox) -> None:
 
 
 @pytest.mark.integration
+def test_what_is_read_ahead_is_checked_and_goes_once_in_its_turn(outbox):
+    content = Dataset()
+    content.BitsAllocated = 8
+    content.add_new("PixelData", "OW", bytes(400_000))
+    outbox.fill(instances=9, content=content)
+    paths = [each.instance.path for each in outbox.deliveries()]
+    outbox.store.write(paths[2], b"rotten")
+    outbox.store.delete(paths[3])
+    tries = Counter()
+
+    def dies_at(uid: str) -> bool:
+        tries[uid] += 1
+        return uid == outbox.uids[5] and tries[uid] == 1
+
+    with WindowPacs(dies_at=dies_at) as pacs:
+        outbox.sweep(pacs)
+        middle = outbox.states()
+        outbox.clock.advance(minutes=1)
+        outbox.sweep(pacs)
+
+    assert middle == [SENT, SENT, PARKED, PENDING, SENT, *[PENDING] * 4]
+    assert outbox.states() == [SENT, SENT, PARKED, PENDING, *[SENT] * 5]
+    broken = outbox.uids[5]
+    assert [uid for uid in pacs.received if uid != broken] == [
+        uid for uid in outbox.uids if uid not in {*outbox.uids[2:4], broken}
+    ]
+    assert pacs.received.count(broken) == 2
+    assert [each.attempts for each in outbox.deliveries()] == [1, 1, 1, 2, 1, 2, 1, 1, 1]
+
+
+@pytest.mark.integration
 def test_a_peer_that_takes_implicit_vr_only_gets_every_value_and_it_is_told(outbox, caplog):
     fill_richly(outbox)
     caplog.set_level("INFO")
