@@ -20,7 +20,7 @@ from dicom_node.appearance import Fluid, find_fluid
 from doubles.studies import ACQUISITIONS, label_study, load_contrasts, make_series
 from doubles.tools import find_data
 from labelling.document import Table, print_tables, write_tables
-from labelling.measure import judge, list_tables
+from labelling.measure import judge, kind_of, list_tables
 from labelling.truth import read_truth
 
 HEADS = {
@@ -66,12 +66,17 @@ def main() -> int:
     if data is None:
         sys.exit("the real test images are missing: let DICOM_NODE_DATA name their folder")
     truths, contrasts = read_truth(data), load_contrasts()
-    parts = {"Tuning part": False, "Held-out part": True}
-    if options.part == "tuning":
-        del parts["Held-out part"]
+    tuning = [truth for truth in truths if not truth.held_out]
+    held_out = [truth for truth in truths if truth.held_out]
+    known = {kind_of(truth) for truth in tuning}
+    parts = {"Tuning part": tuning}
+    if options.part == "both":
+        parts["Held-out part"] = held_out
+        parts["Held-out part, unlike any of the tuning part"] = [
+            truth for truth in held_out if kind_of(truth) not in known
+        ]
     tables: list[Table] = []
-    for part, held_out in parts.items():
-        those = [truth for truth in truths if truth.held_out == held_out]
+    for part, those in parts.items():
         for name, text_hidden in ((part, False), (f"{part}, text hidden", True)):
             tables += list_tables(name, judge(those, contrasts, text_hidden=text_hidden))
     tables.append(

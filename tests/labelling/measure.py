@@ -25,6 +25,11 @@ _KIND = (
 Row = Sequence[str]
 
 
+def kind_of(truth: Truth) -> tuple[str, ...]:
+    """Return what series of one scanner and one sequence have in common."""
+    return tuple(str(truth.header.get(keyword)) for keyword in _KIND)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """One series: what it is, and what the labeller says."""
@@ -172,7 +177,7 @@ def list_tables(title: str, outcomes: Sequence[Outcome]) -> Iterator[tuple[str, 
 def _overall(outcomes: Sequence[Outcome]) -> Iterator[Row]:
     found = Figures(outcomes)
     yield "series", str(len(outcomes)), "", ""
-    kinds = {tuple(str(each.truth.header.get(k)) for k in _KIND) for each in outcomes}
+    kinds = {kind_of(each.truth) for each in outcomes}
     yield "of these with different scanners or sequences", str(len(kinds)), "", ""
     yield "decidable", str(found.decidable), "", ""
     yield (
