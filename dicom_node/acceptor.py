@@ -266,9 +266,11 @@ class Acceptor:
         announced = min(ANNOUNCED_BYTES, self._door.limits.pdu_bytes)
         wire.send(upper_layer.encode_accept(request_body, results, announced, roles))
         if request.user_identity_type:  # no credential here: addresses and certificates are
-            _logger.info(
-                "receive.user_identity_ignored",
-                extra={"peer": caller.alias, "type": request.user_identity_type},
+            self._complaints.note(
+                "user_identity_ignored",
+                who=caller.alias,
+                level=logging.INFO,
+                type=request.user_identity_type,
             )
         abstract = {each.context_id: each.abstract_syntax for each in request.contexts}
         accepted = [
@@ -305,7 +307,11 @@ class Acceptor:
             raise RejectedError("application_context", 1, 1, 2)
         if self._stopping():
             raise RejectedError("stopping", 2, 3, 1)
-        if shutil.disk_usage(self._door.folder).free < self._door.minimum_free_bytes:
+        try:
+            free = shutil.disk_usage(self._door.folder).free
+        except OSError:
+            raise RejectedError("disk_gone", 2, 3, 1) from None
+        if free < self._door.minimum_free_bytes:
             raise RejectedError("disk_almost_full", 2, 3, 1)
         if self._spool.recorder.is_shut:
             raise RejectedError("ledger_silent", 2, 3, 1)
@@ -358,7 +364,9 @@ class Acceptor:
             services.close()
             if services.association_id is not None:
                 self._delivering.discard(services.association_id)
-            _logger.info(
+            _logger.log(
+                # Who only verifies, as a monitor does each minute, is not worth a line.
+                logging.INFO if services.stored or services.refused else logging.DEBUG,
                 "receive.association_closed",
                 extra={
                     "peer": caller.alias,

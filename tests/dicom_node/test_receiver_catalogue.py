@@ -683,6 +683,19 @@ def test_nobody_comes_in_without_room_on_the_disk(tmp_path, caplog):
 
 
 @pytest.mark.catalogue("U35")
+def test_nobody_comes_in_while_the_disk_is_gone(tmp_path, caplog):
+    with open_door(tmp_path) as door, door.connect() as peer:
+        root = door.store.path("incoming").parent
+        aside = root.rename(root.with_name("aside"))
+        peer.send(associate_request())
+
+        assert peer.read_rejection() == (2, 3, 1)
+        aside.rename(root)
+
+    assert told(caplog) == ["disk_gone"]
+
+
+@pytest.mark.catalogue("U35")
 def test_nobody_comes_in_while_the_ledger_is_silent(tmp_path, caplog):
     with open_door(tmp_path, Durability.SYNCED) as door:
         door.spool.recorder.hear_of(UNWELL)
