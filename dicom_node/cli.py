@@ -18,7 +18,7 @@ import pydicom
 import typer
 from rich.console import Console
 
-from dicom_node import __version__, doctor, node, terminal
+from dicom_node import __version__, doctor, node, terminal, withdrawal
 from dicom_node.assembly import build_judge
 from dicom_node.audit import configure_logging
 from dicom_node.errors import ConfigurationError, DicomNodeError
@@ -240,6 +240,31 @@ def reject(
     Example: dicom-node reject 6f1d… --by "M. Meier" --why "motion"
     """
     _decide(config, overrides, lambda ledger: ledger.reject(job, by, why))
+
+
+@app.command()
+def withdraw(
+    job: JobId,
+    by: By,
+    why: Why,
+    config: ConfigFolder = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+) -> None:
+    """Take back a result that was sent and is not wanted any more (`when_late: ask` or `keep`).
+
+    The peers that took it get a Key Object Selection "Rejected for Quality Reasons".
+
+    Example: dicom-node withdraw 6f1d… --by "M. Meier" --why "the FLAIR was acquired after all"
+    """
+    _set_up_quiet()
+    configuration = load(config, overrides or [])
+    store = Store(configuration.node.store_folder)
+    with _open_ledger(configuration) as ledger:
+        found = ledger.find_outdated(job)
+        if not found:
+            raise LookupError(f"no peer took a result of job {job} that is not wanted any more")
+        namespace = configuration.node.installation or store.namespace()
+        withdrawal.withdraw(found[0], ledger, store, namespace, by=by, why=why)
 
 
 @app.command(name="doctor")

@@ -55,6 +55,7 @@ class Role(StrEnum):
     IMAGE = "image"
     UNCERTAINTY = "uncertainty"
     REPORT = "report"  # TID 1500 SR
+    WITHDRAWAL = "withdrawal"  # Key Object Selection that takes the others back
 
 
 class StudyState(StrEnum):

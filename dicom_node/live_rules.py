@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dicom_node.errors import ConfigurationError
+from dicom_node.rules import Routing
 from dicom_node.settings import RULE_FILES, Configuration, reload_rules
 from synthesis.errors import SynthesisError
 from synthesis.registry import ModelCard, load_cards
@@ -50,6 +51,11 @@ class LiveRules:
         self._lock = threading.Lock()
         self._taken: _Signature = ()
         self._seen: _Signature = ()
+
+    @property
+    def routing(self) -> Routing:
+        """The protocols that hold."""
+        return self._configuration.routing
 
     def look(self) -> Rules:
         """Return the rules that hold, after a look at the files.

@@ -23,7 +23,7 @@ from pathlib import Path
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from dicom_node import assembly, retention
+from dicom_node import assembly, retention, withdrawal
 from dicom_node.cluster import DaskCluster, check_installed
 from dicom_node.confirmation import Confirmation
 from dicom_node.delivery import (
@@ -187,6 +187,7 @@ class Node:
             counts = self._ledger.counts()
             backlogs, outages = self._ledger.backlogs(), self._ledger.outages()
             alerts += find_alerts(backlogs, outages, self._configuration.node, now())
+            alerts += withdrawal.find_alerts(self._ledger, self._rules.routing)
             if self._rules.problem is not None:
                 alerts.append(f"the last good rules hold, because of: {self._rules.problem}")
             gauges["oldest_pending_delivery_seconds"] = find_oldest_pending(backlogs, now())
@@ -262,6 +263,8 @@ class Node:
             self._noted = rules.configuration.digest
             self._ledger.note_rules(self._noted)
         assembly.sweep(self._ledger, self._store, rules.configuration, rules.cards, now)
+        namespace = self._configuration.node.installation or self._store.namespace()
+        withdrawal.sweep(self._ledger, self._store, rules.configuration.routing, namespace)
 
     def _build_inquirers(self) -> Iterator[Timer]:
         """Yield a timer for each peer that may be asked: one that is silent delays no other."""

@@ -365,6 +365,9 @@ class Rule(Strict):
         ask: whom to ask first whether what is not here is really missing; nobody, when left out.
         makes: what to make for slots that are not filled.
         send_to: aliases of peers in node.yaml.
+        when_late: what follows for a result that was sent and is not wanted any more, because the
+            real series came or its sources changed: `keep` both; `withdraw` it, by a Key Object
+            Selection "Rejected for Quality Reasons" to the peers that took it; `ask` a person.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
@@ -378,6 +381,7 @@ class Rule(Strict):
     ask: Ask | None = None
     makes: tuple[Make, ...] = ()
     send_to: tuple[str, ...] = ()
+    when_late: Literal["keep", "withdraw", "ask"] = "keep"
 
     @model_validator(mode="after")
     def _agrees(self) -> "Rule":

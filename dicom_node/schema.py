@@ -30,7 +30,7 @@ from sqlalchemy import (
 from dicom_node.domain import DeliveryState, InquiryState, Role, StudyState
 from dicom_node.jobs import JobState
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raise it with every change of a table, and write the migration in `ledger.migrations`."""
 
 

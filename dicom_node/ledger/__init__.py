@@ -10,6 +10,7 @@ with its event row. Read the files in the order of the walk:
     judgements   headers, labels, slots, gaps, plans
     queue        jobs: claim, lease, fence, outcome, and what an operator does
     outbox       deliveries, peers that do not answer
+    withdrawals  results that went out and are taken back
     promises     what peers say that they keep
     chronicle    events, counts, retention
     database     connection and transactions (below all of them)
@@ -36,11 +37,13 @@ from dicom_node.ledger.records import (
     JudgedSeries,
     Judgement,
     Outage,
+    Outdated,
     Receipt,
     Report,
     StudyRow,
     Unconfirmed,
 )
+from dicom_node.ledger.withdrawals import Withdrawals
 
 __all__ = [
     "HOLD_REASON",
@@ -58,6 +61,7 @@ __all__ = [
     "Judgement",
     "Ledger",
     "Outage",
+    "Outdated",
     "Receipt",
     "Report",
     "StudyRow",
@@ -65,7 +69,9 @@ __all__ = [
 ]
 
 
-class Ledger(Reception, Conflicts, Inquiries, Judgements, Queue, Outbox, Promises, Chronicle):
+class Ledger(
+    Reception, Conflicts, Inquiries, Judgements, Queue, Outbox, Withdrawals, Promises, Chronicle
+):
     """The ledger, open between `open` and `close`; safe to share between threads.
 
     Args of the constructor: a URL (`sqlite:////var/lib/…/ledger.sqlite`, or `postgresql://…` as

@@ -28,6 +28,7 @@ from dicom_node.domain import (
     Header,
     Instance,
     Refusal,
+    Role,
     Series,
     StudyState,
     SynthesisPlan,
@@ -44,7 +45,7 @@ from dicom_node.ledger.documents import (
     series_document,
 )
 from dicom_node.ledger.records import Judgement, StudyRow
-from dicom_node.schema import delivery, instance, job, judgement, study
+from dicom_node.schema import delivery, derived, instance, job, judgement, study
 
 SUPERSEDED = "superseded"
 """Why a delivery is parked when the study has changed under its job."""
@@ -278,11 +279,16 @@ class Judgements(Database):
         plans: Sequence[SynthesisPlan],
         now: datetime,
     ) -> int:
-        """Bring back superseded jobs that are wanted again: the same plan is the same job."""
+        """Bring back superseded jobs that are wanted again: the same plan is the same job.
+
+        What was withdrawn from peers stays so: they would keep it hidden under its UIDs.
+        """
+        withdrawn = select(derived.c.plan_id).where(derived.c.role == Role.WITHDRAWAL)
         wanted = connection.execute(
             select(job.c.plan_id).where(
                 job.c.plan_id.in_([plan.plan_id for plan in plans]),
                 job.c.state == JobState.SUPERSEDED,
+                job.c.plan_id.not_in(withdrawn),
             )
         ).scalars()
         plan_ids = list(wanted)

@@ -91,12 +91,73 @@ _TO_3 = (
     "CREATE INDEX inquiry_by_peer ON inquiry (peer, state, next_attempt)",
 )
 
+_TO_4_SQLITE = (
+    # SQLite cannot change a CHECK, and `withdrawal` is a new word in that of the role. What points
+    # to the old table goes first; a new name is followed by what points to the new one.
+    """
+    CREATE TABLE derived_4 (
+        sop_instance_uid VARCHAR(64) NOT NULL,
+        plan_id VARCHAR(32) NOT NULL,
+        sop_class_uid VARCHAR(64) NOT NULL,
+        series_instance_uid VARCHAR(64) NOT NULL,
+        role VARCHAR(16) NOT NULL,
+        number INTEGER NOT NULL,
+        sha256 VARCHAR(64) NOT NULL,
+        path TEXT NOT NULL,
+        forgotten_at DATETIME,
+        PRIMARY KEY (sop_instance_uid),
+        FOREIGN KEY(plan_id) REFERENCES job (plan_id),
+        CONSTRAINT role CHECK (role IN ('image', 'uncertainty', 'report', 'withdrawal'))
+    )
+    """,
+    "INSERT INTO derived_4 SELECT * FROM derived",
+    """
+    CREATE TABLE delivery_4 (
+        delivery_id INTEGER NOT NULL,
+        plan_id VARCHAR(32) NOT NULL,
+        sop_instance_uid VARCHAR(64) NOT NULL,
+        peer VARCHAR(64) NOT NULL,
+        state VARCHAR(16) NOT NULL,
+        attempts INTEGER NOT NULL,
+        status INTEGER,
+        reason TEXT,
+        queued_at DATETIME NOT NULL,
+        next_attempt DATETIME NOT NULL,
+        transaction_uid VARCHAR(64),
+        ask_at DATETIME,
+        PRIMARY KEY (delivery_id),
+        UNIQUE (sop_instance_uid, peer),
+        FOREIGN KEY(plan_id) REFERENCES job (plan_id),
+        FOREIGN KEY(sop_instance_uid) REFERENCES derived_4 (sop_instance_uid),
+        CONSTRAINT deliverystate
+            CHECK (state IN ('pending', 'sent', 'warned', 'committed', 'parked'))
+    )
+    """,
+    "INSERT INTO delivery_4 SELECT * FROM delivery",
+    "DROP TABLE delivery",
+    "DROP TABLE derived",
+    "ALTER TABLE derived_4 RENAME TO derived",
+    "ALTER TABLE delivery_4 RENAME TO delivery",
+    "CREATE INDEX ix_derived_plan_id ON derived (plan_id)",
+    "CREATE INDEX ix_delivery_plan_id ON delivery (plan_id)",
+    "CREATE INDEX delivery_by_peer ON delivery (peer, state, next_attempt)",
+)
+
+_TO_4_POSTGRESQL = (
+    "ALTER TABLE derived DROP CONSTRAINT role",
+    """
+    ALTER TABLE derived ADD CONSTRAINT role
+        CHECK (role IN ('image', 'uncertainty', 'report', 'withdrawal'))
+    """,
+)
+
 _STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {
     1: {"sqlite": _TO_2},
     2: {
         "sqlite": _TO_3,
         "postgresql": [each.replace("DATETIME", "TIMESTAMP WITH TIME ZONE") for each in _TO_3],
     },
+    3: {"sqlite": _TO_4_SQLITE, "postgresql": _TO_4_POSTGRESQL},
 }
 """Version to the statements that lead to the next one, for each database."""
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
     update,
 )
 
-from dicom_node.domain import Delivery, DeliveryState, StudyState
+from dicom_node.domain import Delivery, DeliveryState, Role, StudyState
 from dicom_node.jobs import JobState
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.documents import read_derived
@@ -223,7 +223,7 @@ def _where_due(query: Select[Any], peer: str, now: datetime) -> Select[Any]:
             delivery.c.peer == peer,
             delivery.c.state == DeliveryState.PENDING,
             delivery.c.next_attempt <= now,
-            job.c.state == JobState.DONE,
+            or_(job.c.state == JobState.DONE, derived.c.role == Role.WITHDRAWAL),
             study.c.state == StudyState.JUDGED,
         )
     )

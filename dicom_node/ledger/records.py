@@ -9,6 +9,7 @@ from dicom_node.domain import (
     Closing,
     Delivery,
     DeliveryState,
+    DerivedInstance,
     Gap,
     InquiryState,
     Instance,
@@ -133,6 +134,24 @@ class Job:
     seconds: Mapping[str, float]
     record: tuple[Any, ...]
     changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outdated:
+    """A result that peers took and that no judgement wants any more.
+
+    Attributes:
+        instances: of the result, whose files are here still.
+        peers: that took any of it and have not been told that it is withdrawn.
+        because: why it is not wanted, in a sentence.
+        since: when its job was superseded.
+    """
+
+    plan: SynthesisPlan
+    instances: tuple[DerivedInstance, ...]
+    peers: tuple[str, ...]
+    because: str
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,14 +3,16 @@
 import json
 import urllib.request
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 
 from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.domain import StudyState
 from dicom_node.elements import encode
+from dicom_node.jobs import JobState
 from doubles.dcmtk import storescu
 from doubles.node import NodeUnderTest
 from doubles.series import make_series, write_files
@@ -105,6 +107,42 @@ def test_contrast_in_another_study_of_the_day_is_not_made(node, orthanc, tmp_pat
         assert ledger.read_judgement(study).slots[RULE]["FLAIR"] == "ambiguous"
         assert ledger.jobs(study) == []
     assert "ASKED-2" not in node.read_log()
+
+
+def test_real_series_that_comes_late_withdraws_the_synthetic_one(node, orthanc, phantom, tmp_path):
+    study = phantom.study_instance_uid
+    assert storescu(node.port, *phantom.files, called=AE_TITLE).returncode == 0
+    node.wait_for(study)
+    with node.ledger() as ledger:
+        [job] = ledger.jobs(study)
+        made = {each.sop_instance_uid for each in ledger.derived(job.plan.plan_id)}
+    assert job.state is JobState.DONE
+    assert made <= set(orthanc.find_instances(study))
+
+    late = phantom.held_back[job.plan.target]
+    assert storescu(node.port, *late, called=AE_TITLE).returncode == 0
+
+    def find_withdrawals() -> list[Dataset]:
+        files = (orthanc.read_instance(uid) for uid in orthanc.find_instances(study))
+        found = (dcmread(BytesIO(each)) for each in files)
+        return [each for each in found if each.Modality == "KO"]
+
+    node.wait_until(lambda: len(find_withdrawals()) == 1)
+    [document] = find_withdrawals()
+    assert document.ConceptNameCodeSequence[0].CodeValue == "113001"
+    [evidence] = document.CurrentRequestedProcedureEvidenceSequence
+    named = {
+        item.ReferencedSOPInstanceUID
+        for series in evidence.ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    }
+    assert named == made
+    with node.ledger() as ledger:
+        [job] = ledger.jobs(study)
+        assert (job.state, job.reason) == (
+            JobState.SUPERSEDED,
+            f"withdrawn by rule: the real {job.plan.target} came",
+        )
 
 
 def test_what_the_pacs_has_not_either_is_made(node, tmp_path):

@@ -17,7 +17,7 @@ from dicom_node.identifiers import installation_uid
 from dicom_node.ledger import Ledger
 from dicom_node.settings import Configuration
 from dicom_node.store import Store
-from doubles.ledger import Clock
+from doubles.ledger import Clock, make_derived, make_instance
 from doubles.series import HEAD_MM, make_head, make_series, make_study, write_files
 from doubles.studies import CARDS, CONFIG, acquire, label_study, make_judge
 from doubles.tools import require_data
@@ -332,6 +332,26 @@ def test_series_with_our_creator_uid_is_our_own(node: Node) -> None:
     node.assemble()
 
     assert node.targets(study) == ["FLAIR", "T2w"]
+
+
+def test_result_that_a_pacs_sends_back_ten_thousand_times_makes_no_work(node: Node) -> None:
+    study = node.receive([*make_series("T1w", number=1), *make_series("T2w", number=2)])
+    node.assemble()
+    (job,) = node.ledger.claim(9, QUIET)
+    result = make_derived(sop_instance_uid="2.25.42")
+    assert node.ledger.record_derived(
+        job.plan.plan_id, job.attempt, [result], quality={}, seconds={}, record=[]
+    )
+    back = make_instance(sop_instance_uid="2.25.42", study_instance_uid=study)
+    before = node.ledger.study_row(study)
+
+    for _ in range(10):
+        node.ledger.record_instances([back] * 1000, "pacs", None)
+    node.assemble()
+
+    after = node.ledger.study_row(study)
+    assert (after.state, after.generation) == (before.state, before.generation)
+    assert node.targets(study) == ["FLAIR"]
 
 
 def test_usable_study_is_not_held() -> None:

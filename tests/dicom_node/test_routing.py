@@ -179,6 +179,29 @@ def test_our_own_output_is_no_source() -> None:
     assert all("T2w" not in plan.sources for plan in plans.values())
 
 
+def test_two_nodes_that_feed_each_other_make_each_contrast_once() -> None:
+    held = acquire("T1w", "T2w", **BRAIN)
+    (first,) = decide(held).plans
+    # What the other node sends has its creator's UID, and says what it is; here twice over.
+    theirs = [
+        instance
+        for number in range(2)
+        for instance in make_series(
+            f"8.{number}",
+            SeriesDescription="FLAIR",
+            SyntheticData="YES",
+            InstanceCreatorUID=f"2.25.{number}",
+            ImageType=["DERIVED", "SECONDARY"],
+            **BRAIN,
+        )
+    ]
+
+    (again,) = decide(held + theirs).plans
+
+    assert again.plan_id == first.plan_id
+    assert again.source_instances == first.source_instances
+
+
 def test_own_output_alone_matches_no_rule() -> None:
     own = make_series("3.1", SeriesDescription="AI SYNTH T2w", **BRAIN)
 
