@@ -15,11 +15,10 @@ import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dicom_node import upper_layer
-from dicom_node.command import decode_command
 from dicom_node.upper_layer import ProtocolError
 
 ANNOUNCED_BYTES = 65_536
@@ -30,6 +29,8 @@ Piece = bytes | bytearray | memoryview
 
 _HEADER_BYTES = 6
 _PDV = struct.Struct(">IBB")
+_PDV_LENGTH_BYTES = 4
+_P_DATA = struct.Struct(">BxIIBB")  # the headers of a PDU and of the PDV with which it begins
 _PDV_OVERHEAD = 2  # context id and control header count in the length of a PDV (PS3.8 9.3.5.1)
 _IS_COMMAND = 0x01
 _IS_LAST = 0x02
@@ -44,6 +45,7 @@ _FIXED = dict.fromkeys(
 )
 _MAXIMUM_PDVS = 4_096
 _MAXIMUM_EMPTY_PDUS = 16
+_MOST_PENDING = 64  # fragments taken apart before they are asked for: memory stays small
 _SENT_BYTES = 131_072  # the longest PDU sent, also to a peer that takes any
 _WRITE_BYTES = 1_048_576  # most messages are one write; each write has its deadline
 _MOST_PIECES = 1_000  # of one write; systems take 1,024 (IOV_MAX)
@@ -130,6 +132,13 @@ class Wire:
         """
         if not keep:
             self._make_room()
+        pdu = self._take_pdu(longest)
+        return self._await_pdu(longest, wait, whole, stoppable) if pdu is None else pdu
+
+    def _await_pdu(
+        self, longest: Mapping[int, int], wait: float, whole: float | None, stoppable: bool
+    ) -> tuple[int, memoryview]:
+        """Read until a whole PDU lies in the buffer."""
         deadline = time.monotonic() + wait
         while self._start == self._end:
             if stoppable and self._stopping():
@@ -138,19 +147,33 @@ class Wire:
                 raise TimeoutError
         if whole is not None:
             deadline = time.monotonic() + whole
-        pdu_type = self._buffer[self._start]
+        while (pdu := self._take_pdu(longest)) is None:
+            if time.monotonic() >= deadline:
+                raise ProtocolError("pdu_timeout", None)
+            self._receive()
+        return pdu
+
+    def _take_pdu(self, longest: Mapping[int, int]) -> tuple[int, memoryview] | None:
+        """Return type and body of the PDU that begins the buffer; None when more must come."""
+        buffer, start = self._buffer, self._start
+        there = self._end - start
+        if not there:
+            return None
+        pdu_type = buffer[start]
         if pdu_type not in longest:
             known = upper_layer.ASSOCIATE_RQ <= pdu_type <= upper_layer.ABORT
             raise ProtocolError(
                 "unexpected_pdu" if known else "unrecognized_pdu",
                 upper_layer.UNEXPECTED_PDU if known else upper_layer.UNRECOGNIZED_PDU,
             )
-        self._fill(_HEADER_BYTES, deadline)
-        length = int.from_bytes(self._buffer[self._start + 2 : self._start + 6], "big")
+        if there < _HEADER_BYTES:
+            return None
+        length = int.from_bytes(buffer[start + 2 : start + 6], "big")
         if length > longest[pdu_type] or length != _FIXED.get(pdu_type, length):
             raise ProtocolError("pdu_length", upper_layer.INVALID_PARAMETER)
-        self._fill(_HEADER_BYTES + length, deadline)
-        first = self._start + _HEADER_BYTES
+        if there < _HEADER_BYTES + length:
+            return None
+        first = start + _HEADER_BYTES
         self._start = first + length
         return pdu_type, self._view[first : first + length]
 
@@ -158,6 +181,32 @@ class Wire:
     def has_read(self) -> bool:
         """Whether the peer has said anything yet; asked before its first PDU was read."""
         return self._end > 0
+
+    def take_fragments(
+        self, contexts: Container[int], fragments: deque[tuple[int, int, memoryview]]
+    ) -> bool:
+        """Take P-DATA PDUs that lie in the buffer whole, of one PDV each, as nearly all are.
+
+        Puts context id, control byte and payload of each into `fragments`, and says whether there
+        was any. Whatever is not such a PDU stays where it is, for `read_pdu` to judge.
+        """
+        buffer, view, start, longest = self._buffer, self._view, self._start, self.limits.pdu_bytes
+        while self._end - start >= _P_DATA.size and len(fragments) < _MOST_PENDING:
+            pdu_type, length, pdv_length, context_id, control = _P_DATA.unpack_from(buffer, start)
+            end = start + _HEADER_BYTES + length
+            if (
+                pdu_type != upper_layer.P_DATA_TF
+                or not _PDV.size <= length <= longest
+                or pdv_length != length - _PDV_LENGTH_BYTES
+                or end > self._end
+                or context_id not in contexts
+            ):
+                break
+            fragments.append((context_id, control, view[start + _P_DATA.size : end]))
+            start = end
+        found = start != self._start
+        self._start = start
+        return found
 
     def has_room(self) -> bool:
         """Say whether one more PDU fits beside those that were read."""
@@ -259,13 +308,6 @@ class Wire:
             self._buffer.move(0, self._start, kept)
             self._start, self._end = 0, kept
 
-    def _fill(self, needed: int, deadline: float) -> None:
-        """Read until `needed` bytes lie in the buffer from its start."""
-        while self._end - self._start < needed:
-            if time.monotonic() >= deadline:
-                raise ProtocolError("pdu_timeout", None)
-            self._receive()
-
     def _receive(self) -> bool:
         """Read what there is; say whether there was anything within a moment.
 
@@ -292,7 +334,8 @@ class Association:
     def __init__(self, wire: Wire, contexts: Iterable[Context], maximum_length: int) -> None:
         self.contexts = {context.context_id: context for context in contexts}
         self._wire = wire
-        self._maximum_length = maximum_length
+        room = min(maximum_length or _SENT_BYTES, _SENT_BYTES) - _PDV.size
+        self._room = room - room % 2  # fragments of even length (PS3.8 annex E.1)
         self._pending: deque[tuple[int, int, memoryview]] = deque()
         self._longest = {
             upper_layer.P_DATA_TF: wire.limits.pdu_bytes,
@@ -300,20 +343,20 @@ class Association:
             upper_layer.ABORT: upper_layer.FIXED_BODY,
         }
 
-    def read_command(self, wait: float) -> tuple[int, dict[int, int | bytes]] | None:
+    def read_command(self, wait: float) -> tuple[int, bytes] | None:
         """Read the command set of the next message.
 
         Args:
             wait: seconds until its first byte.
 
         Returns:
-            Context id and command set, or None when the peer asked for the release.
+            Context id and command set, encoded; or None when the peer asked for the release.
 
         Raises:
             TimeoutError: nothing came.
             ProtocolError: the peer broke the rules, aborted or has gone.
         """
-        command = bytearray()
+        command = b""
         fragments = 0
         fragment = self._next_fragment(wait, stoppable=True)
         if fragment is None:
@@ -327,7 +370,7 @@ class Association:
             if max(len(command), fragments) > self._wire.limits.command_bytes:
                 raise ProtocolError("command_length")
             if fragment[1] & _IS_LAST:
-                return context_id, decode_command(bytes(command))
+                return context_id, bytes(command)
             fragment = self._next_fragment_in_message()
 
     def read_data_set(
@@ -366,6 +409,10 @@ class Association:
         Raises:
             ProtocolError: the peer does not read, or has gone.
         """
+        if data_set is None and len(command) <= self._room:
+            control = _IS_COMMAND | _IS_LAST
+            self._wire.send(_encode_header(len(command), context_id, control) + command)
+            return
         pieces: list[Piece] = []
         size = 0
         for control, part in ((_IS_COMMAND, command), (0, data_set)):
@@ -429,8 +476,7 @@ class Association:
         if part is None:
             return
         payload = memoryview(part)
-        room = min(self._maximum_length or _SENT_BYTES, _SENT_BYTES) - _PDV.size
-        room -= room % 2  # fragments of even length (PS3.8 annex E.1)
+        room = self._room
         last = max(len(payload) - 1, 0) // room * room
         header = _encode_header(room, context_id, control)
         for start in range(0, last, room):
@@ -453,7 +499,7 @@ class Association:
     ) -> tuple[int, int, memoryview] | None:
         """Return context id, control byte and payload of the next PDV; None for a release."""
         empty = 0
-        while not self._pending:
+        while not (self._pending or self._wire.take_fragments(self.contexts, self._pending)):
             pdu_type, body = self._wire.read_pdu(
                 self._longest,
                 wait=wait,
@@ -465,32 +511,32 @@ class Association:
                 return None
             if pdu_type == upper_layer.ABORT:
                 raise ProtocolError("peer_aborted", None)
-            self._pending.extend(self._split(body))
+            self._split(body)
             empty += 1
             if not self._pending and empty > _MAXIMUM_EMPTY_PDUS:
                 raise ProtocolError("empty_pdus", upper_layer.INVALID_PARAMETER)
         return self._pending.popleft()
 
-    def _split(self, body: memoryview) -> list[tuple[int, int, memoryview]]:
-        """Return the PDVs of one P-DATA PDU."""
-        found: list[tuple[int, int, memoryview]] = []
-        position = 0
+    def _split(self, body: memoryview) -> None:
+        """Put the PDVs of one P-DATA PDU behind what is pending."""
+        count = position = 0
         while position < len(body):
             if len(body) - position < _PDV.size:
                 raise ProtocolError("pdv_length", upper_layer.INVALID_PARAMETER)
             length, context_id, control = _PDV.unpack_from(body, position)
             end = position + 4 + length
-            if length < _PDV_OVERHEAD or end > len(body) or len(found) == _MAXIMUM_PDVS:
+            if length < _PDV_OVERHEAD or end > len(body) or count == _MAXIMUM_PDVS:
                 raise ProtocolError("pdv_length", upper_layer.INVALID_PARAMETER)
             if context_id not in self.contexts:
                 raise ProtocolError("context_id")
-            found.append((context_id, control, body[position + _PDV.size : end]))
+            self._pending.append((context_id, control, body[position + _PDV.size : end]))
             position = end
-        return found
+            count += 1
 
 
 def _encode_header(size: int, context_id: int, control: int) -> bytes:
     """Return what stands in front of a fragment that has a P-DATA PDU of its own."""
     length = size + _PDV_OVERHEAD
-    header = struct.pack(">BxI", upper_layer.P_DATA_TF, length + 4)
-    return header + _PDV.pack(length, context_id, control)
+    return _P_DATA.pack(
+        upper_layer.P_DATA_TF, length + _PDV_LENGTH_BYTES, length, context_id, control
+    )

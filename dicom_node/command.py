@@ -4,8 +4,11 @@ Written out by hand: a command set is ten elements, and `import pydicom` loads e
 native codec into the process, where reception must have none.
 """
 
+import functools
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from dicom_node.upper_layer import ProtocolError
 
@@ -41,8 +44,13 @@ SUCCESS = 0x0000
 LOW_PRIORITY = 0x0002
 
 _ELEMENT = struct.Struct("<HHI")
+_NUMBER = struct.Struct("<HHIH")
+_GROUP = struct.Struct("<HHII")
 _GROUP_LENGTH = 0x0000
 _UNSIGNED_SHORT = struct.Struct("<H")
+_AFTER_MESSAGE_ID = _NUMBER.pack(0x0000, COMMAND_DATA_SET_TYPE, 2, NO_DATA_SET) + _NUMBER.pack(
+    0x0000, STATUS, 2, SUCCESS
+)
 _NUMBERS = frozenset(
     {
         COMMAND_FIELD,
@@ -59,16 +67,83 @@ _NUMBERS = frozenset(
 
 def encode_command(elements: Mapping[int, int | str]) -> bytes:
     """Return the command set of `elements` (element number to value), group length first."""
-    body = bytearray()
-    for element, value in sorted(elements.items()):
-        if isinstance(value, int):
-            raw = _UNSIGNED_SHORT.pack(value)
-        else:
-            raw = value.encode("ascii")
-            if len(raw) % 2:
-                raw += b" " if element in (ERROR_COMMENT, MOVE_DESTINATION) else b"\0"
-        body += _ELEMENT.pack(0x0000, element, len(raw)) + raw
-    return _ELEMENT.pack(0x0000, _GROUP_LENGTH, 4) + struct.pack("<I", len(body)) + bytes(body)
+    body = b"".join([_encode_element(*each) for each in sorted(elements.items())])
+    return _GROUP.pack(0x0000, _GROUP_LENGTH, 4, len(body)) + body
+
+
+def _encode_element(element: int, value: int | str) -> bytes:
+    if isinstance(value, int):
+        return _NUMBER.pack(0x0000, element, 2, value)
+    raw = value.encode("ascii")
+    if len(raw) % 2:
+        raw += b" " if element in (ERROR_COMMENT, MOVE_DESTINATION) else b"\0"
+    return _ELEMENT.pack(0x0000, element, len(raw)) + raw
+
+
+class StoreRequest(NamedTuple):
+    """What a C-STORE request says; its UIDs as they came, without padding."""
+
+    message_id: int
+    sop_class_uid: bytes
+    sop_instance_uid: bytes
+    has_data_set: bool
+
+
+def find_store_request(sop_class_uid: str, data: bytes) -> StoreRequest | None:
+    """Return the C-STORE request in `data` if it is written as nearly every sender writes it.
+
+    That is: for an instance of `sop_class_uid`, with the mandatory elements of PS3.7 table 9.3-1
+    and no others. None says nothing; `decode_command` takes any command set, but takes its time.
+    """
+    found = _match_store_request(sop_class_uid)(data)
+    if found is None:
+        return None
+    message_id, data_set_type, length, sop_instance_uid = found.groups()
+    if int.from_bytes(length, "little") != len(sop_instance_uid):
+        return None
+    return StoreRequest(
+        int.from_bytes(message_id, "little"),
+        sop_class_uid.encode("ascii"),
+        sop_instance_uid.rstrip(b"\0 "),
+        int.from_bytes(data_set_type, "little") != NO_DATA_SET,
+    )
+
+
+@functools.lru_cache
+def _match_store_request(sop_class_uid: str) -> Callable[[bytes], re.Match[bytes] | None]:
+    pattern = re.escape(_ELEMENT.pack(0x0000, _GROUP_LENGTH, 4)) + b"...."
+    pattern += re.escape(_encode_element(AFFECTED_SOP_CLASS_UID, sop_class_uid))
+    pattern += re.escape(_encode_element(COMMAND_FIELD, C_STORE_RQ))
+    for element, value in (
+        (MESSAGE_ID, b"(..)"),
+        (PRIORITY, b".."),
+        (COMMAND_DATA_SET_TYPE, b"(..)"),
+    ):
+        pattern += re.escape(_ELEMENT.pack(0x0000, element, _UNSIGNED_SHORT.size)) + value
+    pattern += re.escape(struct.pack("<HH", 0x0000, AFFECTED_SOP_INSTANCE_UID)) + b"(.{4})(.*)"
+    return re.compile(pattern, re.DOTALL).fullmatch
+
+
+def encode_store_success(sop_class_uid: str, message_id: int, sop_instance_uid: bytes) -> bytes:
+    """Return the command set that answers a C-STORE request with success (PS3.7 table 9.3-2).
+
+    It is what `encode_command` returns, in less time.
+    """
+    uid = sop_instance_uid + b"\0" * (len(sop_instance_uid) % 2)
+    body = (
+        _begin_store_response(sop_class_uid)
+        + _NUMBER.pack(0x0000, MESSAGE_ID_BEING_RESPONDED_TO, 2, message_id)
+        + _AFTER_MESSAGE_ID
+        + _ELEMENT.pack(0x0000, AFFECTED_SOP_INSTANCE_UID, len(uid))
+        + uid
+    )
+    return _GROUP.pack(0x0000, _GROUP_LENGTH, 4, len(body)) + body
+
+
+@functools.lru_cache
+def _begin_store_response(sop_class_uid: str) -> bytes:
+    class_uid = _encode_element(AFFECTED_SOP_CLASS_UID, sop_class_uid)
+    return class_uid + _encode_element(COMMAND_FIELD, C_STORE_RQ | RESPONSE)
 
 
 def decode_command(data: bytes) -> dict[int, int | bytes]:

@@ -8,6 +8,7 @@ Nothing happens unless the environment asks for it:
     DICOM_NODE_PID          the node's first process, which dies too when a child gets to the point
 """
 
+import functools
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 
 def reach(name: str) -> None:
     """Die here, without any cleaning up, if `name` is the point that the environment names."""
-    if os.environ.get("DICOM_NODE_CRASH_AT") != name:
+    if point() != name:
         return
     if random.randrange(int(os.environ.get("DICOM_NODE_CRASH_ODDS", "1"))):  # noqa: S311
         return
@@ -30,3 +31,9 @@ def reach(name: str) -> None:
     if node is not None:
         os.kill(int(node), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@functools.cache
+def point() -> str | None:
+    """Return the name in the environment, read once: every instance passes such points."""
+    return os.environ.get("DICOM_NODE_CRASH_AT")

@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ from dicom_node.lifeline import ORPHANED
 from dicom_node.recorder import Outcome, Recorder, Rows
 
 _LONGEST = 65_536
+_GATHER_SECONDS = 0.05
+"""Rows that nobody waits for go to the receiver together: each message wakes it up."""
+_MOST_ROWS = 64  # of one message; the longest row has some 600 bytes
 _DIED = 1
 _FIRST_DESCRIPTOR = 3
 _INSTANCE = (
@@ -40,6 +44,8 @@ _INSTANCE = (
     *("transfer_syntax_uid", "sha256", "path"),
 )
 _read_instance = operator.attrgetter(*_INSTANCE)
+_Row = tuple[object, ...]
+"""Peer, association and what `_INSTANCE` names."""
 
 _logger = logging.getLogger(__name__)
 
@@ -52,10 +58,14 @@ class Line(Rows):
         self._socket = sock
         self._tickets = itertools.count()
         self._asked: dict[int, Future[Any]] = {}
+        self._lock = threading.Lock()
+        self._rows: list[_Row] = []
+        self._has_rows = threading.Event()
 
     def serve(self, hall: Hall) -> NoReturn:
         """Give the connections that come to `hall`, until the receiver has gone."""
         hall.start()
+        threading.Thread(target=self._gather, name="rows", daemon=True).start()
         while True:
             data, descriptors, _, _ = socket.recv_fds(self._socket, _LONGEST, 1)
             if not data:
@@ -76,10 +86,20 @@ class Line(Rows):
     def submit(self, receipt: Receipt, outcome: Outcome | None) -> None:
         """See `Rows`."""
         row = (receipt.peer, receipt.association_id, *_read_instance(receipt.instance))
-        self._say("record", self._keep(outcome), row)
+        if outcome is not None:
+            self._say("record", self._keep(outcome), [row])
+            return
+        with self._lock:
+            self._rows.append(row)
+            if len(self._rows) == _MOST_ROWS:
+                self._send_rows()
+            elif len(self._rows) == 1:
+                self._has_rows.set()
 
     def submit_end(self, association_id: str, outcome: Outcome) -> None:
         """See `Rows`."""
+        with self._lock:
+            self._send_rows()
         self._say("end", self._keep(outcome), association_id)
 
     def submit_report(self, peer: str, report: Report, outcome: Outcome) -> None:
@@ -108,6 +128,20 @@ class Line(Rows):
     def note(self, event: str, *, who: str, **numbers: int | str) -> None:
         """See `Complaints.note`."""
         self._say("note", event, who, numbers)
+
+    def _gather(self) -> None:
+        """Send rows soon after the first of them came."""
+        while self._has_rows.wait():
+            time.sleep(_GATHER_SECONDS)
+            with self._lock:
+                self._send_rows()
+
+    def _send_rows(self) -> None:
+        """Send the rows that were gathered; under the lock, so that an end comes after them."""
+        self._has_rows.clear()
+        if self._rows:
+            rows, self._rows = self._rows, []
+            self._say("record", None, rows)
 
     def _keep(self, future: Future[Any] | None) -> int | None:
         """Return the ticket under which the answer will come."""
@@ -201,10 +235,12 @@ class _Desk:
 
     def answer(self, message: list[Any]) -> None:
         match message:
-            case ["record", ticket, [peer, association_id, *row]]:
-                instance = Instance(**dict(zip(_INSTANCE, row, strict=True)))
-                receipt = Receipt(instance=instance, peer=peer, association_id=association_id)
-                self._recorder.submit(receipt, None if ticket is None else self._promise(ticket))
+            case ["record", ticket, rows]:
+                outcome = None if ticket is None else self._promise(ticket)
+                for peer, association_id, *row in rows:
+                    instance = Instance(**dict(zip(_INSTANCE, row, strict=True)))
+                    receipt = Receipt(instance=instance, peer=peer, association_id=association_id)
+                    self._recorder.submit(receipt, outcome)
             case ["end", ticket, association_id]:
                 self._recorder.submit_end(association_id, self._promise(ticket))
             case ["report", ticket, peer, transaction_uid, kept, lost]:

@@ -183,7 +183,7 @@ class Requestor:
             answer = self._association.read_command(self._limits.message_seconds)
             if answer is None:
                 raise ProtocolError("release_instead_of_response")
-            response = answer[1]
+            response = command.decode_command(answer[1])
             message_id = command.number(response, command.MESSAGE_ID_BEING_RESPONDED_TO)
             wanted = self._under_way.pop(message_id, None)
             if wanted != command.number(response, command.COMMAND_FIELD) & ~command.RESPONSE:
@@ -238,7 +238,7 @@ class Requestor:
             if found is None:
                 self._association.confirm_release()
                 return None
-            context_id, elements = found
+            context_id, elements = found[0], command.decode_command(found[1])
             data_set = b""
             if command.number(elements, command.COMMAND_DATA_SET_TYPE) != command.NO_DATA_SET:
                 fragments = self._association.read_data_set(context_id, longest)

@@ -4,6 +4,7 @@ Received data sets are stored verbatim behind a header of our own, whose bytes d
 class, instance and transfer syntax: the same instance from two peers is the same file.
 """
 
+import functools
 import struct
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ _LENGTH, _VERSION, _CLASS, _INSTANCE, _SYNTAX, _IMPLEMENTATION, _VERSION_NAME = 
 )
 _SHORT = struct.Struct("<HH2sH")
 _LONG = struct.Struct("<HH2s2xI")
+_GROUP_LENGTH = struct.Struct("<HH2sHI")
 _LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT"})
 
 
@@ -37,18 +39,21 @@ class FileMeta:
 
 def encode_file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
     """Return what stands in front of the data set in a DICOM file."""
-    body = b"".join(
-        (
-            _LONG.pack(_GROUP, _VERSION, b"OB", 2) + b"\0\1",
-            _text(_CLASS, b"UI", sop_class_uid),
-            _text(_INSTANCE, b"UI", sop_instance_uid),
-            _text(_SYNTAX, b"UI", transfer_syntax_uid),
-            _text(_IMPLEMENTATION, b"UI", IMPLEMENTATION_CLASS_UID),
-            _text(_VERSION_NAME, b"SH", IMPLEMENTATION_VERSION_NAME),
-        )
+    before, after = _surround_instance(sop_class_uid, transfer_syntax_uid)
+    body = before + _text(_INSTANCE, b"UI", sop_instance_uid) + after
+    return _PREFIX + _GROUP_LENGTH.pack(_GROUP, _LENGTH, b"UL", 4, len(body)) + body
+
+
+@functools.lru_cache
+def _surround_instance(sop_class_uid: str, transfer_syntax_uid: str) -> tuple[bytes, bytes]:
+    """Return the elements before and after that of the instance: the same for many instances."""
+    before = _LONG.pack(_GROUP, _VERSION, b"OB", 2) + b"\0\1" + _text(_CLASS, b"UI", sop_class_uid)
+    after = (
+        _text(_SYNTAX, b"UI", transfer_syntax_uid)
+        + _text(_IMPLEMENTATION, b"UI", IMPLEMENTATION_CLASS_UID)
+        + _text(_VERSION_NAME, b"SH", IMPLEMENTATION_VERSION_NAME)
     )
-    length = _SHORT.pack(_GROUP, _LENGTH, b"UL", 4) + struct.pack("<I", len(body))
-    return _PREFIX + length + body
+    return before, after
 
 
 def decode_file_meta(data: bytes | memoryview) -> FileMeta:

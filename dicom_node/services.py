@@ -4,7 +4,6 @@ Step 1 of the walk. No answer says success before `spool` has made it true, and 
 sends ends up in a log line or a file name. Statuses: PS3.4 table B.2-1 and PS3.7 annex C.
 """
 
-import contextlib
 import uuid
 from collections import deque
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from dicom_node.commitment import (
 from dicom_node.complaints import Complains
 from dicom_node.errors import RefusedInstance, StorageError
 from dicom_node.network import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
-from dicom_node.spool import Announced, Spool
+from dicom_node.spool import Announced, Origin, Spool
 from dicom_node.structure import NO_DATA_SET, check_uid
 from dicom_node.upper_layer import ProtocolError
 
@@ -60,12 +59,21 @@ class Services:
         self._instance_bytes = instance_bytes
         self._is_closed = False
 
-    def answer(self, context_id: int, elements: Mapping[int, int | bytes]) -> bool:
-        """Answer one message, and say whether it was to store an instance.
+    def answer(self, context_id: int, request: bytes) -> bool:
+        """Answer the message that begins with this command set; say whether it was to store.
 
         Raises:
             ProtocolError: it is none; the association is aborted.
         """
+        context = self._association.contexts[context_id]
+        store = command.find_store_request(context.abstract_syntax, request)
+        if store is None:
+            return self._answer_any(context, command.decode_command(request))
+        self._answer_store(context, store)
+        return True
+
+    def _answer_any(self, context: Context, elements: Mapping[int, int | bytes]) -> bool:
+        """Answer a message of any service; say whether it was to store an instance."""
         field = command.number(elements, command.COMMAND_FIELD)
         if field == command.C_CANCEL_RQ:
             return False  # nothing here runs long enough to be canceled
@@ -75,29 +83,35 @@ class Services:
         has_data_set = (
             command.number(elements, command.COMMAND_DATA_SET_TYPE) != command.NO_DATA_SET
         )
-        context = self._association.contexts[context_id]
-        comment = ""
+        sop_class = _read_bytes(elements, command.AFFECTED_SOP_CLASS_UID)
+        sop_instance = _read_bytes(elements, command.AFFECTED_SOP_INSTANCE_UID)
         if field == command.C_STORE_RQ:
-            status, comment = self._store(context, elements, has_data_set)
-        elif field == command.N_EVENT_REPORT_RQ and context.abstract_syntax == STORAGE_COMMITMENT:
+            store = command.StoreRequest(message_id, sop_class, sop_instance, has_data_set)
+            self._answer_store(context, store)
+            return True
+        if field == command.N_EVENT_REPORT_RQ and context.abstract_syntax == STORAGE_COMMITMENT:
             status = self._take_report(context, has_data_set)
         else:
             if has_data_set:
                 deque(
-                    self._association.read_data_set(context_id, self._instance_bytes), maxlen=0
+                    self._association.read_data_set(context.context_id, self._instance_bytes),
+                    maxlen=0,
                 )  # read, not kept
             status = _status_without_store(field, context)
+        self._respond(context, field, message_id, status, _repeat(sop_class, sop_instance))
+        return False
+
+    def _respond(
+        self, context: Context, field: int, message_id: int, status: int, more: Mapping[int, str]
+    ) -> None:
         response: dict[int, int | str] = {
             command.COMMAND_FIELD: field | command.RESPONSE,
             command.MESSAGE_ID_BEING_RESPONDED_TO: message_id,
             command.COMMAND_DATA_SET_TYPE: command.NO_DATA_SET,
             command.STATUS: status,
+            **more,
         }
-        if comment:
-            response[command.ERROR_COMMENT] = comment
-        response.update(_repeatable_uids(elements))
-        self._association.send(context_id, command.encode_command(response))
-        return field == command.C_STORE_RQ
+        self._association.send(context.context_id, command.encode_command(response))
 
     def close(self) -> None:
         """Tell the ledger that nothing more comes; once."""
@@ -110,23 +124,26 @@ class Services:
             # Its heartbeat ends with it, so that assembly goes on all the same.
             self._complaints.note("association_not_closed", who=self._peer)
 
-    def _store(
-        self, context: Context, elements: Mapping[int, int | bytes], has_data_set: bool
-    ) -> tuple[int, str]:
-        """Take one instance; return status and error comment."""
+    def _answer_store(self, context: Context, request: command.StoreRequest) -> None:
+        """Take one instance, or say why not."""
         try:
-            if not has_data_set:
+            if not request.has_data_set:
                 raise RefusedInstance("no data set came with the request", NO_DATA_SET)
-            self._take(context, elements)
+            self._take(context, request)
         except (RefusedInstance, StorageError) as error:
             self.refused += 1
-            self._complaints.note(
-                "instance_refused", who=self._peer, status=f"0x{error.status:04X}"
-            )
+            status = f"0x{error.status:04X}"
+            self._complaints.note("instance_refused", who=self._peer, status=status)
+            more = _repeat(request.sop_class_uid, request.sop_instance_uid)
             is_ours = isinstance(error, RefusedInstance)
-            return error.status, str(error) if is_ours else "the node cannot keep it now"
+            more[command.ERROR_COMMENT] = str(error) if is_ours else "the node cannot keep it now"
+            self._respond(context, command.C_STORE_RQ, request.message_id, error.status, more)
+            return
         self.stored += 1
-        return command.SUCCESS, ""
+        response = command.encode_store_success(
+            context.abstract_syntax, request.message_id, request.sop_instance_uid
+        )
+        self._association.send(context.context_id, response)
 
     def _take_report(self, context: Context, has_data_set: bool) -> int:
         """Take what a peer says that it keeps of what it was sent; return the status."""
@@ -142,42 +159,39 @@ class Services:
             return PROCESSING_FAILURE
         return self._spool.recorder.take_report(self._peer, report)
 
-    def _take(self, context: Context, elements: Mapping[int, int | bytes]) -> None:
+    def _take(self, context: Context, request: command.StoreRequest) -> None:
         """Read the data set to its end, whatever is wrong with it, then keep it or refuse it."""
         fragments = self._association.read_data_set(context.context_id, self._instance_bytes)
         try:
             if self.association_id is None:
                 self.association_id = uuid.uuid4().hex
-            announced = _read_announced(context, elements)
-            with self._spool.begin(
-                announced, peer=self._peer, association=self.association_id
-            ) as incoming:
-                for some, is_last in fragments:
-                    if is_last:
-                        incoming.keep(some)
-                    else:
-                        incoming.write(some)
+            origin = Origin(self._peer, self.association_id)
+            announced = _read_announced(context, request)
+            some, is_last = next(fragments)
+            if is_last:
+                self._spool.keep(announced, some, origin)
+                return
+            with self._spool.begin(announced, origin) as incoming:
+                while not is_last:
+                    incoming.write(some)
+                    some, is_last = next(fragments)
+                incoming.keep(some)
         except (RefusedInstance, StorageError):
             deque(fragments, maxlen=0)  # the peer must be heard out before it is answered
             raise
 
 
-def _read_announced(context: Context, elements: Mapping[int, int | bytes]) -> Announced:
+def _read_announced(context: Context, request: command.StoreRequest) -> Announced:
     """Check what a C-STORE request says of its instance.
 
     Raises:
         RefusedInstance: the context is not for its class, or its UID is not valid.
     """
-    sop_class = elements.get(command.AFFECTED_SOP_CLASS_UID)
-    is_storage = context.abstract_syntax != VERIFICATION
-    if not is_storage or sop_class != context.abstract_syntax.encode("ascii"):
+    sop_class_uid = context.abstract_syntax
+    is_storage = sop_class_uid != VERIFICATION
+    if not is_storage or request.sop_class_uid != sop_class_uid.encode("ascii"):
         raise RefusedInstance("the context is not for this SOP class", SOP_CLASS_NOT_SUPPORTED)
-    sop_instance = elements.get(command.AFFECTED_SOP_INSTANCE_UID, b"")
-    return Announced(
-        sop_class_uid=context.abstract_syntax,
-        sop_instance_uid=check_uid(sop_instance if isinstance(sop_instance, bytes) else b""),
-        transfer_syntax_uid=context.transfer_syntax,
-    )
+    return Announced(sop_class_uid, check_uid(request.sop_instance_uid), context.transfer_syntax)
 
 
 def _status_without_store(field: int, context: Context) -> int:
@@ -186,12 +200,20 @@ def _status_without_store(field: int, context: Context) -> int:
     return command.SUCCESS if context.abstract_syntax == VERIFICATION else SOP_CLASS_NOT_SUPPORTED
 
 
-def _repeatable_uids(elements: Mapping[int, int | bytes]) -> dict[int, str]:
-    """Return the UIDs of a request that are fit to be repeated in its response."""
+def _read_bytes(elements: Mapping[int, int | bytes], element: int) -> bytes:
+    value = elements.get(element, b"")
+    return value if isinstance(value, bytes) else b""
+
+
+def _repeat(sop_class_uid: bytes, sop_instance_uid: bytes) -> dict[int, str]:
+    """Return those of a request's UIDs that are fit to be repeated in its response."""
     uids: dict[int, str] = {}
-    for element in (command.AFFECTED_SOP_CLASS_UID, command.AFFECTED_SOP_INSTANCE_UID):
-        value = elements.get(element)
-        with contextlib.suppress(RefusedInstance):
-            if isinstance(value, bytes):
-                uids[element] = check_uid(value)
+    for element, value in (
+        (command.AFFECTED_SOP_CLASS_UID, sop_class_uid),
+        (command.AFFECTED_SOP_INSTANCE_UID, sop_instance_uid),
+    ):
+        try:
+            uids[element] = check_uid(value)
+        except RefusedInstance:
+            continue
     return uids

@@ -12,9 +12,8 @@ import logging
 import mmap
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Self
+from typing import NamedTuple, Self
 
 from dicom_node import crashpoints
 from dicom_node.domain import Instance
@@ -46,8 +45,7 @@ Walk = Callable[..., Identity]
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Announced:
+class Announced(NamedTuple):
     """What the C-STORE request and its presentation context say of the data set that follows."""
 
     sop_class_uid: str
@@ -55,107 +53,11 @@ class Announced:
     transfer_syntax_uid: str
 
 
-class Incoming:
-    """One instance while its data set comes in; a context manager that leaves nothing by halves.
+class Origin(NamedTuple):
+    """Where an instance comes from: the alias of a peer, and one of its associations."""
 
-    What comes in one piece is written in one piece. Of what does not, every piece goes to a part
-    file and into the digest as it comes, so that little is left to do after the last one.
-    """
-
-    def __init__(
-        self, spool: "Spool", announced: Announced, *, peer: str, association: str
-    ) -> None:
-        self._spool = spool
-        self._announced = announced
-        self._peer = peer
-        self._association = association
-        self._meta = encode_file_meta(
-            announced.sop_class_uid, announced.sop_instance_uid, announced.transfer_syntax_uid
-        )
-        self._digest = hashlib.sha256(self._meta)
-        self._head = b""
-        self._size = 0
-        self._part: PartFile | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._part is not None:
-            with translated("write"):
-                self._part.close()
-
-    def write(self, fragments: Sequence[memoryview]) -> None:
-        """Add fragments that are not the last ones.
-
-        Raises:
-            StorageError: the disk is full or broken.
-        """
-        self._look_at(fragments)
-        with translated("write"):
-            if self._part is None:
-                stem = self._spool.store.incoming_stem(self._announced.sop_instance_uid)
-                self._part = PartFile(self._spool.store.incoming_path(stem))
-                self._part.write([self._meta])
-            self._part.write(fragments)
-
-    def keep(self, fragments: Sequence[memoryview]) -> None:
-        """Add the last fragments and make the instance durable; after this, 0x0000 is true.
-
-        The same content again changes nothing. The same UID with other content is kept beside the
-        first.
-
-        Raises:
-            RefusedInstance: it cannot be kept faithfully.
-            StorageError: the disk or the ledger did not take it.
-        """
-        spool = self._spool
-        whole: WholeFile | None = None
-        with spool.turn:
-            if self._part is None:
-                self._look_at(fragments)
-            else:
-                self.write(fragments)
-            identity = self._read_identity(fragments)
-            sha256 = self._digest.hexdigest()
-            relative = spool.store.incoming_name(identity.sop_instance_uid, sha256)
-            final = spool.store.incoming_path(relative)
-            if self._part is None:
-                with translated("write"):
-                    whole = WholeFile(final, [self._meta, *fragments], spool.durability)
-        crashpoints.reach("receive.written")
-        with translated("write"):
-            if whole is not None:
-                whole.settle()
-            elif self._part is not None:
-                self._part.keep(final, spool.durability)
-        crashpoints.reach("receive.stored")
-        spool.recorder.record(
-            Receipt(
-                instance=_instance(identity, self._announced.transfer_syntax_uid, sha256, relative),
-                peer=self._peer,
-                association_id=self._association,
-            )
-        )
-
-    def _look_at(self, fragments: Sequence[memoryview]) -> None:
-        """Take fragments into the digest, and the first bytes of all into memory."""
-        for fragment in fragments:
-            self._digest.update(fragment)
-            self._size += len(fragment)
-            if len(self._head) < _HEAD_BYTES:
-                self._head += fragment[:_HEAD_BYTES]
-
-    def _read_identity(self, fragments: Sequence[memoryview]) -> Identity:
-        """Walk the structure in the first bytes, or in all where it goes on beyond them."""
-        walk, announced = self._spool.walk, self._announced
-        try:
-            return _read_announced(walk, self._head, announced, length=self._size)
-        except BeyondHeadError:
-            if self._part is None:
-                return _read_announced(walk, b"".join(fragments), announced)
-            with translated("read"), self._part.mapped() as whole:
-                return _read_announced(walk, whole, announced, start=len(self._meta))
+    peer: str
+    association_id: str
 
 
 class Spool:
@@ -177,13 +79,135 @@ class Spool:
         self.durability = durability
         self.turn = threading.Lock()
 
-    def begin(self, announced: Announced, *, peer: str, association: str) -> Incoming:
-        """Return an instance without a data set, to write into.
+    def keep(self, announced: Announced, fragments: Sequence[memoryview], origin: Origin) -> None:
+        """Make an instance durable that lies in memory whole; after this, 0x0000 is true.
+
+        The same content again changes nothing. The same UID with other content is kept beside the
+        first.
+
+        Args:
+            announced: what was said of it.
+            fragments: its data set.
+            origin: who sent it.
+
+        Raises:
+            RefusedInstance: it cannot be kept faithfully.
+            StorageError: the disk or the ledger did not take it.
+        """
+        meta = encode_file_meta(*announced)
+        with self.turn:
+            identity = self._read_identity(announced, fragments)
+            digest = hashlib.sha256(meta)
+            for fragment in fragments:
+                digest.update(fragment)
+            sha256 = digest.hexdigest()
+            relative = self.store.incoming_name(identity.sop_instance_uid, sha256)
+            with translated("write"):
+                file = WholeFile(
+                    self.store.incoming_path(relative), [meta, *fragments], self.durability
+                )
+        crashpoints.reach("receive.written")
+        with translated("write"):
+            file.settle()
+        self.record(announced, identity, sha256, relative, origin)
+
+    def begin(self, announced: Announced, origin: Origin) -> "Incoming":
+        """Return an instance without a data set, to write into what comes in several pieces."""
+        return Incoming(self, announced, origin)
+
+    def record(
+        self, announced: Announced, identity: Identity, sha256: str, relative: str, origin: Origin
+    ) -> None:
+        """Let an instance whose file is durable have its row.
+
+        Raises:
+            StorageError: the ledger did not take it.
+        """
+        crashpoints.reach("receive.stored")
+        instance = _instance(identity, announced.transfer_syntax_uid, sha256, relative)
+        self.recorder.record(
+            Receipt(instance=instance, peer=origin.peer, association_id=origin.association_id)
+        )
+
+    def _read_identity(self, announced: Announced, fragments: Sequence[memoryview]) -> Identity:
+        """Walk the structure in the first fragment, or in all where it goes on beyond it."""
+        size = sum(map(len, fragments))
+        try:
+            return _read_announced(self.walk, fragments[0], announced, length=size)
+        except BeyondHeadError:
+            return _read_announced(self.walk, b"".join(fragments), announced)
+
+
+class Incoming:
+    """One instance while its data set comes in; a context manager that leaves nothing by halves.
+
+    Every piece goes to a part file and into the digest as it comes, so that little is left to do
+    after the last one.
+    """
+
+    def __init__(self, spool: Spool, announced: Announced, origin: Origin) -> None:
+        self._spool = spool
+        self._announced = announced
+        self._origin = origin
+        meta = encode_file_meta(*announced)
+        self._meta_bytes = len(meta)
+        self._digest = hashlib.sha256(meta)
+        self._unwritten: list[bytes] = [meta]
+        self._head = b""
+        self._size = 0
+        stem = spool.store.incoming_stem(announced.sop_instance_uid)
+        with translated("write"):
+            self._part = PartFile(spool.store.incoming_path(stem))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with translated("write"):
+            self._part.close()
+
+    def write(self, fragments: Sequence[memoryview]) -> None:
+        """Add fragments that are not the last ones.
 
         Raises:
             StorageError: the disk is full or broken.
         """
-        return Incoming(self, announced, peer=peer, association=association)
+        pieces: list[bytes | memoryview] = [*self._unwritten, *fragments]
+        self._unwritten = []
+        for fragment in fragments:
+            self._digest.update(fragment)
+            self._size += len(fragment)
+            if len(self._head) < _HEAD_BYTES:
+                self._head += fragment[:_HEAD_BYTES]
+        with translated("write"):
+            self._part.write(pieces)
+
+    def keep(self, fragments: Sequence[memoryview]) -> None:
+        """Add the last fragments and make the instance durable, as `Spool.keep` does.
+
+        Raises:
+            RefusedInstance: it cannot be kept faithfully.
+            StorageError: the disk or the ledger did not take it.
+        """
+        spool = self._spool
+        with spool.turn:
+            self.write(fragments)
+            identity = self._read_identity()
+            sha256 = self._digest.hexdigest()
+            relative = spool.store.incoming_name(identity.sop_instance_uid, sha256)
+        crashpoints.reach("receive.written")
+        with translated("write"):
+            self._part.keep(spool.store.incoming_path(relative), spool.durability)
+        spool.record(self._announced, identity, sha256, relative, self._origin)
+
+    def _read_identity(self) -> Identity:
+        """Walk the structure in the first bytes, or in the file where it goes on beyond them."""
+        walk, announced = self._spool.walk, self._announced
+        try:
+            return _read_announced(walk, self._head, announced, length=self._size)
+        except BeyondHeadError:
+            with translated("read"), self._part.mapped() as whole:
+                return _read_announced(walk, whole, announced, start=self._meta_bytes)
 
 
 def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
@@ -257,7 +281,7 @@ def _read_instance(store: Store, relative: str, walk: Walk) -> Instance | None:
 
 def _read_announced(
     walk: Walk,
-    data: bytes | mmap.mmap,
+    data: bytes | memoryview | mmap.mmap,
     announced: Announced,
     *,
     start: int = 0,

@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from dicom_node.domain import QUARANTINE
@@ -458,11 +459,20 @@ def _open_folder(folder: str | Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def translated(verb: str) -> Iterator[None]:
-    """Let an `OSError` leave as `StorageError`."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or "short write"
-        raise StorageError(f"the store could not {verb}: {reason}") from error
+class translated:  # noqa: N801 - read as `with translated("write"):`
+    """Let an `OSError` leave as `StorageError`; no generator, for every instance passes here."""
+
+    __slots__ = ("_verb",)
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            reason = error.strerror or "short write"
+            raise StorageError(f"the store could not {self._verb}: {reason}") from error

@@ -69,8 +69,7 @@ class StructureLimits:
     bytes_outside_pixels: int = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(NamedTuple):
     """The UIDs that say what an instance is and where it belongs."""
 
     sop_class_uid: str
@@ -144,7 +143,7 @@ class BeyondHeadError(Exception):
 
 
 def read_identity(
-    data: bytes | mmap.mmap,
+    data: bytes | memoryview | mmap.mmap,
     *,
     explicit: bool,
     limits: StructureLimits,
@@ -172,6 +171,8 @@ def read_identity(
     memory = memory or Memory()
     values = _recall(data, start, end, memory) if explicit else None
     if values is None:
+        if isinstance(data, memoryview):
+            data = bytes(data)
         walk = _Walk(data, start, end, explicit=explicit, limits=limits, memory=memory)
         walk.run()
         values = [walk.found.get(tag, b"") for tag in _IDENTITY]
@@ -186,7 +187,9 @@ def read_identity(
     )
 
 
-def _recall(data: bytes | mmap.mmap, start: int, end: int, memory: Memory) -> list[bytes] | None:
+def _recall(
+    data: bytes | memoryview | mmap.mmap, start: int, end: int, memory: Memory
+) -> list[bytes] | None:
     """Return the values of the identity where an earlier walk has met this layout."""
     layout = memory.layouts.get(end - start)
     if (
@@ -195,7 +198,7 @@ def _recall(data: bytes | mmap.mmap, start: int, end: int, memory: Memory) -> li
         or layout.spans.unpack_from(data, start) != layout.content
     ):
         return None
-    return [data[start + place.start : start + place.stop] for place in layout.identity]
+    return [bytes(data[start + place.start : start + place.stop]) for place in layout.identity]
 
 
 class _MalformedError(Exception):

@@ -11,7 +11,7 @@ from dicom_node import crashpoints
 from dicom_node.errors import RefusedInstance, StorageError
 from dicom_node.ledger import Ledger
 from dicom_node.part10 import encode_file_meta
-from dicom_node.spool import Announced, Spool, rebuild
+from dicom_node.spool import Announced, Origin, Spool, rebuild
 from dicom_node.store import INCOMING, Durability, Store
 from dicom_node.structure import StructureLimits
 from doubles.ledger import Clock
@@ -21,6 +21,7 @@ MR = "1.2.840.10008.5.1.4.1.1.4"
 EXPLICIT = "1.2.840.10008.1.2.1"
 LIMITS = StructureLimits()
 ASSOCIATION = "association"
+SCANNER = Origin("scanner", ASSOCIATION)
 
 
 def element(tag: tuple[int, int], value: str) -> bytes:
@@ -64,12 +65,13 @@ def spool(store: Store, ledger: Ledger) -> Iterator[Spool]:
 
 def keep(spool: Spool, uid: str, content: bytes | None = None, *, in_pieces: bool = False) -> None:
     whole = memoryview(data_set(uid) if content is None else content)
-    with spool.begin(announce(uid), peer="scanner", association=ASSOCIATION) as incoming:
-        last = 0
-        if in_pieces:
-            last = len(whole) // 3 * 2
-            incoming.write([whole[:7], whole[7 : last // 2]])
-            incoming.write([whole[last // 2 : last]])
+    if not in_pieces:
+        spool.keep(announce(uid), [whole[:5], whole[5:]], SCANNER)
+        return
+    with spool.begin(announce(uid), SCANNER) as incoming:
+        last = len(whole) // 3 * 2
+        incoming.write([whole[:7], whole[7 : last // 2]])
+        incoming.write([whole[last // 2 : last]])
         incoming.keep([whole[last : last + 5], whole[last + 5 :]])
 
 
@@ -159,7 +161,7 @@ def test_the_same_content_again_replaces_its_file_in_the_strict_order(
 
 
 def test_a_part_that_is_not_kept_is_deleted(spool, store):
-    with spool.begin(announce("1.2.3.5"), peer="scanner", association=ASSOCIATION) as incoming:
+    with spool.begin(announce("1.2.3.5"), SCANNER) as incoming:
         incoming.write([memoryview(b"half")])
         assert len(list(store.path(INCOMING).rglob("*.part"))) == 1
 
@@ -231,6 +233,7 @@ def die_while_keeping(folder: Path, step: str, numbers: Sequence[int]) -> None:
     child = os.fork()
     if child == 0:
         os.environ["DICOM_NODE_CRASH_AT"] = step
+        crashpoints.point.cache_clear()
         with (
             Ledger(f"sqlite:///{folder / 'ledger.sqlite'}", Clock()).open() as ledger,
             open_spool(Store(folder / "store"), ledger, LIMITS, Durability.SYNCED) as spool,
