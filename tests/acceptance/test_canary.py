@@ -54,6 +54,7 @@ OUT_OF_RESOURCES, WARNING, CANNOT_UNDERSTAND = 0xA700, 0xB000, 0xC123
 STORES = ("incoming", "derived", "quarantine")
 MARK = b"7130917"
 """As long as a token, and a number: it is written where only a number may stand."""
+PATIENCE_SECONDS = 300
 MOST_TEXTS = 1_000
 """The Standard has places for more texts than this."""
 FEW = 12
@@ -135,6 +136,7 @@ class Walk:
             "dispatch.sweep_every=200 ms",
             "delivery.sweep_every=200 ms",
             "delivery.first_retry=1 s",
+            "query.enabled=false",
             f"peers.pacs.port={pacs.port}",
             f"peers.strict={{ae_title: {strict.ae_title}, roles: [send]}}",
             "peers.strict.host=127.0.0.1",
@@ -264,7 +266,7 @@ class Walk:
             input=json.dumps(lines).encode(),
             capture_output=True,
             env={**os.environ, **self.environment},
-            timeout=120,
+            timeout=PATIENCE_SECONDS,
             check=True,
         )
         for words, printed in zip(commands, done.stdout.split(_NEXT.encode()), strict=True):
@@ -409,7 +411,7 @@ def _is_over(ledger: Ledger, studies: Iterable[str]) -> bool:
 
 
 def _wait_until(holds: Callable[[], bool], walk: Walk) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not holds():
         assert time.monotonic() < deadline, walk.node.child.read_log()[-3000:]
         time.sleep(0.1)
