@@ -13,9 +13,10 @@ import logging
 import os
 import resource
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,6 +61,12 @@ time: the next start does it again."""
 
 RECEIVER_WATCH = timedelta(seconds=1)
 """A receiver that died is back well within 5 s (reliability catalogue, row E9)."""
+
+TENURE = timedelta(seconds=30)
+"""How long a ledger in PostgreSQL waits for a node that is silent before another may follow."""
+
+RENEWALS = 6
+"""In each tenure; several may be late or lost."""
 
 UNSERVED_EVERY = timedelta(hours=1)
 """How often it is looked for what waits for peers that are not configured any more."""
@@ -151,16 +158,24 @@ class Node:
             *self._build_deliveries(),
             Timer("retention", self._forget, node.retention.sweep_every),
             Timer("receiver", self._watch_receiver, RECEIVER_WATCH),
+            Timer("tenure", self._stay, TENURE / RENEWALS),
             *self._build_certificate_watch(),
         )
+        self._number: int | None = None
         self._parts = ExitStack()
 
     def __enter__(self) -> "Node":
         with ExitStack() as parts:
             open_records(self._configuration, self._store, self._ledger)
             parts.callback(self._ledger.close)
+            self._number = self._ledger.begin_tenure(
+                name_holder(self._configuration.node.data_folder),
+                TENURE,
+                alone=self._configuration.node.ledger.kind == "sqlite",
+            )
+            parts.callback(self._leave)
             self._recover()
-            dicom = self._receiver.start()
+            dicom = self._receiver.start(self._number)
             parts.callback(self._receiver.stop)
             parts.callback(self._executor.shutdown, wait=False)
             parts.callback(self._dispatch.drain, PATIENCE)
@@ -297,10 +312,24 @@ class Node:
         confirming = find_confirming(node)
         retention.sweep(self._ledger, self._store, node.retention, now(), confirming)
 
+    def _stay(self) -> None:
+        """Keep the ledger; end at once when another node has it, for what this one does, that does.
+
+        The children end with this process.
+        """
+        if not self._ledger.renew_tenure(TENURE):
+            logger.critical("node.followed: another node has taken over the ledger")
+            os._exit(1)
+
+    def _leave(self) -> None:
+        """Let another node follow at once."""
+        with suppress(StorageError):  # it follows when the lease runs out
+            self._ledger.end_tenure()
+
     def _watch_receiver(self) -> None:
         if not self._receiver.is_alive():
             logger.error("receiver.died")
-            self._receiver.start()
+            self._receiver.start(self._number)
 
 
 def open_records(configuration: Configuration, store: Store, ledger: Ledger) -> None:
@@ -328,6 +357,16 @@ def build_executor(node: NodeSettings, limit: timedelta) -> JobExecutor:
         return DaskCluster(node.executor, limit)
     workers = node.executor.workers
     return ProcessPool(workers, count_threads(workers), limit)
+
+
+def name_holder(data_folder: Path) -> str:
+    """Return under which name a node has the ledger: machine, folder, and start of the machine.
+
+    Whoever comes again under it holds the lock of the folder, so that the one before has ended.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    since = boot.read_text().strip() if boot.exists() else ""
+    return f"{socket.gethostname()}:{data_folder} {since}".rstrip()
 
 
 def count_threads(workers: int) -> int:

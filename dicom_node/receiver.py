@@ -207,6 +207,7 @@ def run_receiver(
     overrides: Sequence[str],
     forked: Callable[[], None],
     ready: Callable[[str, int], None],
+    tenure: int | None = None,
 ) -> None:
     """Receive until SIGTERM or SIGINT, then drain.
 
@@ -215,6 +216,7 @@ def run_receiver(
         overrides: `key=value` settings over those of node.yaml.
         forked: called when threads may be started.
         ready: called with host and port once the receiver listens.
+        tenure: number under which its node has the ledger, if it has one.
 
     Raises:
         ConfigurationError: the configuration is wrong, or the port is taken.
@@ -240,6 +242,7 @@ def run_receiver(
         end = EndRequest()
         is_new = next(store.iterate_incoming(), None) is None
         with Ledger(node.ledger_url, _now).open(create=is_new) as ledger:
+            ledger.write_under(tenure)
             rebuild(store, ledger, limits)
             with Recorder(
                 ledger,
@@ -264,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="the configuration folder")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--tenure", type=int, metavar="NUMBER", help="of the node in the ledger")
     parser.add_argument("--child", type=int, metavar="FD", help="tell FD; end with standard input")
     options = parser.parse_args(arguments)
     configure_logging()
@@ -278,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(options.child, [host, port])
 
     try:
-        run_receiver(options.folder, options.set, begin, listen)
+        run_receiver(options.folder, options.set, begin, listen, options.tenure)
     except DicomNodeError as error:
         _tell(options.child, {type(error).__name__: str(error)})
         return 2 if isinstance(error, ConfigurationError) else 1

@@ -32,10 +32,11 @@ class ReceiverProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
 
-    def start(self) -> tuple[str, int]:
+    def start(self, tenure: int | None = None) -> tuple[str, int]:
         """Start it, wait until it listens, and return host and port.
 
         Started again after it died, it listens on the same port, also when that was any free one.
+        `tenure` is the number under which its node has the ledger.
 
         Raises:
             ConfigurationError: it says that the configuration is wrong, or that the port is taken.
@@ -45,6 +46,8 @@ class ReceiverProcess:
         reading, writing = os.pipe()
         overrides = self._overrides + ([f"receiver.port={self._port}"] if self._port else [])
         options = [part for each in overrides for part in ("--set", each)]
+        if tenure is not None:
+            options += ["--tenure", str(tenure)]
         command = [sys.executable, "-m", "dicom_node.receiver", str(self._folder), *options]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module, no shell

@@ -30,7 +30,7 @@ from sqlalchemy import (
 from dicom_node.domain import DeliveryState, InquiryState, Role, StudyState
 from dicom_node.jobs import JobState
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raise it with every change of a table, and write the migration in `ledger.migrations`."""
 
 
@@ -244,6 +244,15 @@ commitment = Table(
     Column("instances", Integer, nullable=False),
     Column("asked_at", Utc, nullable=False),
     Column("answered_at", Utc),
+)
+
+# One row: which node has the ledger.
+tenure = Table(
+    "tenure",
+    metadata,
+    Column("number", NUMBER, primary_key=True, autoincrement=False),  # the fence: grows
+    Column("holder", Text, nullable=False),
+    Column("lease_until", Utc, nullable=False),
 )
 
 event = Table(

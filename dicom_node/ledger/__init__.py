@@ -13,6 +13,7 @@ with its event row. Read the files in the order of the walk:
     withdrawals  results that went out and are taken back
     promises     what peers say that they keep
     chronicle    events, counts, retention
+    tenure       which node has the ledger
     database     connection and transactions (below all of them)
     engines      SQLite and PostgreSQL: durability, one writer at a time
     migrations   ledgers of earlier versions
@@ -43,6 +44,7 @@ from dicom_node.ledger.records import (
     StudyRow,
     Unconfirmed,
 )
+from dicom_node.ledger.tenure import Tenure
 from dicom_node.ledger.withdrawals import Withdrawals
 
 __all__ = [
@@ -70,7 +72,16 @@ __all__ = [
 
 
 class Ledger(
-    Reception, Conflicts, Inquiries, Judgements, Queue, Outbox, Withdrawals, Promises, Chronicle
+    Reception,
+    Conflicts,
+    Inquiries,
+    Judgements,
+    Queue,
+    Outbox,
+    Withdrawals,
+    Promises,
+    Chronicle,
+    Tenure,
 ):
     """The ledger, open between `open` and `close`; safe to share between threads.
 

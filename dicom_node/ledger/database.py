@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Row, Table, insert, inspect, text
+from sqlalchemy import Connection, Engine, Row, Table, insert, inspect, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -38,6 +38,7 @@ class Database:
         self._url = make_url(url)
         self._clock = clock
         self._engine: Engine | None = None
+        self._number: int | None = None  # of the node for which this writes: see `tenure`
 
     def open(self, create: bool = True, *, migrate: bool = False) -> Self:
         """Connect, create the tables where there are none, and check that commits are durable.
@@ -142,11 +143,19 @@ class Database:
             connection.commit()
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """Open a transaction that writes; it is durable when the block ends."""
+    def _writing(self, *, fenced: bool = True) -> Iterator[Connection]:
+        """Open a transaction that writes; it is durable when the block ends.
+
+        Raises:
+            StorageError: another node has followed the one for which this writes.
+        """
         with _translated(), self._connected() as connection:
             connection.execution_options(writes=True)
             with connection.begin():
+                if fenced and self._number is not None:
+                    newest = connection.scalar(select(schema.tenure.c.number))
+                    if newest != self._number:
+                        raise StorageError("another node has taken over the ledger", LEDGER_STATUS)
                 yield connection
 
     @contextmanager

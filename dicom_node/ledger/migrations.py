@@ -151,6 +151,17 @@ _TO_4_POSTGRESQL = (
     """,
 )
 
+_TO_5 = (
+    """
+    CREATE TABLE tenure (
+        number INTEGER NOT NULL,
+        holder TEXT NOT NULL,
+        lease_until DATETIME NOT NULL,
+        PRIMARY KEY (number)
+    )
+    """,
+)
+
 _STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {
     1: {"sqlite": _TO_2},
     2: {
@@ -158,6 +169,13 @@ _STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {
         "postgresql": [each.replace("DATETIME", "TIMESTAMP WITH TIME ZONE") for each in _TO_3],
     },
     3: {"sqlite": _TO_4_SQLITE, "postgresql": _TO_4_POSTGRESQL},
+    4: {
+        "sqlite": _TO_5,
+        "postgresql": [
+            each.replace("DATETIME", "TIMESTAMP WITH TIME ZONE").replace("INTEGER", "BIGINT")
+            for each in _TO_5
+        ],
+    },
 }
 """Version to the statements that lead to the next one, for each database."""
 

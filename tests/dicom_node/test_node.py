@@ -232,6 +232,23 @@ def test_second_node_on_the_same_folder_ends(start, tmp_path):
         start()
 
 
+def test_second_node_at_one_ledger_ends_and_follows_when_the_first_has_left(
+    start, postgresql, monkeypatch
+):
+    monkeypatch.setenv("DICOM_NODE_LEDGER", postgresql.make_url())
+    ledger = "ledger={kind: postgresql, dsn_env: DICOM_NODE_LEDGER}"
+    first = start(ledger)
+
+    with pytest.raises(
+        RuntimeError, match=rf"ended with {EXIT_FAILED}(?s:.*)another node works with this ledger"
+    ):
+        start(ledger, folder="other")
+
+    assert echoscu(first.node.port, called=AE_TITLE).returncode == 0
+    assert first.node.stop() == 0
+    start(ledger, folder="other")
+
+
 def test_taken_port_is_a_mistake_of_the_configuration(start):
     port = start().node.port
 
