@@ -25,7 +25,7 @@ from dicom_node.errors import StorageError
 from dicom_node.ledger import UID_CONFLICT, UID_NONCONFORMANT, Ledger, Receipt, Report
 from dicom_node.store import Store
 
-LINGER_SECONDS = 0.25
+LINGER_SECONDS = 1.0
 """Rows that nobody waits for are collected for so long."""
 
 PATIENCE_SECONDS = 30.0
@@ -35,6 +35,9 @@ SUCCESS = 0x0000
 PROCESSING_FAILURE = 0x0110
 OVERLOADED = 0xA702
 UNWELL = 0xA701
+
+_ENOUGH_ROWS = 1_000
+"""So many rows go at once: in a larger commit each of them costs as much."""
 
 _MOST_ROWS = 5_000
 """More do not wait in memory: then the ledger sets the pace."""
@@ -197,6 +200,9 @@ class Recorder(Rows):
             if outcome is not None:
                 self._batch.outcomes.append(outcome)
             if len(receipts) == 1:
+                self._changed.notify_all()
+            elif len(receipts) == _ENOUGH_ROWS:
+                self._is_urgent = True
                 self._changed.notify_all()
             elif len(receipts) == _MOST_ROWS:
                 self._look_around()
