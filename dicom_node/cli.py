@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +22,13 @@ from rich.console import Console
 from dicom_node import __version__, doctor, node, terminal, withdrawal
 from dicom_node.assembly import build_judge
 from dicom_node.audit import configure_logging
+from dicom_node.backfill import Backfill, list_days
 from dicom_node.errors import ConfigurationError, DicomNodeError
-from dicom_node.explain import explain_folder, explain_study
+from dicom_node.explain import explain_folder, explain_listed, explain_study
 from dicom_node.identifiers import WRITER_VERSION
 from dicom_node.json_schema import FOLDER, write_schemas
 from dicom_node.ledger import Ledger
+from dicom_node.query import find_asked
 from dicom_node.routing import Judge
 from dicom_node.settings import Configuration, load
 from dicom_node.status import read_status
@@ -64,6 +67,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="As `dicom-node status
 By = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides; kept for good.")]
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why; kept for good.")]
 DEFAULT_CONFIG = Path("config")
+DAYS = ["%Y-%m-%d"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -143,23 +147,37 @@ def check(
 
 @app.command()
 def explain(
-    study: Annotated[str, typer.Argument(metavar="STUDY_UID|FOLDER")],
+    study: Annotated[str, typer.Argument(metavar="[STUDY_UID|FOLDER]")] = "",
+    query: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of a study at the PACS; repeatable."),
+    ] = None,
+    peer: Annotated[str, typer.Option(help="Alias of the peer that is queried.")] = "pacs",
     config: ConfigFolder = DEFAULT_CONFIG,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell why the node does what it does with a study; sends and writes nothing.
 
-    A study is named by its UID when the node has received it, or by a folder of files. A folder
-    with several studies gives a JSON list.
+    A study is named by its UID when the node has received it, by a folder of files, or by a query
+    of the PACS, whose series are labelled by what they are called. Several studies give a JSON
+    list.
 
     Example: dicom-node explain 1.2.840.113619.2.1 --config config --json
     """
     _set_up_quiet()
     configuration = load(config, overrides or [])
     judge = _build_judge(configuration)
+    if bool(study) == bool(query):
+        raise ConfigurationError("explain : seen neither or both, wanted a study or --query")
     with _progress("reading headers", as_json):
-        if _UID.fullmatch(study) and not Path(study).exists():
+        if query:
+            keys = dict(each.partition("=")[::2] for each in query)
+            walk = Backfill(peer, configuration.node, judge, node.now)
+            found = [
+                explain_listed(uid, listed, judge, node.now()) for uid, listed, _ in walk.find(keys)
+            ]
+        elif _UID.fullmatch(study) and not Path(study).exists():
             with _open_ledger(configuration) as ledger:
                 store = Store(configuration.node.store_folder)
                 found = [explain_study(study, ledger, store, judge, node.now())]
@@ -240,6 +258,44 @@ def reject(
     Example: dicom-node reject 6f1d… --by "M. Meier" --why "motion"
     """
     _decide(config, overrides, lambda ledger: ledger.reject(job, by, why))
+
+
+@app.command()
+def backfill(
+    first: Annotated[datetime, typer.Option("--from", formats=DAYS, help="The first day.")],
+    last: Annotated[datetime, typer.Option("--to", formats=DAYS, help="The last day.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what it would do.")] = False,
+    peer: Annotated[str, typer.Option(help="Alias of the peer that is asked.")] = "pacs",
+    config: ConfigFolder = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Complete what a PACS holds of some days, when the node has nothing else to do.
+
+    Tells first what the studies lack, by what their series are called: an estimate, because the
+    node labels by physics once a study is here. Then has each study that lacks something sent to
+    the node that runs on this configuration. May be stopped, and goes on where it was.
+
+    Example: dicom-node backfill --from 2026-01-01 --to 2026-01-31 --dry-run
+    """
+    _set_up_quiet()
+    configuration = load(config, overrides or [])
+    if peer not in find_asked(configuration.node):
+        raise ConfigurationError(f"--peer : seen {peer!r}, wanted a peer with the role query")
+    days = list(list_days(first.date(), last.date()))
+    walk = Backfill(peer, configuration.node, _build_judge(configuration), node.now)
+    with _progress("asking", as_json):
+        tally = walk.estimate(days)
+    if as_json:
+        _print_json({"rules": tally.as_document()})
+    else:
+        for line in tally.describe():
+            typer.echo(line)
+    if dry_run:
+        return
+    with _open_ledger(configuration) as ledger, _progress("fetching", as_json) as tell:
+        for number, study in enumerate(walk.run(days, ledger), 1):
+            tell(f"{number} studies, last {study}")
 
 
 @app.command()

@@ -117,6 +117,13 @@ def _label(
 
 
 def _read_description(remote: RemoteSeries, contrasts: Contrasts) -> Elsewhere:
+    described = describe_remote(remote, contrasts)
+    label = described.label or Label(contrast=None, confidence=0.0, evidence=())
+    return Elsewhere(remote=remote, origin=described.origin, label=label, is_known=False)
+
+
+def describe_remote(remote: RemoteSeries, contrasts: Contrasts) -> Series:
+    """Return a series at a peer, labelled by what the peer says; one image stands in for it."""
     stand_in = Instance(
         sop_instance_uid="",
         sop_class_uid="",
@@ -127,7 +134,7 @@ def _read_description(remote: RemoteSeries, contrasts: Contrasts) -> Elsewhere:
         path="",
         header=remote.header,
     )
-    described = describe(
+    return describe(
         Series(
             series_instance_uid=remote.series_instance_uid,
             modality=str(remote.header.get("Modality", "")),
@@ -136,5 +143,3 @@ def _read_description(remote: RemoteSeries, contrasts: Contrasts) -> Elsewhere:
         ),
         contrasts,
     )
-    label = described.label or Label(contrast=None, confidence=0.0, evidence=())
-    return Elsewhere(remote=remote, origin=described.origin, label=label, is_known=False)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dicom_node.assembly import build_study, find_hold, look_closer, read_folder
-from dicom_node.domain import Instance, Series, Study, StudyState
-from dicom_node.elsewhere import add_answers
+from dicom_node.domain import Instance, RemoteSeries, Series, Study, StudyState
+from dicom_node.elsewhere import add_answers, describe_remote
 from dicom_node.headers import read_header
 from dicom_node.identifiers import installation_uid
 from dicom_node.ledger import Ledger, StudyRow
@@ -77,6 +77,15 @@ def explain_folder(folder: Path, judge: Judge, now: datetime) -> list[dict[str, 
     return [_explain_files(uid, instances, judge, now) for uid, instances in studies.items()]
 
 
+def explain_listed(
+    study_instance_uid: str, listed: Iterable[RemoteSeries], judge: Judge, now: datetime
+) -> dict[str, Any]:
+    """Return what the node would do with a study of which it knows what its series are called."""
+    series = tuple(describe_remote(each, judge.contrasts) for each in listed)
+    study = Study(study_instance_uid=study_instance_uid, generation=1, series=series)
+    return _tell(study, judge.judge(study, now), None)
+
+
 def _explain_files(
     study_instance_uid: str, instances: Iterable[Instance], judge: Judge, now: datetime
 ) -> dict[str, Any]:
@@ -109,6 +118,10 @@ def _explain(study: Study, judge: Judge, now: datetime, conflicts: int) -> dict[
         planned = judge.plan(study, decision, now)
         hold = find_hold(study, planned)
         decision = planned if hold is None else decision
+    return _tell(study, decision, hold)
+
+
+def _tell(study: Study, decision: Decision, hold: tuple[str, str] | None) -> dict[str, Any]:
     elsewhere = [
         {
             "peer": each.remote.peer,

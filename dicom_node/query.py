@@ -117,7 +117,7 @@ class Inquirer:
             with open_peer(
                 self._settings, self._peer, [STUDY_ROOT_FIND, STUDY_ROOT_MOVE]
             ) as association:
-                conversation = _Conversation(association, self._settings)
+                conversation = Conversation(association, self._settings)
                 for inquiry in due:
                     self._ask(conversation, inquiry)
         except (DeliveryError, TimeoutError) as error:
@@ -126,7 +126,7 @@ class Inquirer:
             self._failures, self._next_call = 0, None
         return len(due)
 
-    def _ask(self, conversation: "_Conversation", inquiry: Inquiry) -> None:
+    def _ask(self, conversation: "Conversation", inquiry: Inquiry) -> None:
         """Ask about one study, fetch what is there and not here, and record what was found.
 
         Raises:
@@ -173,7 +173,7 @@ class Inquirer:
         logger.error("query.not_fetched study=%s: %s", inquiry.study_instance_uid, reason)
         self._ledger.record_inquiry(inquiry, InquiryState.ANSWERED, found=found, reason=reason)
 
-    def _find(self, conversation: "_Conversation", inquiry: Inquiry) -> Iterator[RemoteSeries]:
+    def _find(self, conversation: "Conversation", inquiry: Inquiry) -> Iterator[RemoteSeries]:
         """Yield the series of images that the peer lists, of this study and of its siblings."""
         study = inquiry.study_instance_uid
         studies = [study]
@@ -237,7 +237,7 @@ class Inquirer:
         self._ledger.record_inquiry(inquiry, state, reason=reason, next_attempt=until)
 
 
-class _Conversation:
+class Conversation:
     """Queries over one association, no faster than the settings let them be."""
 
     def __init__(self, association: Requestor, settings: NodeSettings) -> None:
@@ -268,6 +268,26 @@ class _Conversation:
             if is_of_patient and uid not in ("", study) and date and first <= date <= last:
                 uids.append(uid)
         return sorted(set(uids))[:MOST_SIBLINGS]
+
+    def find_studies(self, keys: Mapping[str, str]) -> list[str]:
+        """Return the studies that match a query; an answer that says otherwise is dropped.
+
+        Args:
+            keys: DICOM keywords of study and patient to what is looked for.
+        """
+        identifier = Dataset()
+        identifier.QueryRetrieveLevel = "STUDY"
+        identifier.StudyInstanceUID = ""
+        with config.disable_value_validation():
+            for keyword, value in keys.items():
+                setattr(identifier, keyword, value)
+        single = {key: value for key, value in keys.items() if not set(value) & set("*?-\\")}
+        found = {
+            str(answer.get("StudyInstanceUID") or "")
+            for answer in self._find(identifier)
+            if all(str(answer.get(key) or value) == value for key, value in single.items())
+        }
+        return sorted(found - {""})
 
     def find_series(self, alias: str, study: str) -> Iterator[RemoteSeries]:
         """Yield the series that the peer lists of a study."""
