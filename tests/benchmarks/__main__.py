@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from rich.console import Console
@@ -38,7 +38,7 @@ from benchmarks.measurements import (
     measure_shipped_senders,
 )
 from benchmarks.report import write_document, write_tables
-from benchmarks.studies import KINDS, Study
+from benchmarks.studies import Study
 
 ALL_CASES = "mr:1,mr:4,mr:16,small:1,small:4,small:16,ct:1,ct:4,ct:16"
 KIND_NAMES = ("disk", "reception", "shipped", "set-up", "idle", "ledger", "sending", "answers")
@@ -51,6 +51,9 @@ _SLOW_SMALL = 400  # instances of `small` are as many as a slow receiver takes i
 
 
 Step = tuple[str, partial[Iterator[Record]]]
+
+build_study = cache(Study)
+"""A study as `Study` builds it, which takes a while: once for all rounds."""
 
 
 def main() -> int:
@@ -129,9 +132,8 @@ def list_receiver_steps(
 ) -> list[Step]:
     """Return what a round measures of receivers."""
     kinds = set(options.only.split(","))
-    studies = {name: Study(name, options.instances) for name in KINDS}
-    few = Study("small", min(options.instances or _SLOW_SMALL, _SLOW_SMALL))
     shipped = {receivers.STORESCP_SHIPPED, receivers.ORTHANC_SHIPPED}
+    mr = build_study("mr", options.instances)
     steps: list[Step] = []
 
     def add(step: str, function: object, *arguments: object) -> None:
@@ -139,19 +141,26 @@ def list_receiver_steps(
         steps.append((step, partial(function, *arguments[:1], folder, *arguments[1:])))
 
     for name in options.receivers.split(";"):
-        mine = [
-            (few if study == "small" and name in SLOW else studies[study], count)
-            for study, count in cases
-        ]
         if "reception" in kinds and name not in shipped:
+            mine = [
+                (build_study(study, count_instances(options, study, name)), count)
+                for study, count in cases
+            ]
             add(f"reception {name}", measure_reception, name, work, mine)
         if "shipped" in kinds and name in {receivers.OURS, *shipped}:
-            add(f"shipped {name}", measure_shipped_senders, name, work, studies["mr"])
+            add(f"shipped {name}", measure_shipped_senders, name, work, mr)
         if "set-up" in kinds and name in {receivers.OURS, receivers.STORESCP}:
             add(f"set-up {name}", measure_set_up, name, work)
         if "idle" in kinds and name == receivers.OURS:
             add(f"idle {name}", measure_idleness, name, work)
     return steps
+
+
+def count_instances(options: argparse.Namespace, study: str, receiver: str) -> int | None:
+    """Return how many instances of a study a receiver is given; None: all."""
+    if study == "small" and receiver in SLOW:
+        return min(options.instances or _SLOW_SMALL, _SLOW_SMALL)
+    return options.instances
 
 
 def list_sender_steps(
@@ -162,14 +171,14 @@ def list_sender_steps(
     steps: list[Step] = []
     if "sending" in kinds:
         counts = {name: options.instances or _SENT[name] for name in dict.fromkeys(names)}
-        studies = [Study(name, count) for name, count in counts.items()]
+        studies = [build_study(name, count) for name, count in counts.items()]
         for name in options.senders.split(";"):
             folder = work / f"{number}-sending-{len(steps)}"
             step = partial(measure_sending, name, folder, work, studies)
             steps.append((f"sending {name}", step))
             if name in _INTO_SHIPPED:
                 folder = work / f"{number}-sending-{len(steps)}"
-                study = Study("mr", options.instances)
+                study = build_study("mr", options.instances)
                 step = partial(measure_into_shipped, name, folder, work, study)
                 steps.append((f"sending to storescp {name}", step))
     if "answers" in kinds:
