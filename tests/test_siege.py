@@ -171,7 +171,8 @@ def test_a_minute_of_fuzzing_finds_nothing():
             pytest.fail(message)
         pytest.skip(message)
     done = subprocess.run(
-        [sys.executable, "-m", "siege.fuzz", f"-max_total_time={FUZZ_SECONDS}"],
+        # A machine may stand still for a second; `make fuzz` by itself is stricter.
+        [sys.executable, "-m", "siege.fuzz", f"-max_total_time={FUZZ_SECONDS}", "-timeout=10"],
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         cwd=ROOT,
         capture_output=True,
