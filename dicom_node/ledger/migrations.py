@@ -77,7 +77,7 @@ _TO_3 = (
         generation INTEGER NOT NULL,
         state VARCHAR(16) NOT NULL,
         siblings_within_days INTEGER,
-        fetch BOOLEAN NOT NULL,
+        "fetch" BOOLEAN NOT NULL,
         since DATETIME NOT NULL,
         next_attempt DATETIME NOT NULL,
         rounds INTEGER NOT NULL,

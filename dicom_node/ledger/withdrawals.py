@@ -31,8 +31,8 @@ class Withdrawals(Database):
             withdrawal.c.role == Role.WITHDRAWAL,
         )
         query = (
-            select(job.c.plan_id, job.c.plan, job.c.generation, job.c.changed_at, delivery.c.peer)
-            .distinct()
+            select(job.c.plan_id, delivery.c.peer)
+            .distinct()  # of words only: PostgreSQL cannot compare JSON
             .join_from(job, delivery, job.c.plan_id == delivery.c.plan_id)
             .where(job.c.state == JobState.SUPERSEDED, delivery.c.state.in_(TAKEN), ~is_told)
             .order_by(job.c.plan_id, delivery.c.peer)
@@ -43,8 +43,8 @@ class Withdrawals(Database):
             rows = connection.execute(query).all()
             found = []
             for each in dict.fromkeys(row.plan_id for row in rows):
-                mine = [row for row in rows if row.plan_id == each]
-                plan = read_plan(mine[0].plan, mine[0].generation)
+                row = connection.execute(select(job).where(job.c.plan_id == each)).one()
+                plan = read_plan(row.plan, row.generation)
                 instances = tuple(
                     read_derived(row)
                     for row in connection.execute(
@@ -77,9 +77,9 @@ class Withdrawals(Database):
                         Outdated(
                             plan=plan,
                             instances=instances,
-                            peers=tuple(row.peer for row in mine),
+                            peers=tuple(took.peer for took in rows if took.plan_id == each),
                             because=because,
-                            since=mine[0].changed_at,
+                            since=row.changed_at,
                         )
                     )
         return found
