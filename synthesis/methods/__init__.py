@@ -14,6 +14,7 @@ from synthesis.types import SynthesisTask
 METHODS = {
     "mean_image": "synthesis.methods.baselines:MeanImage",
     "copy": "synthesis.methods.baselines:MatchedCopy",
+    "linear": "synthesis.methods.baselines:VoxelwiseLinear",
     "boosting": "synthesis.methods.boosting:Boosting",
     "unet25d": "synthesis.methods.unet:UNet25D",
 }

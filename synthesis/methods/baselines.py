@@ -1,4 +1,4 @@
-"""The two baselines that every model must beat: the mean image and the histogram-matched copy."""
+"""The baselines that every model must beat: mean image, histogram-matched copy, linear map."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,14 @@ from typing import Self
 
 import numpy as np
 
+from synthesis.errors import MissingSource
 from synthesis.synthesizer import Parameters, Synthesizer
 from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, Prediction
 
 LANDMARKS = (0.5, 1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99, 99.5)
 TABLE = "table.json"
+ONE = "one"
+"""The name of the constant among the terms of a linear map."""
 
 
 class MeanImage(Synthesizer[Parameters]):
@@ -125,6 +128,78 @@ class MatchedCopy(Synthesizer[Parameters]):
         """Read landmarks and order."""
         table = json.loads((folder / TABLE).read_text())
         self.landmarks_, self.order_ = table["landmarks"], table["order"]
+        return self
+
+
+class VoxelwiseLinear(Synthesizer[Parameters]):
+    """The weighted sum of a voxel's sources that has the least squared error over the people.
+
+    Kept are each person's mean products of contrasts, from which the weights of any subset of
+    sources follow.
+    """
+
+    parameters_type = Parameters
+    people_: list[dict[str, dict[str, float]]]
+
+    def fit(
+        self,
+        cases: Sequence[Case],
+        *,
+        validation: Sequence[Case] = (),
+        seed: int,
+        budget: timedelta | None = None,
+        checkpoint: Path | None = None,
+    ) -> Self:
+        """Measure every person's products."""
+        known = dict.fromkeys([*self.task.sources, *self.task.targets])
+        self.people_ = []
+        for case in cases:
+            values: dict[str, FloatArray] = {ONE: np.ones(int(case.mask.sum()), np.float32)}
+            for label in known:
+                if label in case.images:
+                    values[label] = case.images[label][case.mask]
+            self.people_.append(
+                {
+                    row: {column: float(np.mean(x * y)) for column, y in values.items()}
+                    for row, x in values.items()
+                }
+            )
+        return self
+
+    def predict(
+        self,
+        sources: Mapping[ContrastLabel, FloatArray],
+        *,
+        target: ContrastLabel,
+        mask: MaskArray,
+        spacing: tuple[float, float, float],
+        seed: int,
+    ) -> Prediction:
+        """Return the weighted sum, learnt from the people who have these contrasts.
+
+        Raises:
+            MissingSource: nobody has them all.
+        """
+        self.check_request(sources, target)
+        terms = [ONE, *sources]
+        teachers = [p for p in self.people_ if {*terms, target} <= set(p)]
+        if not teachers:
+            raise MissingSource(f"nobody was learnt from who has {target} and {sorted(sources)}")
+        products = np.mean([[[p[a][b] for b in terms] for a in terms] for p in teachers], axis=0)
+        wanted = np.mean([[p[a][target] for a in terms] for p in teachers], axis=0)
+        offset, *weights = np.linalg.lstsq(products, wanted, rcond=None)[0]
+        total = sum(
+            np.float32(w) * array for w, array in zip(weights, sources.values(), strict=True)
+        )
+        return Prediction(mean=np.where(mask, total + np.float32(offset), 0).astype(np.float32))
+
+    def save(self, folder: Path) -> None:
+        """Write the products."""
+        (folder / TABLE).write_text(json.dumps(self.people_))
+
+    def restore(self, folder: Path) -> Self:
+        """Read the products."""
+        self.people_ = json.loads((folder / TABLE).read_text())
         return self
 
 
