@@ -1,155 +1,349 @@
-"""Random training samples for 2.5-D methods: views, thick slices, contrast, bias, noise, jitter.
+"""Random training samples for 2.5-D methods, drawn on the device that learns from them.
 
 What differs between sites and must not matter is drawn at random (domain randomization in the
-sense of Billot 2023): slice thickness and plane, gain, gamma, bias field, noise, blur and a small
-misalignment between contrasts. All contrasts and the target share the geometry that is drawn;
-intensities change on the sources only.
+sense of Billot 2023): view, slice thickness, rotation, scale and side of the head; and, on the
+sources only, a misalignment between contrasts, the response curve, a little of another contrast's
+weighting, gain, bias field, resolution and noise. All contrasts and the target share the geometry
+that is drawn. Choices are drawn by NumPy, so that they are the same on every device; the grain of
+the noise is the device's own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
 
+from synthesis.chance import happens
 from synthesis.patches import VIEWS
-from synthesis.types import Case, ContrastLabel, FloatArray, SynthesisTask
+from synthesis.types import Case, ContrastLabel, SynthesisTask
 
 THICKNESSES = (1, 1, 1, 2, 3, 4, 5)
-BAND_AROUND_MASK = 4
+PARTS = 3
+"""A thick slice is the mean of at most this many thin ones."""
+LEFT_RIGHT = 2
+"""The axis of a canonical volume along which a head may be mirrored."""
+KNOTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+"""Where a response curve may bend; 0.5 is median tissue and stays where it is."""
+BLUR_RADIUS = 4
+BLURRED_SHARE = 0.3
+HALF = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One training sample, normalized.
+class Batch:
+    """Training samples, normalized.
 
     Attributes:
-        stack: (sources, slices, rows, columns); absent sources are zero.
-        condition: availability of each source, then the one-hot target.
-        truth: (1, rows, columns).
-        weight: (1, rows, columns), one inside the mask.
+        stack: (batch, sources, slices, rows, columns); absent sources are zero.
+        condition: (batch, sources + targets), availability of each source, one-hot target.
+        truth: (batch, 1, rows, columns).
+        weight: (batch, 1, rows, columns), one inside the mask.
     """
 
-    stack: FloatArray
-    condition: FloatArray
-    truth: FloatArray
-    weight: FloatArray
-
-
-def draw_sample(
-    case: Case,
-    task: SynthesisTask,
-    *,
-    size: int,
-    slices: int,
-    views: tuple[int, ...],
-    generator: np.random.Generator,
-) -> Sample:
-    """Draw one sample from a case."""
-    available = [label for label in task.sources if label in case.images]
-    target = ContrastLabel(str(generator.choice([t for t in task.targets if t in case.images])))
-    sources = [label for label in available if label != target]
-    chosen = _draw_subset(sources, task.required, generator)
-    axis = int(generator.choice(views))
-    thickness = int(generator.choice(THICKNESSES)) if views == VIEWS else 1
-    mask = np.moveaxis(case.mask, axis, 0)
-    center = _draw_center(mask, generator)
-    positions = center + thickness * (np.arange(slices) - slices // 2)
-    window = _Window.draw(mask[center], size, generator)
-
-    def cut(label: ContrastLabel, places: NDArray[np.int64]) -> FloatArray:
-        planes = np.moveaxis(case.images[label], axis, 0)
-        picked = []
-        for place in places:
-            # a thick slice is the mean of the thin ones that it covers
-            low = max(0, min(planes.shape[0] - thickness, int(place) - thickness // 2))
-            picked.append(window.cut(planes[low : low + thickness].mean(axis=0)))
-        return np.stack(picked).astype(np.float32)  # (slices, rows, columns)
-
-    weight = window.cut(mask[center].astype(np.float32))
-    truth = cut(target, positions[slices // 2 : slices // 2 + 1])
-    stack = np.zeros((len(task.sources), slices, *truth.shape[1:]), np.float32)
-    condition = np.zeros(len(task.sources) + len(task.targets), np.float32)
-    condition[len(task.sources) + task.targets.index(target)] = 1
-    for number, label in enumerate(chosen):
-        channel = task.sources.index(label)
-        condition[channel] = 1
-        stack[channel] = _disturb(cut(label, positions), number > 0, generator)
-    return Sample(stack=stack, condition=condition, truth=truth, weight=weight[None])
-
-
-def happens(generator: np.random.Generator, probability: float) -> bool:
-    """Return True with the probability given."""
-    return bool(generator.random() < probability)
-
-
-def _draw_subset(
-    sources: list[ContrastLabel],
-    required: tuple[ContrastLabel, ...],
-    generator: np.random.Generator,
-) -> list[ContrastLabel]:
-    count = int(generator.integers(1, len(sources) + 1))
-    chosen = list(generator.permutation(np.array(sources))[:count])
-    return [ContrastLabel(str(c)) for c in dict.fromkeys([*required, *chosen])]
-
-
-def _draw_center(mask: NDArray[np.bool_], generator: np.random.Generator) -> int:
-    filled = np.flatnonzero(mask.any(axis=(1, 2)))
-    return int(generator.choice(filled))
+    stack: Tensor
+    condition: Tensor
+    truth: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Window:
-    """An in-plane window, turned, scaled and flipped; edges are padded by zeros."""
+class _Person:
+    """One case on the device.
 
-    center: tuple[float, float]
-    size: int
-    matrix: NDArray[np.float64]
-    plain: bool
+    Attributes:
+        volume: (contrasts + 1, slices, rows, columns); the last channel is the mask.
+        present: the contrasts that the person has.
+        filled: per slice axis, the slices that hold some of the mask.
+        middles: per slice axis, (slices, 2) center of the mask in each slice.
+    """
 
-    @classmethod
-    def draw(cls, mask: NDArray[np.bool_], size: int, generator: np.random.Generator) -> "_Window":
-        rows, columns = np.nonzero(mask)
-        middle = (rows.mean(), columns.mean()) if rows.size else (0.0, 0.0)
-        center = tuple(float(m + generator.uniform(-20, 20)) for m in middle)
-        plain = happens(generator, 0.4)
-        angle = 0.0 if plain else np.deg2rad(generator.uniform(-12, 12))
-        scale = np.ones(2) if plain else generator.uniform(0.88, 1.12, 2)
-        flip = np.array([1.0, -1.0 if happens(generator, 0.5) else 1.0])
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        matrix = turn * scale * flip
-        if plain:
-            center = tuple(float(round(c)) for c in center)
-        return cls(center=(center[0], center[1]), size=size, matrix=matrix, plain=plain)
+    volume: Tensor
+    present: tuple[ContrastLabel, ...]
+    filled: tuple[NDArray[np.int64], ...]
+    middles: tuple[NDArray[np.float64], ...]
 
-    def cut(self, plane: FloatArray) -> FloatArray:
-        half = (self.size - 1) / 2 if not self.plain else self.size // 2
-        offset = np.array(self.center) - self.matrix @ np.full(2, half)
-        order = 0 if self.plain else 1
-        turned = ndimage.affine_transform(
-            plane, self.matrix, offset, output_shape=(self.size, self.size), order=order
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """What is drawn for one sample.
+
+    Attributes:
+        chosen: the sources that are given, the first of them the reference.
+        points: (contrasts + 1, 3, 4) from (slice, row, column, 1) of the sample to the sampling
+            coordinates of `grid_sample`, one matrix per channel.
+    """
+
+    person: _Person
+    target: ContrastLabel
+    chosen: tuple[ContrastLabel, ...]
+    thickness: int
+    points: NDArray[np.float32]
+
+
+class Stock:
+    """The training people on a device, from which batches are drawn.
+
+    Args:
+        cases: training people.
+        task: what is learnt.
+        device: where the images lie and batches are made.
+    """
+
+    def __init__(self, cases: Sequence[Case], task: SynthesisTask, device: torch.device) -> None:
+        self.task = task
+        self.device = device
+        self.labels = tuple(dict.fromkeys([*task.sources, *task.targets]))
+        self._people = [self._load(case) for case in cases]
+        # a person with more contrasts teaches more tasks
+        weights = np.array([len(p.present) * (len(p.present) - 1) for p in self._people], float)
+        self._weights = weights / weights.sum()
+
+    def draw(
+        self,
+        count: int,
+        *,
+        size: int,
+        slices: int,
+        views: tuple[int, ...],
+        generator: np.random.Generator,
+    ) -> Batch:
+        """Draw a batch of `count` samples of `slices` x `size` x `size` pixels."""
+        picks = generator.choice(len(self._people), count, p=self._weights)
+        choices = [self._choose(self._people[int(i)], views, generator) for i in picks]
+        points = torch.from_numpy(np.stack([c.points for c in choices])).to(self.device)
+        cuts = torch.stack(
+            [
+                _cut(choice.person.volume, matrices, slices, size, choice.thickness)
+                for choice, matrices in zip(choices, points, strict=True)
+            ]
+        )  # (batch, contrasts + 1, slices, rows, columns)
+        mask = cuts[:, -1:]
+        inside = mask > HALF
+        # a voxel at the surface is brain, not a mixture with the padding outside
+        images = torch.where(inside, cuts[:, :-1] / mask.clamp_min(HALF), 0)
+        condition, others = self._describe(choices, generator)
+        channels = [self.labels.index(s) for s in self.task.sources]
+        stack = _disturb(images[:, channels], images, others.to(self.device), generator)
+        given = condition[:, : len(channels), None, None, None].to(self.device)
+        middle = slices // 2
+        targets = torch.tensor([self.labels.index(c.target) for c in choices], device=self.device)
+        return Batch(
+            stack=torch.where(inside, stack * given, 0),
+            condition=condition.to(self.device),
+            truth=images[torch.arange(count, device=self.device), targets, middle][:, None],
+            weight=inside[:, 0, middle][:, None].float(),
         )
-        return np.asarray(turned, dtype=np.float32)
+
+    def _load(self, case: Case) -> _Person:
+        volume = torch.zeros(len(self.labels) + 1, *case.mask.shape)
+        for channel, label in enumerate(self.labels):
+            if label in case.images:
+                volume[channel] = torch.from_numpy(case.images[label] * case.mask)
+        volume[-1] = torch.from_numpy(case.mask.astype(np.float32))
+        filled, middles = [], []
+        for axis in VIEWS:
+            mask = np.moveaxis(case.mask, axis, 0)
+            areas = np.maximum(mask.sum(axis=(1, 2)), 1)
+            rows = (mask.sum(axis=2) * np.arange(mask.shape[1])).sum(axis=1) / areas
+            columns = (mask.sum(axis=1) * np.arange(mask.shape[2])).sum(axis=1) / areas
+            filled.append(np.flatnonzero(mask.any(axis=(1, 2))))
+            middles.append(np.stack([rows, columns], axis=1))
+        return _Person(
+            volume=volume.to(self.device),
+            present=tuple(label for label in self.labels if label in case.images),
+            filled=tuple(filled),
+            middles=tuple(middles),
+        )
+
+    def _choose(
+        self, person: _Person, views: tuple[int, ...], generator: np.random.Generator
+    ) -> _Choice:
+        targets = [t for t in self.task.targets if t in person.present]
+        target = targets[int(generator.integers(len(targets)))]
+        sources = [s for s in self.task.sources if s in person.present and s != target]
+        count = int(generator.integers(1, len(sources) + 1))
+        drawn = [sources[int(i)] for i in generator.permutation(len(sources))[:count]]
+        chosen = tuple(dict.fromkeys([*self.task.required, *drawn]))
+        axis = int(generator.choice(views))
+        thickness = int(generator.choice(THICKNESSES)) if views == VIEWS else 1
+        matrix, center = _draw_geometry(person, axis, thickness, generator)
+        to_unit = _sampling_coordinates(tuple(person.volume.shape[1:]))
+        points = np.repeat((to_unit @ center @ matrix)[None], len(self.labels) + 1, axis=0)
+        for label in chosen[1:]:
+            if happens(generator, 0.3):
+                moved = _draw_turn(np.full(3, 1.5), generator)
+                moved[:3, 3] = generator.uniform(-1, 1, 3)
+                points[self.labels.index(label)] = to_unit @ center @ moved @ matrix
+        return _Choice(
+            person=person,
+            target=target,
+            chosen=chosen,
+            thickness=thickness,
+            points=points[:, :3].astype(np.float32),
+        )
+
+    def _describe(
+        self, choices: Sequence[_Choice], generator: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the conditions, and for each source the channel of another contrast."""
+        sources, targets = self.task.sources, self.task.targets
+        condition = torch.zeros(len(choices), len(sources) + len(targets))
+        others = torch.zeros(len(choices), len(sources), dtype=torch.long)
+        for row, choice in enumerate(choices):
+            condition[row, len(sources) + targets.index(choice.target)] = 1
+            for channel, source in enumerate(sources):
+                condition[row, channel] = float(source in choice.chosen)
+                # never the target: its own signal in a source would be a hint that no scanner gives
+                usable = [c for c in choice.person.present if c != choice.target]
+                other = usable[int(generator.integers(len(usable)))]
+                others[row, channel] = self.labels.index(other)
+        return condition, others
 
 
-def _disturb(stack: FloatArray, may_move: bool, generator: np.random.Generator) -> FloatArray:
-    inside = stack != 0
-    out = stack
-    if may_move and happens(generator, 0.3):
-        shift = generator.uniform(-1, 1, 2)
-        out = ndimage.shift(out, (0, *shift), order=1)
-        inside = out != 0
-    if happens(generator, 0.7):
-        out = np.clip(out, 0, None) ** generator.uniform(0.75, 1.33)
-        out = out * generator.uniform(0.88, 1.12) + generator.uniform(-0.04, 0.04)
+def _draw_geometry(
+    person: _Person, axis: int, thickness: int, generator: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return 4x4 matrices: sample coordinates about its middle to voxels, and its middle's place.
+
+    Both work on (slice, row, column) of the canonical volume.
+    """
+    plain = happens(generator, 0.3)
+    place = int(generator.choice(person.filled[axis]))
+    middle = person.middles[axis][place] + generator.uniform(-16, 16, 2)
+    order = [axis, *(a for a in VIEWS if a != axis)]
+    permute = np.zeros((4, 4))
+    permute[order, range(3)] = 1
+    permute[3, 3] = 1
+    center = np.eye(4)
+    center[order, 3] = [place, *(np.rint(middle) if plain else middle)]
+    change = np.eye(4) if plain else _draw_turn(np.array([12.0, 8.0, 8.0]), generator)
+    if not plain:
+        change[:3, :3] *= generator.uniform(0.88, 1.12, 3)
     if happens(generator, 0.5):
-        coarse = generator.normal(0, 0.08, (4, 4))
-        field = ndimage.zoom(coarse, (stack.shape[1] / 4, stack.shape[2] / 4), order=3)
-        out = out * np.exp(field)[None]
-    if happens(generator, 0.4):
-        grain = generator.normal(0, generator.uniform(0, 0.05), stack.shape)
-        out = out + grain.astype(np.float32)
-    if happens(generator, 0.25):
-        sigma = generator.uniform(0.3, 1.0)
-        out = ndimage.gaussian_filter(out, (0, sigma, sigma))
-    return np.where(inside, out, 0).astype(np.float32)
+        change[LEFT_RIGHT] *= -1
+    pitch = np.diag([float(thickness), 1.0, 1.0, 1.0])
+    return change @ permute @ pitch, center
+
+
+def _draw_turn(degrees: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return a 4x4 rotation by up to `degrees` about each axis."""
+    turn = np.eye(4)
+    for axis, limit in enumerate(degrees):
+        angle = np.deg2rad(generator.uniform(-limit, limit))
+        a, b = (i for i in range(3) if i != axis)
+        step = np.eye(4)
+        step[a, a] = step[b, b] = np.cos(angle)
+        step[a, b], step[b, a] = -np.sin(angle), np.sin(angle)
+        turn = turn @ step
+    return turn
+
+
+def _sampling_coordinates(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the 4x4 matrix from voxels to -1 … 1, turned to x, y, z as `grid_sample` wants."""
+    matrix = np.zeros((4, 4))
+    for axis, size in enumerate(shape):
+        matrix[2 - axis, axis] = 2 / max(size - 1, 1)
+        matrix[2 - axis, 3] = -1
+    matrix[3, 3] = 1
+    return matrix
+
+
+def _cut(volume: Tensor, points: Tensor, slices: int, size: int, thickness: int) -> Tensor:
+    """Return (channels, slices, size, size), each channel sampled by its own matrix."""
+    parts = min(thickness, PARTS)
+    device = volume.device
+    within = (torch.arange(parts, device=device) - (parts - 1) / 2) / parts
+    along = (torch.arange(slices, device=device) - slices // 2)[:, None] + within
+    across = torch.arange(size, device=device, dtype=torch.float32) - size // 2
+    a, r, c = torch.meshgrid(along.flatten(), across, across, indexing="ij")
+    places = torch.stack([a, r, c, torch.ones_like(a)], dim=-1).view(1, -1, 4)
+    grid = places @ points.transpose(1, 2)  # (channels, points, 3)
+    found = functional.grid_sample(
+        volume[:, None], grid.view(-1, slices * parts, size, size, 3), align_corners=True
+    )
+    return found.view(-1, slices, parts, size, size).mean(dim=2)
+
+
+def _disturb(
+    stack: Tensor, images: Tensor, others: Tensor, generator: np.random.Generator
+) -> Tensor:
+    """Return the sources (batch, sources, slices, rows, columns) as another scanner's.
+
+    Args:
+        stack: the sources.
+        images: (batch, contrasts, slices, rows, columns).
+        others: (batch, sources) channel of `images` that may mix into each source.
+        generator: of the choices.
+    """
+    batch, sources, _, rows, columns = stack.shape
+    device = stack.device
+    shape = (batch, sources, 1, 1, 1)
+
+    def drawn(values: NDArray[np.float64], probability: float, neutral: float = 0.0) -> Tensor:
+        kept = np.where(generator.random(shape) < probability, values, neutral)
+        return torch.from_numpy(kept.astype(np.float32)).to(device)
+
+    mixed = images[torch.arange(batch, device=device)[:, None], others]
+    out = stack + drawn(generator.normal(0, 0.1, shape), 0.25) * (mixed - HALF)
+    out = _bend(out, [drawn(np.exp(generator.normal(0, 0.25, shape)), 0.6, 1) for _ in KNOTS])
+    gamma = drawn(np.exp(generator.uniform(-0.35, 0.35, shape)), 0.5, 1)
+    out = HALF * (2 * out).clamp_min(1e-4) ** gamma
+    gain = drawn(generator.uniform(0.88, 1.12, shape), 0.6, 1)
+    out = out * gain + drawn(generator.uniform(-0.05, 0.05, shape), 0.6)
+    coarse = torch.from_numpy(generator.normal(0, 1, (batch, sources, 4, 4)).astype(np.float32))
+    field = functional.interpolate(
+        coarse.to(device), (rows, columns), mode="bicubic", align_corners=True
+    )
+    out = out * torch.exp(drawn(generator.uniform(0, 0.15, shape), 0.5) * field[:, :, None])
+    out = _blur(out, generator)
+    seed = int(generator.integers(2**31))
+    grain = torch.randn(
+        stack.shape, generator=torch.Generator(device).manual_seed(seed), device=device
+    )
+    coarse_grain = 2 * functional.avg_pool3d(grain, (1, 3, 3), stride=1, padding=(0, 1, 1))
+    is_coarse = drawn(np.ones(shape), 0.5)
+    grain = torch.lerp(grain, coarse_grain, is_coarse)
+    return out + drawn(generator.uniform(0, 0.06, shape), 0.5) * grain
+
+
+def _bend(values: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+    """Return the values through a rising curve of straight pieces that leaves 0.5 in place."""
+    ends = (*KNOTS[1:], float("inf"))
+    middle = sum(
+        slope * (min(end, HALF) - start)
+        for slope, start, end in zip(slopes, KNOTS, ends, strict=True)
+        if start < HALF
+    )
+    out = slopes[0] * values.clamp_max(0)
+    for slope, start, end in zip(slopes, KNOTS, ends, strict=True):
+        out = out + slope * (values - start).clamp(0, end - start)
+    return out * (HALF / middle)
+
+
+def _blur(stack: Tensor, generator: np.random.Generator) -> Tensor:
+    """Return the sources, some of them smoothed by a Gaussian that differs by direction."""
+    count = stack.shape[0] * stack.shape[1]
+    chosen = np.flatnonzero(generator.random(count) < BLURRED_SHARE)
+    if chosen.size == 0:
+        return stack
+    sigmas = generator.uniform(0.2, 1.6, (chosen.size, 2))
+    sigmas[np.arange(chosen.size), generator.integers(0, 2, chosen.size)] *= 0.4
+    distance = np.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
+    kernels = np.exp(-0.5 * (distance / sigmas[..., None]) ** 2)
+    kernels /= kernels.sum(axis=-1, keepdims=True)
+    weights = torch.from_numpy(kernels.astype(np.float32)).to(stack.device)
+    flat = stack.flatten(0, 1)  # (batch * sources, slices, rows, columns)
+    index = torch.from_numpy(chosen).to(stack.device)
+    x = flat[index].transpose(0, 1)  # (slices, chosen, rows, columns)
+    for direction, window in ((0, (2 * BLUR_RADIUS + 1, 1)), (1, (1, 2 * BLUR_RADIUS + 1))):
+        x = functional.conv2d(
+            x,
+            weights[:, direction].reshape(-1, 1, *window),
+            padding="same",
+            groups=chosen.size,
+        )
+    return flat.index_copy(0, index, x.transpose(0, 1)).view(stack.shape)

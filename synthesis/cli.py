@@ -1,4 +1,6 @@
-"""The command `synthesis`: models, predict, approve, train, evaluate; no PACS needed.
+"""The command `synthesis`: models, predict, approve, prepare, train, benchmark, evaluate.
+
+No PACS is needed.
 
 Exit codes: 0 done, 1 ran and failed, 2 bad arguments or configuration.
 """
@@ -10,7 +12,7 @@ import resource
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -27,7 +29,12 @@ console = Console()
 
 ModelsFolder = Annotated[Path, typer.Option("--models", help="Folder of model folders.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU where there is one.")
+]
+Work = Annotated[Path, typer.Option(help="Folder of prepared people and progress; a run resumes.")]
 DEFAULT_MODELS = Path("models")
+DEFAULT_WORK = Path("training")
 KIBIBYTES_PER_MEGABYTE = 1024
 
 
@@ -137,26 +144,85 @@ def approve(
 
 
 @app.command()
+def prepare(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file.")],
+    work: Work = DEFAULT_WORK,
+) -> None:
+    """Prepare the people whom an experiment learns from, so that training needs no images.
+
+    The folder --work may then be carried to a machine with a GPU.
+
+    Example: synthesis prepare config/experiments/brain-any-unet25d.yaml
+    """
+    from synthesis.training import read_cases, read_experiment  # noqa: PLC0415
+
+    cases = read_cases(read_experiment(experiment), data_folder=_data_folder(), work=work)
+    for split, members in cases.items():
+        typer.echo(f"{split}: {len(members)} people prepared below {work}")
+
+
+@app.command()
 def train(
     experiment: Annotated[Path, typer.Argument(help="Experiment file.")],
-    work: Annotated[Path, typer.Option(help="Folder for progress; a run resumes.")] = Path(
-        "training"
-    ),
+    work: Work = DEFAULT_WORK,
     minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
+    without: Annotated[
+        str | None,
+        typer.Option(
+            help="Leave out people whose subject begins so; judge on them, write no model."
+        ),
+    ] = None,
+    device: Device = "auto",
     models_folder: ModelsFolder = DEFAULT_MODELS,
 ) -> None:
     """Train a model and write its folder; a stopped run goes on where it was.
 
+    People who are prepared below --work need no images: see `synthesis prepare`.
+
     Example: synthesis train config/experiments/brain-any-unet25d.yaml
     """
-    from synthesis.training import read_experiment, register  # noqa: PLC0415
+    from synthesis.training import judge_without, read_experiment, register  # noqa: PLC0415
     from synthesis.training import train as run  # noqa: PLC0415
 
     settings = read_experiment(experiment)
     budget = timedelta(minutes=minutes) if minutes else None
-    learnt = run(settings, data_folder=_data_folder(), work=work, budget=budget)
+    images = _data_folder(must_exist=False)
+    if without is not None:
+        rows = judge_without(
+            settings, without, data_folder=images, work=work, budget=budget, device=device
+        )
+        _print_rows(rows)
+        return
+    learnt = run(settings, data_folder=images, work=work, budget=budget, device=device)
     folder = register(settings, learnt, models_folder)
     typer.echo(f"wrote {folder}; now: synthesis evaluate --model {settings.model} --write")
+
+
+@app.command()
+def benchmark(
+    model: Annotated[str, typer.Option(help="Id of the model.")],
+    size: Annotated[str, typer.Option(help="Slices, rows and columns.")] = "160x256x256",
+    device: Device = "auto",
+    repeats: Annotated[int, typer.Option(help="Timed runs; the median is printed.")] = 3,
+    models_folder: ModelsFolder = DEFAULT_MODELS,
+) -> None:
+    """Time a model's network on one volume of 1 mm voxels, all sources given.
+
+    Example: synthesis benchmark --model brain-any-unet25d
+    """
+    from synthesis.speed import measure_speed  # noqa: PLC0415
+
+    slices, rows, columns = (int(n) for n in size.split("x"))
+    found = measure_speed(
+        load_card(models_folder, model),
+        models_folder=models_folder,
+        shape=(slices, rows, columns),
+        device=device,
+        repeats=repeats,
+    )
+    typer.echo(
+        f"{model}, {size}: {found.seconds:.2f} s, peak {found.peak_mb:.0f} MB, {found.machine}"
+    )
 
 
 @app.command()
@@ -177,9 +243,9 @@ def evaluate(
 
     Example: synthesis evaluate --model brain-any-unet25d
     """
-    from synthesis.datasets import read_manifest  # noqa: PLC0415
     from synthesis.evaluation import evaluate as judge  # noqa: PLC0415
     from synthesis.evaluation import summarize, write_metrics  # noqa: PLC0415
+    from synthesis.people import read_manifest  # noqa: PLC0415
 
     card = load_card(models_folder, model)
     wanted = set(subject or card.training.test)
@@ -223,9 +289,18 @@ def evaluate(
     console.print(table)
 
 
-def _data_folder() -> Path:
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        sources = "+".join(row["sources"])
+        typer.echo(
+            f"{row['subject']}: {sources} → {row['target']}: {row['psnr_db']:.2f} dB, "
+            f"after a linear fit {row['psnr_db_after_linear_fit']:.2f} dB, SSIM {row['ssim']:.3f}"
+        )
+
+
+def _data_folder(*, must_exist: bool = True) -> Path:
     folder = Path(os.environ.get("DICOM_NODE_DATA", "../shared/data"))
-    if not folder.is_dir():
+    if must_exist and not folder.is_dir():
         raise TrainingError(f"no data folder at {folder}; set DICOM_NODE_DATA")
     return folder
 
@@ -239,8 +314,8 @@ def _choose_target(card: ModelCard, target: str | None) -> ContrastLabel:
 
 
 def _read(path: Path) -> Volume:
-    from synthesis.datasets import read_image  # noqa: PLC0415
     from synthesis.evaluation import volume_of  # noqa: PLC0415
+    from synthesis.preparation import read_image  # noqa: PLC0415
 
     return volume_of(read_image(path.parent, path.name))
 

@@ -16,7 +16,6 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import yaml
 
-from synthesis.datasets import HU_HIGH, HU_LOW, Person, read_image
 from synthesis.engine import UNITS_PER_NORMALIZED, synthesize
 from synthesis.errors import UnusableInput
 from synthesis.methods.baselines import LANDMARKS, match_histogram
@@ -26,6 +25,8 @@ from synthesis.metrics import (
     peak_signal_to_noise,
     structural_similarity,
 )
+from synthesis.people import Person
+from synthesis.preparation import HU_HIGH, HU_LOW, read_image
 from synthesis.preprocessing import (
     affine_of,
     correct_bias,

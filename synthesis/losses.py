@@ -15,6 +15,11 @@ def masked_l1(prediction: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     return ((prediction - truth).abs() * weight).sum() / (weight.sum() + STABILITY)
 
 
+def masked_square(prediction: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted mean squared error."""
+    return ((prediction - truth) ** 2 * weight).sum() / (weight.sum() + STABILITY)
+
+
 def gradient_l1(prediction: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted mean absolute difference of the in-plane forward differences."""
     total = prediction.new_zeros(())

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from synthesis.types import FloatArray
+from synthesis.types import MaskArray
 
+THICK_FROM = 1.6
+"""Slices this many times farther apart than the pixels in plane are thick: never interpolated."""
+MARGIN = 8
 VIEWS = (0, 1, 2)
 """Slice axes of a canonical volume: 0 axial, 1 coronal, 2 sagittal."""
 
@@ -23,30 +26,19 @@ def usable_views(spacing: tuple[float, float, float], thick_from: float) -> tupl
     return (max(thick, key=lambda axis: spacing[axis]),)
 
 
-def stack_neighbors(volume: FloatArray, axis: int, slices: int) -> FloatArray:
-    """Return (n, channels, slices, rows, columns): each slice with its neighbors, edges repeated.
-
-    Args:
-        volume: (channels, slices, rows, columns), canonical.
-        axis: spatial slice axis, 0 to 2.
-        slices: odd number of slices in a stack.
-    """
-    moved = np.moveaxis(volume, axis + 1, 1)  # (channels, n, rows, columns)
-    half = slices // 2
-    padded = np.pad(moved, ((0, 0), (half, half), (0, 0), (0, 0)), mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, slices, axis=1)
-    # windows: (channels, n, rows, columns, slices)
-    return np.transpose(windows, (1, 0, 4, 2, 3))
-
-
-def pad_to_multiple(stack: FloatArray, multiple: int) -> FloatArray:
-    """Pad rows and columns at their ends by zeros up to a multiple; crop to undo."""
-    rows, columns = stack.shape[-2:]
-    widths = [(0, 0)] * (stack.ndim - 2)
-    return np.pad(stack, (*widths, (0, -rows % multiple), (0, -columns % multiple)))
-
-
 def batches(count: int, size: int) -> Iterator[slice]:
     """Yield slices that cover `range(count)` in pieces of at most `size`."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
+
+
+def bounding_box(mask: MaskArray) -> tuple[slice, slice, slice]:
+    """Return the smallest box around the mask, a few voxels larger where the array allows."""
+    box = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        filled = np.flatnonzero(mask.any(axis=others))
+        low = max(0, int(filled[0]) - MARGIN) if filled.size else 0
+        high = min(mask.shape[axis], int(filled[-1]) + 1 + MARGIN) if filled.size else 1
+        box.append(slice(low, high))
+    return (box[0], box[1], box[2])

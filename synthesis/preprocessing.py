@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from synthesis.errors import UnusableInput
+from synthesis.patches import THICK_FROM
 from synthesis.types import Anchor, FloatArray, MaskArray, Volume
 
 KEEP_SPACING_WITHIN = 0.1
 """A spacing this near to the model's (relative) stays as it is: interpolation costs more."""
-THICK_FROM = 1.6
-"""Slices this many times farther apart than the pixels in plane are thick: never interpolated."""
 BIAS_SHRINK = 4
 LOW_PERCENTILE = 0.5
-MARGIN = 8
 SKIN_SHARE = 0.3
 CLOSING = 8
 """Pixels, in plane."""
@@ -191,18 +189,6 @@ def mask_body(array: FloatArray) -> MaskArray:
     for index in range(body.shape[0]):
         body[index] = ndimage.binary_fill_holes(body[index])
     return np.asarray(body, dtype=bool)
-
-
-def bounding_box(mask: MaskArray) -> tuple[slice, slice, slice]:
-    """Return the smallest box around the mask, a few voxels larger where the array allows."""
-    box = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        filled = np.flatnonzero(mask.any(axis=others))
-        low = max(0, int(filled[0]) - MARGIN) if filled.size else 0
-        high = min(mask.shape[axis], int(filled[-1]) + 1 + MARGIN) if filled.size else 1
-        box.append(slice(low, high))
-    return (box[0], box[1], box[2])
 
 
 def describe_transform(transform: sitk.Transform) -> dict[str, Any]:

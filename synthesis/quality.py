@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from synthesis.augmentation import happens
+from synthesis.chance import happens
 from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, QualityReport, Verdict
 
 TABLE = "quality.json"

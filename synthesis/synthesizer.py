@@ -29,13 +29,20 @@ class Synthesizer(ABC, Generic[P]):
     """One synthesis method.
 
     The constructor stores its arguments and does nothing else. `fit` forgets earlier fits.
+
+    Args:
+        task: what is learnt.
+        parameters: the method's own hyper-parameters.
+        device: where a method that can use a GPU computes: `auto`, `cpu`, `cuda`, `cuda:1`. It
+            changes no pixel by more than rounding, and so is no parameter.
     """
 
     parameters_type: ClassVar[type[Parameters]]
 
-    def __init__(self, task: SynthesisTask, parameters: P) -> None:
+    def __init__(self, task: SynthesisTask, parameters: P, *, device: str = "auto") -> None:
         self.task = task
         self.parameters = parameters
+        self.device = device
 
     @abstractmethod
     def fit(
@@ -80,6 +87,15 @@ class Synthesizer(ABC, Generic[P]):
         Raises:
             MissingSource: a contrast that the method needs is absent.
         """
+
+    def measure_band(self, cases: Sequence[Case], *, seed: int) -> dict[str, float]:
+        """Return for each target by how much its band must be widened to hold what it promises.
+
+        Args:
+            cases: people who were not learnt from.
+            seed: of every random draw.
+        """
+        return {}
 
     @abstractmethod
     def save(self, folder: Path) -> None:

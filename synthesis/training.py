@@ -5,8 +5,10 @@ Resumable: progress lies in `<work>/<model>/`; a run that was stopped goes on wh
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,12 +18,18 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from synthesis.datasets import Manifest, cached_cases, read_manifest
+from synthesis.datasets import cached_cases
 from synthesis.errors import TrainingError
 from synthesis.methods import build_method
+from synthesis.metrics import coverage, peak_signal_to_noise, structural_similarity
+from synthesis.people import Manifest, read_manifest
 from synthesis.quality import TABLE, fit_table
 from synthesis.registry import CARD, CONSTANTS, LEARNT
-from synthesis.types import Anchor, Case, ContrastLabel, SynthesisTask
+from synthesis.synthesizer import Synthesizer
+from synthesis.types import Anchor, Case, ContrastLabel, Prediction, SynthesisTask
+
+FIGURES = "figures.json"
+BANDS = "bands.json"
 
 logger = logging.getLogger(__name__)
 
@@ -97,18 +105,16 @@ def read_experiment(path: Path) -> Experiment:
     return experiment.model_copy(update={"people": path.parent / experiment.people})
 
 
-def train(
-    experiment: Experiment, *, data_folder: Path, work: Path, budget: timedelta | None = None
-) -> Path:
-    """Train a method and return the folder that holds what it learnt.
+def read_cases(experiment: Experiment, *, data_folder: Path, work: Path) -> dict[str, list[Case]]:
+    """Return the cases of `train` and `validation`, prepared where they are not yet.
 
     Raises:
-        TrainingError: nobody in the manifest can teach this task.
+        TrainingError: a person is not prepared and there are no images.
     """
     manifest = read_manifest(experiment.people)
     contrasts = frozenset(experiment.sources) | frozenset(experiment.targets)
     cache = work / f"cases-{experiment.spacing_mm:g}mm-p{experiment.anchor.percentile:g}"
-    cases = {
+    return {
         split: [
             case
             for dataset in experiment.datasets
@@ -122,27 +128,135 @@ def train(
         ]
         for split in ("train", "validation")
     }
+
+
+def train(
+    experiment: Experiment,
+    *,
+    data_folder: Path,
+    work: Path,
+    budget: timedelta | None = None,
+    device: str = "auto",
+) -> Path:
+    """Train a method and return the folder that holds what it learnt.
+
+    Raises:
+        TrainingError: nobody in the manifest can teach this task.
+    """
+    cases = read_cases(experiment, data_folder=data_folder, work=work)
+    checkpoint = work / experiment.model
+    method = _fit(experiment, cases, checkpoint, budget, device)
+    learnt = checkpoint / LEARNT
+    learnt.mkdir(parents=True, exist_ok=True)
+    method.save(learnt)
+    scales = method.measure_band(cases["validation"], seed=experiment.seed)
+    (checkpoint / BANDS).write_text(json.dumps(scales))
+    (learnt / CONSTANTS).write_text(json.dumps(_measure_constants(cases["train"], experiment)))
+    table = fit_table(cases["train"], experiment.sources, seed=experiment.seed)
+    (learnt / TABLE).write_text(json.dumps(table))
+    if experiment.brain_mask is not None:
+        _train_brain_mask(experiment, experiment.brain_mask, data_folder, checkpoint)
+    return learnt
+
+
+def judge_without(
+    experiment: Experiment,
+    without: str,
+    *,
+    data_folder: Path,
+    work: Path,
+    budget: timedelta | None = None,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Train without some of the training people, judge on them, and return a row for each task.
+
+    It steers: recipes are compared on people of a site that the network never saw, and the test
+    people stay unseen. The rows are also kept in the run's folder.
+
+    Args:
+        experiment: what to train.
+        without: how the subjects begin who are left out, such as a data set or a site in it.
+        data_folder: where images lie.
+        work: where progress lies.
+        budget: wall-clock time after which to stop training.
+        device: see `Synthesizer`.
+
+    Raises:
+        TrainingError: nobody is left out, or nobody is left.
+    """
+    cases = read_cases(experiment, data_folder=data_folder, work=work)
+    everyone = [case for split in cases.values() for case in split]
+    out = [case for case in everyone if case.subject.startswith(without)]
+    if not out:
+        raise TrainingError(f"no subject of {experiment.people} begins with {without!r}")
+    left = {
+        split: [case for case in members if not case.subject.startswith(without)]
+        for split, members in cases.items()
+    }
+    folder = work / f"{experiment.model}-without-{without}"
+    method = _fit(experiment, left, folder, budget, device)
+    rows = [row for case in out for row in _judge(method, case)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FIGURES).write_text(json.dumps(rows, indent=2))
+    return rows
+
+
+def _fit(
+    experiment: Experiment,
+    cases: dict[str, list[Case]],
+    checkpoint: Path,
+    budget: timedelta | None,
+    device: str,
+) -> Synthesizer[Any]:
     if not cases["train"]:
         raise TrainingError(f"{experiment.people}: nobody to train {experiment.model} on")
     logger.info("training on %d people", len(cases["train"]))
-    method = build_method(experiment.method, experiment.task, experiment.parameters)
-    checkpoint = work / experiment.model
-    method.fit(
+    method = build_method(experiment.method, experiment.task, experiment.parameters, device=device)
+    return method.fit(
         cases["train"],
         validation=cases["validation"],
         seed=experiment.seed,
         budget=budget,
         checkpoint=checkpoint,
     )
-    learnt = checkpoint / LEARNT
-    learnt.mkdir(parents=True, exist_ok=True)
-    method.save(learnt)
-    (learnt / CONSTANTS).write_text(json.dumps(_measure_constants(cases["train"], experiment)))
-    table = fit_table(cases["train"], experiment.sources, seed=experiment.seed)
-    (learnt / TABLE).write_text(json.dumps(table))
-    if experiment.brain_mask is not None:
-        _train_brain_mask(experiment, experiment.brain_mask, manifest, data_folder, checkpoint)
-    return learnt
+
+
+def _judge(method: Synthesizer[Any], case: Case) -> list[dict[str, Any]]:
+    """Return a row for each target of a person, given all others and given the first alone."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = []
+        for target in (t for t in method.task.targets if t in case.images):
+            others = [s for s in method.task.sources if s in case.images and s != target]
+            for given in dict.fromkeys([tuple(others), (others[0],)]):
+                answer = method.predict(
+                    {label: case.images[label] for label in given},
+                    target=target,
+                    mask=case.mask,
+                    spacing=case.spacing,
+                    seed=0,
+                )
+                rows.append(pool.submit(_compare, case, target, given, answer))
+        return [row.result() for row in rows]
+
+
+def _compare(
+    case: Case, target: ContrastLabel, given: Sequence[ContrastLabel], answer: Prediction
+) -> dict[str, Any]:
+    truth, made, mask = case.images[target], answer.mean, case.mask
+    # what is lost to level and contrast alone, which differ between scanners
+    slope, offset = np.polyfit(made[mask].astype(float), truth[mask].astype(float), 1)
+    fitted = (slope * made + offset).astype(np.float32)
+    row: dict[str, Any] = {
+        "subject": case.subject,
+        "target": target,
+        "sources": given,
+        "psnr_db": peak_signal_to_noise(truth, made, mask),
+        "psnr_db_after_linear_fit": peak_signal_to_noise(truth, fitted, mask),
+        "ssim": structural_similarity(truth, made, mask),
+    }
+    if answer.lower is not None and answer.upper is not None:
+        row["band_coverage"] = coverage(truth, answer.lower, answer.upper, mask)
+    return row
 
 
 def register(experiment: Experiment, learnt: Path, models_folder: Path) -> Path:
@@ -153,7 +267,13 @@ def register(experiment: Experiment, learnt: Path, models_folder: Path) -> Path:
     folder = models_folder / experiment.model
     shutil.copytree(learnt, folder / LEARNT, dirs_exist_ok=True)
     manifest = read_manifest(experiment.people)
+    scales = json.loads((learnt.parent / BANDS).read_text())
+    targets = {
+        target: facts | ({"band_scale": scales[target]} if target in scales else {})
+        for target, facts in experiment.card["targets"].items()
+    }
     card = experiment.card | {
+        "targets": targets,
         "id": experiment.model,
         "version": experiment.version,
         "method": experiment.method,
@@ -198,13 +318,13 @@ def _measure_constants(cases: Sequence[Case], experiment: Experiment) -> dict[st
 def _train_brain_mask(
     experiment: Experiment,
     settings: BrainMaskTraining,
-    manifest: Manifest,
     data_folder: Path,
     checkpoint: Path,
 ) -> None:
     """Train the brain mask once; its weights are kept beside the checkpoint."""
     from synthesis.methods import brain_mask  # noqa: PLC0415 - torch only where it is needed
 
+    manifest = read_manifest(experiment.people)
     kept = checkpoint / "brain-mask"
     if not (kept / brain_mask.WEIGHTS).exists():
         heads = [

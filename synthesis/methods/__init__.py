@@ -20,8 +20,10 @@ METHODS = {
 }
 
 
-def build_method(name: str, task: SynthesisTask, parameters: dict[str, Any]) -> Synthesizer[Any]:
-    """Return an untrained method.
+def build_method(
+    name: str, task: SynthesisTask, parameters: dict[str, Any], *, device: str = "auto"
+) -> Synthesizer[Any]:
+    """Return an untrained method that computes on a device, see `Synthesizer`.
 
     Raises:
         SynthesisError: no method has that name.
@@ -31,5 +33,7 @@ def build_method(name: str, task: SynthesisTask, parameters: dict[str, Any]) -> 
         raise SynthesisError(f"unknown method {name!r}; known: {', '.join(sorted(table))}")
     module, _, attribute = table[name].partition(":")
     method = getattr(importlib.import_module(module), attribute)
-    built: Synthesizer[Any] = method(task, method.parameters_type.model_validate(parameters))
+    built: Synthesizer[Any] = method(
+        task, method.parameters_type.model_validate(parameters), device=device
+    )
     return built

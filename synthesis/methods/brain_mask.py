@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch.nn import functional
 
-from synthesis.augmentation import happens
+from synthesis.chance import happens
 from synthesis.errors import UnusableInput
 from synthesis.networks import MaskUNet
 from synthesis.preprocessing import mask_body, resample, to_canonical

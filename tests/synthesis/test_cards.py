@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from synthesis.datasets import read_manifest
+from synthesis.people import read_manifest
 from synthesis.registry import LEARNT, ModelCard, load_cards
 
 ROOT = Path(__file__).parents[2]

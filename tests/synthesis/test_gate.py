@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from doubles.tools import require_data
-from synthesis.datasets import prepare, read_image, read_manifest
 from synthesis.engine import synthesize
 from synthesis.evaluation import volume_of
+from synthesis.people import read_manifest
 from synthesis.phantom import render
+from synthesis.preparation import prepare, read_image
 from synthesis.preprocessing import measure_scale
 from synthesis.quality import check_input
 from synthesis.registry import LEARNT, load_card

@@ -1,0 +1,130 @@
+"""From a person's image files to one prepared `Case`.
+
+A prepared case lies on the model grid, bias corrected, co-registered and normalized exactly as
+`engine` prepares a request.
+"""
+
+import functools
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+
+from synthesis.errors import TrainingError
+from synthesis.patches import bounding_box
+from synthesis.people import Person
+from synthesis.preprocessing import (
+    correct_bias,
+    make_grid,
+    mask_body,
+    measure_scale,
+    resample,
+    to_canonical,
+)
+from synthesis.registration import register_rigid
+from synthesis.types import Anchor, Case, ContrastLabel, FloatArray, MaskArray
+
+HU_LOW, HU_HIGH = -1024.0, 3071.0
+
+
+def read_image(data_folder: Path, path: str) -> sitk.Image:
+    """Read an image as float32: an ITK file, a DICOM folder, or a DICOM folder in a tar archive.
+
+    Args:
+        data_folder: where the paths of manifests begin.
+        path: `file`, `folder` or `archive.tar.xz:folder`.
+    """
+    archive, _, member = path.partition(":")
+    if member:
+        with tempfile.TemporaryDirectory() as place, tarfile.open(data_folder / archive) as tar:
+            inside = [m for m in tar.getmembers() if m.name.startswith(f"{member}/")]
+            tar.extractall(place, inside, filter="data")
+            return _read_series(Path(place) / member)
+    if (data_folder / path).is_dir():
+        return _read_series(data_folder / path)
+    image: sitk.Image = sitk.ReadImage(data_folder / path, sitk.sitkFloat32)
+    return image
+
+
+def _read_series(folder: Path) -> sitk.Image:
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image: sitk.Image = sitk.Cast(reader.Execute(), sitk.sitkFloat32)
+    return image
+
+
+def prepare(
+    person: Person, data_folder: Path, *, spacing_mm: float, anchor: Anchor, seed: int = 0
+) -> Case:
+    """Read a person's images onto the model grid of the first contrast, normalized.
+
+    CT is kept in HU divided by 1000; MR is scaled by its own percentiles inside the mask.
+
+    Raises:
+        TrainingError: the person has no usable mask.
+    """
+    images = {
+        ContrastLabel(label): to_canonical(read_image(data_folder, path))
+        for label, path in person.images.items()
+    }
+    reference = next(iter(images.values()))
+    grid = make_grid(reference, spacing_mm)
+    on_grid = {}
+    for label, image in images.items():
+        transform = None
+        if not person.is_aligned and image is not reference:
+            transform = register_rigid(reference, image, seed=seed).transform
+        outside = HU_LOW if label == "CT" else 0.0
+        on_grid[label] = resample(image, grid, transform, outside=outside)
+    mask = _mask(person, on_grid, grid, data_folder)
+    arrays: dict[ContrastLabel, FloatArray] = {}
+    inside = sitk.GetArrayFromImage(mask) > 0
+    for label, image in on_grid.items():
+        if label == "CT":
+            array = np.clip(sitk.GetArrayFromImage(image), HU_LOW, HU_HIGH) / 1000
+            arrays[label] = array.astype(np.float32)
+            continue
+        array = sitk.GetArrayFromImage(correct_bias(image, mask)).astype(np.float32)
+        arrays[label] = np.where(inside, measure_scale(array, inside, anchor).forward(array), 0)
+    labels = None
+    if person.labels is not None:
+        segmentation = to_canonical(sitk.ReadImage(data_folder / person.labels, sitk.sitkUInt8))
+        labels = sitk.GetArrayFromImage(resample(segmentation, grid, nearest=True))
+    box = bounding_box(inside)
+    return Case(
+        subject=person.subject,
+        images={label: array[box] for label, array in arrays.items()},
+        mask=inside[box],
+        labels=None if labels is None else labels[box],
+        spacing=(grid.GetSpacing()[2], grid.GetSpacing()[1], grid.GetSpacing()[0]),
+    )
+
+
+def _mask(
+    person: Person, on_grid: Mapping[ContrastLabel, sitk.Image], grid: sitk.Image, folder: Path
+) -> sitk.Image:
+    arrays = {label: sitk.GetArrayFromImage(image) for label, image in on_grid.items()}
+    if person.mask == "nonzero":
+        # resampling left small negative values outside some brains
+        inside = functools.reduce(np.logical_and, (a > 0.01 * a.max() for a in arrays.values()))
+        inside = _fill(inside)
+    elif person.mask == "body":
+        inside = mask_body(arrays[ContrastLabel("T1w")])
+    elif person.mask == "whole head":
+        raise TrainingError(f"{person.subject}: a whole head without a mask is for testing only")
+    else:
+        label = to_canonical(sitk.ReadImage(folder / person.mask, sitk.sitkUInt8))
+        inside = _fill(sitk.GetArrayFromImage(resample(label, grid, nearest=True)) > 0)
+    image = sitk.GetImageFromArray(inside.astype(np.uint8))
+    image.CopyInformation(grid)
+    return image
+
+
+def _fill(inside: MaskArray) -> MaskArray:
+    image = sitk.GetImageFromArray(inside.astype(np.uint8))
+    closed = sitk.BinaryMorphologicalClosing(image, (2, 2, 2))
+    filled = sitk.BinaryFillhole(closed)
+    return np.asarray(sitk.GetArrayFromImage(filled) > 0)
