@@ -3,6 +3,7 @@
     DicomNodeError
     ├── ConfigurationError     the admin's YAML is wrong: refuse to start, exit code 2
     ├── StorageError           the disk or the ledger cannot keep it: answer 0xA700 or 0xA701
+    │   └── UnsyncedLedger     what the ledger wrote may be lost: end this process and start anew
     ├── RefusedInstance        the instance cannot be kept faithfully: answer its `status`
     ├── UnusableStudy          a study or series cannot be worked with: hold it, `code` says why
     ├── JobError
@@ -34,6 +35,13 @@ class StorageError(DicomNodeError):
     def __init__(self, message: str, status: int = 0xA700) -> None:
         super().__init__(message)
         self.status = status
+
+
+class UnsyncedLedger(StorageError):  # noqa: N818
+    """A sync of the ledger failed: the kernel has dropped what was written, and says so only once.
+
+    Nobody may sync again and believe it. A process that receives ends and is started anew.
+    """
 
 
 class RefusedInstance(DicomNodeError):  # noqa: N818 - named after what happened, not after its base

@@ -5,11 +5,16 @@ together. Whoever waits is told when the commit is on the disk. Whoever does not
 that says of itself all that the row would say: should the process die first, `spool.rebuild` makes
 the row before anything looks for it.
 
+A sync of the ledger that failed is not tried again: the receiver ends at once, its node starts it
+anew, and `spool.rebuild` makes the rows that were under way from their files. Any other failure
+leaves the ledger as it was, so that the whole commit may be tried again.
+
 A content whose UID another content has already goes into the quarantine of the store before its row
 is committed: the order in which they came decides, and no crash turns it round.
 """
 
 import logging
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -21,7 +26,7 @@ from typing import Self
 
 from dicom_node import crashpoints
 from dicom_node.complaints import Complaints
-from dicom_node.errors import StorageError
+from dicom_node.errors import StorageError, UnsyncedLedger
 from dicom_node.ledger import UID_CONFLICT, UID_NONCONFORMANT, Ledger, Receipt, Report
 from dicom_node.store import Store
 
@@ -30,6 +35,9 @@ LINGER_SECONDS = 1.0
 
 PATIENCE_SECONDS = 30.0
 """So long an instance waits for the ledger."""
+
+UNSYNCED = 74
+"""Exit code of a receiver whose ledger could not be synced (EX_IOERR of sysexits.h)."""
 
 SUCCESS = 0x0000
 PROCESSING_FAILURE = 0x0110
@@ -264,6 +272,9 @@ class Recorder(Rows):
                     closed=batch.closed,
                     quarantine=self._quarantine,
                 )
+            except UnsyncedLedger:
+                _logger.critical("recorder.sync_failed", extra={"rows": len(batch.receipts)})
+                os._exit(UNSYNCED)
             except StorageError as error:
                 self._note_health(is_unwell=True)
                 _logger.error("recorder.failed", extra={"rows": len(batch.receipts)})

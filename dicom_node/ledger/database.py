@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from dicom_node import schema
-from dicom_node.errors import StorageError
+from dicom_node.errors import StorageError, UnsyncedLedger
 from dicom_node.ledger.engines import LEDGER_STATUS, build_engine, check_durable
 from dicom_node.ledger.migrations import is_migratable, migrate, read_version
 
@@ -27,6 +27,9 @@ _INSERT_NEW: Mapping[str, Callable[[Table], _Insert]] = {
     "sqlite": sqlite.insert,
     "postgresql": postgresql.insert,
 }
+
+_UNSYNCED = frozenset({"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"})
+"""What SQLite calls a sync that failed. A PostgreSQL server ends itself then."""
 
 _logger = logging.getLogger(__name__)
 
@@ -242,5 +245,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        cause = type(getattr(error, "orig", None) or error).__name__
+        orig = getattr(error, "orig", None) or error
+        if getattr(orig, "sqlite_errorname", "") in _UNSYNCED:
+            raise UnsyncedLedger("a sync of the ledger failed", LEDGER_STATUS) from error
+        cause = type(orig).__name__
         raise StorageError(f"the ledger did not answer: {cause}", LEDGER_STATUS) from error

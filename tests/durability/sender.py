@@ -23,7 +23,7 @@ Key = tuple[str, str]
 
 _CONTEXT = 3  # of MR in the request of `RawPeer`
 _PDU_BYTES = 16_384
-_LONG_BYTES = 150_000
+_LONG_BYTES = 1_200_000  # more than the receiver's buffer: it comes in pieces
 _SHORT_BYTES = (500, 20_000)
 
 
@@ -124,7 +124,7 @@ def _choose(choice: random.Random, name: str, earlier: list[Sample]) -> Sample:
     uid = f"2.999.{name}.{len(earlier) + 1}.{choice.getrandbits(32)}"
     if earlier and luck < 0.2:
         uid = choice.choice(earlier).sop_instance_uid
-    size = _LONG_BYTES if luck > 0.9 else choice.randint(*_SHORT_BYTES)
+    size = _LONG_BYTES if luck > 0.95 else choice.randint(*_SHORT_BYTES)
     return make_sample(uid, choice.randbytes(size))
 
 
