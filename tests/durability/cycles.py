@@ -263,6 +263,9 @@ def _serve_postgresql(work: Path, disk: Path) -> Iterator[PostgreSQL]:
     os.environ[DSN_ENV] = server.make_url()
     try:
         yield server
+    except RuntimeError as error:
+        error.add_note((server.folder / "log").read_text()[-2_000:])
+        raise
     finally:
         server.stop()
 
