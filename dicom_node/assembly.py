@@ -26,7 +26,7 @@ from dicom_node.elsewhere import add_answers
 from dicom_node.errors import UnusableStudy
 from dicom_node.headers import BIRTH, IDENTITY, IMAGE_MODALITIES, SEX, read_header
 from dicom_node.identifiers import installation_uid
-from dicom_node.ledger import UID_CONFLICT, Inquiry, Ledger, StudyRow
+from dicom_node.ledger import PEER_SILENT, UID_CONFLICT, Inquiry, Ledger, StudyRow
 from dicom_node.node_settings import Assembly as AssemblySettings
 from dicom_node.pixels import READ_ERRORS
 from dicom_node.routing import CONFLICTS, Decision, Judge
@@ -347,9 +347,9 @@ class Assembling:
         if self._judge.find_silence(decision, silent) != "hold":
             return None
         return (
-            "peer_silent",
+            PEER_SILENT,
             f"{', '.join(silent)} did not say whether it has what is missing here; "
-            "look there, or reopen the study when it answers again",
+            "release the study when it answers again, and it is asked once more",
         )
 
     def _record(self, study: Study, decision: Decision, closing: Closing, seen: int) -> bool:

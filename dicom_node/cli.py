@@ -233,9 +233,10 @@ def release(
     config: ConfigFolder = DEFAULT_CONFIG,
     overrides: Overrides = None,
 ) -> None:
-    """Let the result of a held job go out; or go on with a study that is held, uid_conflict.
+    """Let the result of a held job go out; or go on with a held study (uid_conflict, peer_silent).
 
-    The study is judged again, with the content of each instance that came first.
+    The study is judged again, with the content of each instance that came first, and the PACS is
+    asked again.
 
     Example: dicom-node release 6f1d… --by "M. Meier" --why "looked at; the warning is the implant"
     """

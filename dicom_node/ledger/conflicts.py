@@ -20,6 +20,11 @@ from dicom_node.schema import derived, event, instance, study
 UID_CONFLICT = "uid_conflict"
 """Why a study is held in which a UID has several contents."""
 
+PEER_SILENT = "peer_silent"
+"""Why a study is held: a peer did not say whether it has what is missing here."""
+
+_RELEASABLE = (UID_CONFLICT, PEER_SILENT)
+
 _RELEASED = "study.released"
 _PREFIX = f"{QUARANTINE}/"
 
@@ -72,9 +77,9 @@ class Conflicts(Database):
         ]
 
     def release_study(self, study_instance_uid: str, by: str, why: str) -> None:
-        """Accept the first contents of a held study, which is then judged again.
+        """Accept the first contents of a held study, which is then judged, and asked about, again.
 
-        A further conflict holds it again.
+        A further conflict holds it again, and so does a peer that stays silent.
 
         Raises:
             LookupError: the ledger does not know the study.
@@ -85,7 +90,7 @@ class Conflicts(Database):
             here = study.c.study_instance_uid == study_instance_uid
             released = connection.execute(
                 update(study)
-                .where(here, study.c.hold_code == UID_CONFLICT)
+                .where(here, study.c.hold_code.in_(_RELEASABLE))
                 .values(
                     state=StudyState.RECEIVING,
                     generation=study.c.generation + 1,
@@ -102,7 +107,7 @@ class Conflicts(Database):
                 seen = f"{row.state}, {row.hold_code}" if row.hold_code else row.state
                 raise IllegalTransition(
                     f"the study {study_instance_uid} is {seen}; only one that is held, "
-                    f"{UID_CONFLICT} can be released"
+                    f"{' or '.join(_RELEASABLE)} can be released"
                 )
             self._note(
                 connection,

@@ -398,6 +398,24 @@ def test_study_that_waits_goes_on_when_the_pacs_answers_again(make_site: MakeSit
     assert site.targets == ["FLAIR"]
 
 
+def test_study_that_is_held_for_a_silent_pacs_goes_on_when_it_is_released(
+    make_site: MakeSite,
+) -> None:
+    site = make_site(when_silent="hold")
+    site.pacs.status = 0xA700
+    site.receive(*acquire("T1w", "T2w", **BRAIN))
+    for _ in range(4):
+        site.look(seconds=700)
+    assert site.row.hold_code == "peer_silent"
+
+    site.pacs.status = 0
+    site.ledger.release_study(STUDY, "M. Meier", "the PACS is up again")
+    site.look()
+    site.look()
+
+    assert site.targets == ["FLAIR"]
+
+
 def test_study_that_reopens_is_asked_about_again(make_site: MakeSite) -> None:
     site = make_site()
     site.receive(*acquire("T1w", "T2w", **BRAIN))
