@@ -6,6 +6,7 @@ image, phases, repeats), and so may one multi-frame image. They are told apart h
 (`geometry`). A volume that cannot be told apart or read is kept, with its problem.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ directions), not a volume that was repeated."""
 _GAPS = {"EchoTime": 0.4, "InversionTime": 40.0, "FlipAngle": 0.9, "DiffusionBValue": 0.5}
 """Values of these attributes that differ by more than this (ms, degrees, s/mm2) tell volumes
 apart; scanners let them vary by less inside one volume."""
+_Number = int | float
 _ORDER = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime")
 
 
@@ -60,13 +62,14 @@ def count_voxels(series: Series) -> int:
     for instance in series.instances:
         facts = _facts(instance)
         planes = len(facts.get(FRAME_POSITIONS) or [None])
-        total += planes * int(facts.get("Rows") or 0) * int(facts.get("Columns") or 0)
+        sides = [facts.get("Rows"), facts.get("Columns")]
+        total += planes * math.prod(int(side) if isinstance(side, _Number) else 0 for side in sides)
     return total
 
 
 def _find_largest_b_value(instances: Iterable[Instance]) -> float | None:
     values = [_facts(instance).get("DiffusionBValue") for instance in instances]
-    numbers = [value for value in values if isinstance(value, int | float)]
+    numbers = [value for value in values if isinstance(value, _Number)]
     return max(numbers, default=None)
 
 
@@ -118,18 +121,18 @@ def _split(instances: Sequence[Instance]) -> list[tuple[list[Instance], Problem]
         facts = _facts(instance)
         physics = tuple(classes[keyword][k] for keyword in _GAPS)
         flavor = tuple(facts.get("ImageType", ())[2:])
-        kinds[(facts.get("EchoNumbers"), flavor, *physics)].append(instance)
+        kinds[(_value(instance, "EchoNumbers"), flavor, *physics)].append(instance)
     return [volume for kind in kinds.values() for volume in _split_repeats(kind)]
 
 
 def _classes(values: Sequence[Any], gap: float) -> list[Any]:
     """Return for each value the lowest one that is connected to it by steps up to `gap`."""
-    numbers = sorted({value for value in values if isinstance(value, int | float)})
+    numbers = sorted({value for value in values if isinstance(value, _Number)})
     lowest: dict[float, float] = {}
     for k, number in enumerate(numbers):
         near = k > 0 and number - numbers[k - 1] <= gap
         lowest[number] = lowest[numbers[k - 1]] if near else number
-    return [lowest[value] if isinstance(value, int | float) else repr(value) for value in values]
+    return [lowest[value] if isinstance(value, _Number) else repr(value) for value in values]
 
 
 def _split_repeats(instances: list[Instance]) -> list[tuple[list[Instance], Problem]]:
@@ -150,7 +153,7 @@ def _split_repeats(instances: list[Instance]) -> list[tuple[list[Instance], Prob
     for keyword in _ORDER:
         by_value: dict[Any, list[Instance]] = defaultdict(list)
         for instance in instances:
-            by_value[_facts(instance).get(keyword)].append(instance)
+            by_value[_value(instance, keyword)].append(instance)
         if len(by_value) == repeats and len(instances) == repeats * len(places):
             return [(volume, None) for volume in by_value.values()]
     problem = ("duplicate_position", f"{repeats} images share a position and nothing tells why")
@@ -210,7 +213,7 @@ def _order(instances: Sequence[Instance]) -> tuple[int, ...]:
     if len({_facts(instance).get("FrameOfReferenceUID") for instance in instances}) > 1:
         raise UnusableStudy("frame_of_reference", "the series has several frames of reference")
     order = geometry.stack(positions, orientations, spacings).order
-    shapes = {(_facts(each).get("Rows"), _facts(each).get("Columns")) for each in instances}
+    shapes = {(_value(each, "Rows"), _value(each, "Columns")) for each in instances}
     if len(shapes) > 1:
         raise UnusableStudy("pixel_geometry", f"images of one series have {len(shapes)} sizes")
     return order
@@ -234,6 +237,12 @@ def _planes(instances: Sequence[Instance]) -> tuple[list[Any], list[Any], list[A
 
 def _readable_first(instance: Instance) -> tuple[bool, str]:
     return "Modality" not in _facts(instance), instance.sop_instance_uid
+
+
+def _value(instance: Instance, keyword: str) -> Any:
+    """Return what may be compared of an attribute that should have one value, and may have more."""
+    value = _facts(instance).get(keyword)
+    return value if value is None or isinstance(value, _Number) else repr(value)
 
 
 def _facts(instance: Instance) -> Mapping[str, Any]:

@@ -1,3 +1,4 @@
+import random
 import time
 from dataclasses import replace
 from typing import Any
@@ -5,9 +6,11 @@ from typing import Any
 import pytest
 from pydicom.sr.codedict import Collection
 
+from dicom_node import headers
 from dicom_node.contrast import describe, find_origin, heed_fluid, wants_a_look
 from dicom_node.domain import Label, Origin, Series
 from dicom_node.rules import Contrasts
+from dicom_node.series import count_voxels
 from doubles.studies import (
     ACQUISITIONS,
     label_study,
@@ -351,6 +354,44 @@ def test_diffusion_is_no_t2w_whatever_its_description_says() -> None:
 
 def test_localizer_is_what_it_is_called_and_not_what_it_looks_like() -> None:
     assert label(**ACQUISITIONS["T1w"], SeriesDescription="SAG LOC").contrast == "LOC"
+
+
+def make_absurd_facts(chance: random.Random) -> dict[str, Any]:
+    """Return anything that `headers` may tell of a file."""
+
+    def number() -> float:
+        return chance.choice([0.0, -1.0, 1.0, 30.0, 1e9, -1e9, 1e-9, chance.uniform(-1e3, 1e4)])
+
+    def text() -> str:
+        return chance.choice(
+            ["T1", "FLAIR", "\\", "\0", "脳", "İ", "ß", "*", "+", "SE", "IR", "MOSAIC"]
+        )
+
+    facts: dict[str, Any] = {}
+    for keyword in chance.sample(headers.TEXTS, 9):
+        facts[keyword] = text()
+    for keyword in chance.sample(headers.LISTS, 3):
+        facts[keyword] = [text() for _ in range(chance.randint(1, 4))]
+    for keyword in chance.sample(headers.NUMBERS, 9):
+        facts[keyword] = number() if chance.random() < 0.7 else [number(), number()]
+    for keyword, count in headers.VECTORS.items():
+        facts[keyword] = [number() for _ in range(count)]
+    return facts
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_no_header_stops_the_labeller(seed: int) -> None:
+    chance = random.Random(seed)
+    modality = chance.choice(["MR", "CT", "PT", "US"])
+    instances = [
+        make_instance(f"1.{k}", {**make_absurd_facts(chance), "Modality": modality})
+        for k in range(chance.randint(1, 4))
+    ]
+
+    for series in label_study(instances).series:
+        count_voxels(series)
+        assert series.label is not None
+        assert series.label.contrast is None or series.label.confidence >= 0.7
 
 
 @pytest.mark.parametrize(
