@@ -333,16 +333,21 @@ class Node:
 
 
 def open_records(configuration: Configuration, store: Store, ledger: Ledger) -> None:
-    """Open store and ledger; a store that has been worked in is not given an empty ledger.
+    """Open store and ledger; where one has been worked in, the other must not be empty.
 
     A ledger of an earlier version is brought to this one.
 
     Raises:
-        StorageError: one of them cannot be used, or the ledger is missing.
+        StorageError: one of them cannot be used, or is missing: perhaps its disk is not mounted.
     """
     store.open()
     is_new = not store.path("installation").exists()
     ledger.open(create=is_new, migrate=True)
+    if is_new and (missing := len(ledger.known_paths())):
+        raise StorageError(
+            f"the ledger knows {missing} received files, and the store is a new one: mount the "
+            "disk that belongs there"
+        )
     store.namespace()
 
 

@@ -283,6 +283,25 @@ def test_store_without_its_ledger_is_refused(start, tmp_path):
         start()
 
 
+def test_ledger_without_its_store_is_refused_until_the_store_is_back(start, tmp_path):
+    files = write_files(make_series("T1w", make_volume((3, 8, 8))), tmp_path / "study")
+    running = start()
+    assert storescu(running.node.port, *files, called=AE_TITLE).returncode == 0
+    assert running.node.stop() == 0
+    store = tmp_path / "node" / "data" / "store"
+    store.rename(tmp_path / "unmounted")
+
+    for _ in range(2):
+        with pytest.raises(
+            RuntimeError, match=rf"ended with {EXIT_FAILED}(?s:.*)knows 3 received files"
+        ):
+            start()
+
+    shutil.rmtree(store)
+    (tmp_path / "unmounted").rename(store)
+    start()
+
+
 def test_node_itself_loads_no_torch(start):
     running = start()
     wait_until(lambda: "dicom_node_assembly_sweep_age_seconds" in running.ask("/metrics"))
