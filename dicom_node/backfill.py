@@ -17,7 +17,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from dicom_node.delivery import open_peer
-from dicom_node.domain import RemoteSeries, Series, Study
+from dicom_node.domain import RemoteSeries, Series, Study, SynthesisPlan
 from dicom_node.elsewhere import describe_remote
 from dicom_node.headers import IMAGE_MODALITIES
 from dicom_node.ledger import Ledger
@@ -53,7 +53,7 @@ class Tally:
         """Count one study."""
         self.studies.update(match.rule for match in decision.rules if match.matched)
         self.lacking.update((gap.rule, gap.target) for gap in decision.gaps)
-        self.made.update((plan.rule, plan.target) for plan in decision.plans)
+        self.made.update((plan.rule, plan.target) for plan in _find_made(decision))
         for refusal in decision.refusals:
             self.refused[refusal.rule, refusal.target][refusal.code] += 1
 
@@ -155,7 +155,7 @@ class Backfill:
         for day in days:
             found = list(self.find({"StudyDate": f"{day:%Y%m%d}"}))
             for uid, listed, decision in found:
-                if not decision.plans or _is_here(ledger, uid, listed):
+                if not _find_made(decision) or _is_here(ledger, uid, listed):
                     continue
                 while not _is_idle(ledger):
                     sleep(POLL_SECONDS)
@@ -181,6 +181,11 @@ def list_days(first: date, last: date) -> Iterator[date]:
     """Yield every day from `first` to `last`."""
     for number in range((last - first).days + 1):
         yield first + timedelta(number)
+
+
+def _find_made(decision: Decision) -> list[SynthesisPlan]:
+    """Return the plans for what is missing; what is only compared is no reason to move a study."""
+    return [plan for plan in decision.plans if plan.truth is None]
 
 
 def _is_here(ledger: Ledger, study_instance_uid: str, listed: Iterable[RemoteSeries]) -> bool:

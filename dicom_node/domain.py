@@ -44,7 +44,7 @@ class Mode(StrEnum):
     """How far a rule may go."""
 
     OFF = "off"
-    SHADOW = "shadow"  # make and measure, send nothing
+    SHADOW = "shadow"  # make, also what is present, and measure; send nothing
     HOLD = "hold"  # make, then wait for a person
     SEND = "send"
 
@@ -236,6 +236,9 @@ class SynthesisPlan:
     Attributes:
         sources: label to Series Instance UID; the first is the reference, whose grid is used.
         source_instances: sorted `(sop_instance_uid, sha256)` of every source instance.
+        truth: Series Instance UID of the real series that a rule in shadow mode compares the result
+            with; None where the contrast is missing.
+        truth_instances: sorted `(sop_instance_uid, sha256)` of the truth's instances.
         anatomy: what the rule says is imaged, BRAIN, LEG …; Body Part Examined when headers are
             silent.
         created_at: the job time, fixed here so that a retry writes the same bytes; aware UTC.
@@ -260,6 +263,8 @@ class SynthesisPlan:
     deliver_to: tuple[str, ...]
     config_digest: str
     created_at: datetime
+    truth: str | None = None
+    truth_instances: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

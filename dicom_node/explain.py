@@ -147,6 +147,7 @@ def _tell(study: Study, decision: Decision, hold: tuple[str, str] | None) -> dic
                 "sources": dict(plan.sources),
                 "model": plan.model_id,
                 "because": plan.rule_reason,
+                **({"compared_with": plan.truth} if plan.truth else {}),
             }
             for plan in decision.plans
         ],

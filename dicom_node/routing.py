@@ -118,6 +118,9 @@ class Judge:
     def plan(self, study: Study, decision: Decision, now: datetime) -> Decision:
         """Return `decision` with a plan or a refusal for each gap that a rule wants filled.
 
+        A rule in shadow mode also makes what is there, where nothing stands in the way, so that it
+        can be compared: that is no gap, and why one is not made is no refusal.
+
         Args:
             study: the one that `decision` is about.
             decision: of `find_gaps`.
@@ -140,6 +143,8 @@ class Judge:
                     plans[make.target] = answer
                 else:
                     refusals.append(answer)
+        for target, comparison in self._plan_comparisons(study, decision, now):
+            plans.setdefault(target, comparison)
         return replace(decision, plans=tuple(plans.values()), refusals=tuple(refusals))
 
     def find_questions(self, decision: Decision) -> list[Question]:
@@ -279,6 +284,53 @@ class Judge:
         told = "; ".join(dict.fromkeys(each.reason for each in refusals))
         return replace(refusals[0], reason=told)
 
+    def _plan_comparisons(
+        self, study: Study, decision: Decision, now: datetime
+    ) -> Iterator[tuple[ContrastLabel, SynthesisPlan]]:
+        """Yield how rules in shadow mode make the contrasts that a study holds already."""
+        for rule in self.routing.in_order():
+            if rule.mode is not Mode.SHADOW or rule.name not in decision.slots:
+                continue
+            states = decision.slots[rule.name]
+            for make in rule.makes:
+                truth = self._choose_truth(study, rule, make.target)
+                if (
+                    states[make.target] is not SlotState.PRESENT
+                    or truth is None
+                    or self._explain_policy(make.target)
+                    or _explain_ineligible(make, study, states)
+                ):
+                    continue
+                # Volumes of one series share its files: none of them may be a source.
+                others = [
+                    each
+                    for each in _find_members(study, rule)
+                    if each.series_instance_uid != truth.series_instance_uid
+                ]
+                answers = (
+                    self._try_model(study, rule, make, model_id, others, now, truth)
+                    for model_id in make.model
+                )
+                for answer in answers:
+                    if isinstance(answer, SynthesisPlan):
+                        yield make.target, answer
+                        break
+
+    def _choose_truth(self, study: Study, rule: Rule, target: ContrastLabel) -> Series | None:
+        """Return the acquired series that shows what a target really looks like, or None."""
+        slot = next(slot for slot in rule.expects if slot.slot == target)
+        real = [
+            each
+            for each in _find_members(study, rule)
+            if _contrast(each) == target
+            and each.origin is Origin.ACQUIRED
+            and self._fills(each, slot)
+        ]
+        if not real:
+            return None
+        degraded, quality = self.routing.degraded, slot.quality
+        return choose_series(real, degraded=degraded, quality=quality).series
+
     def _try_model(
         self,
         study: Study,
@@ -287,6 +339,7 @@ class Judge:
         model_id: str,
         series: Sequence[Series],
         now: datetime,
+        truth: Series | None = None,
     ) -> SynthesisPlan | Refusal:
         """Return how one model fills a gap, or why it does not."""
         card = next((card for card in self.cards if card.id == model_id), None)
@@ -302,7 +355,7 @@ class Judge:
             return _refuse(rule, make, *_explain_lack(wanted, make, series))
         if conflict := _find_side_conflict(sources):
             return _refuse(rule, make, "laterality_conflict", conflict)
-        return self._plan(study, rule, make, card, sources, notes, now)
+        return self._plan(study, rule, make, card, sources, notes, now, truth)
 
     def _explain_policy(self, target: ContrastLabel) -> tuple[str, str] | None:
         """Return why the site never lets a target be made, as code and sentence, or None."""
@@ -380,14 +433,17 @@ class Judge:
         sources: Mapping[ContrastLabel, Series],
         notes: Sequence[str],
         now: datetime,
+        truth: Series | None,
     ) -> SynthesisPlan:
-        contents = sorted(
-            (instance.sop_instance_uid, instance.sha256)
-            for each in sources.values()
-            for instance in each.instances
-        )
+        contents = _list_contents(*sources.values())
+        compared = _list_contents(*filter(None, [truth]))
         uids = {label: each.series_instance_uid for label, each in sources.items()}
-        because = f"rule {rule.name} expects {make.target}, and no series of the study is one"
+        because = (
+            f"rule {rule.name} expects {make.target}, and no series of the study is one"
+            if truth is None
+            else f"rule {rule.name} is in shadow mode: {make.target} is there, and is compared with"
+            " what is made of the others"
+        )
         return SynthesisPlan(
             plan_id=derive_plan_id(
                 self.namespace,
@@ -398,6 +454,7 @@ class Judge:
                 str(self.policy.seed),
                 *(f"{label}={uid}" for label, uid in uids.items()),
                 *(f"{uid}:{sha256}" for uid, sha256 in contents),
+                *(f"truth={uid}:{sha256}" for uid, sha256 in compared),
             ),
             study_instance_uid=study.study_instance_uid,
             generation=study.generation,
@@ -408,12 +465,14 @@ class Judge:
             anatomy=rule.anatomy,
             sources=uids,
             source_instances=tuple(contents),
+            truth=None if truth is None else truth.series_instance_uid,
+            truth_instances=tuple(compared),
             model_id=card.id,
             model_digest=card.digest,
             seed=self.policy.seed,
             mode=rule.mode,
             priority=rule.priority,
-            deliver_to=rule.send_to,
+            deliver_to=() if rule.mode is Mode.SHADOW else rule.send_to,
             config_digest=self.config_digest,
             created_at=now,
         )
@@ -451,6 +510,11 @@ def _find_members(study: Study, rule: Rule) -> list[Series]:
 def _counts(series: Series, rule: Rule) -> bool:
     left_out = rule.study.leaves_out
     return left_out is None or not matches(left_out, read_facts(series))
+
+
+def _list_contents(*series: Series) -> list[tuple[str, str]]:
+    """Return UID and digest of every instance, sorted."""
+    return sorted((one.sop_instance_uid, one.sha256) for each in series for one in each.instances)
 
 
 def _could_be(series: Series, labels: set[ContrastLabel]) -> bool:

@@ -1,17 +1,22 @@
 """Where everything stands, read from the ledger: what `dicom-node status` tells.
 
-Studies, jobs and deliveries with state, age, attempts and the last reason, and the files that a
-person must compare where a study is held because a UID has several contents. Ids only, no patient
-attribute, so that it may be pasted into a message.
+Studies, jobs and deliveries with state, age, attempts and the last reason, the files that a person
+must compare where a study is held because a UID has several contents, and how far what rules in
+shadow mode made is from what the scanners made. Ids only, no patient attribute, so that it may be
+pasted into a message.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from statistics import median
 from typing import Any
 
 from dicom_node.domain import Delivery, InquiryState
 from dicom_node.ledger import UID_CONFLICT, Conflict, Job, Ledger, StudyRow
+
+FIGURES = ("psnr_db", "ssim", "mae")
+"""Of a comparison; the mean absolute error is in the target's units."""
 
 
 def read_status(ledger: Ledger, study: str | None, now: datetime) -> dict[str, Any]:
@@ -22,6 +27,7 @@ def read_status(ledger: Ledger, study: str | None, now: datetime) -> dict[str, A
     """
     rows = ledger.studies() if study is None else [ledger.study_row(study)]
     waiting = ledger.find_waiting_studies()
+    jobs = ledger.jobs(study)
     return {
         "studies": [
             {**_study(row, now), "reason": _explain_wait(row.study_instance_uid, ledger)}
@@ -29,7 +35,8 @@ def read_status(ledger: Ledger, study: str | None, now: datetime) -> dict[str, A
             else _study(row, now)
             for row in rows
         ],
-        "jobs": [_job(job, now) for job in ledger.jobs(study)],
+        "jobs": [_job(job, now) for job in jobs],
+        "shadow": _summarize_comparisons(jobs),
         "deliveries": describe_deliveries(ledger.deliveries(study)),
         "destinations": _destinations(ledger, now),
         "conflicts": [
@@ -77,6 +84,42 @@ def _job(job: Job, now: datetime) -> dict[str, Any]:
         "verdict": job.quality.get("verdict"),
         "reason": job.reason,
     }
+
+
+def _summarize_comparisons(jobs: Iterable[Job]) -> list[dict[str, Any]]:
+    """Return what comparisons with real series gave, for each scanner, target and model.
+
+    `compared` counts the figures; `not_compared` tells, by code, how many there are none of.
+    """
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for job in jobs:
+        if found := job.quality.get("comparison"):
+            scanner = (found["manufacturer"], found["model_name"], found["field_strength"])
+            groups[*scanner, job.plan.target, job.plan.model_id].append(found)
+    return [
+        {
+            "manufacturer": manufacturer,
+            "model_name": model_name,
+            "field_strength": field_strength,
+            "target": target,
+            "model": model,
+            "compared": sum("problem" not in each for each in group),
+            "not_compared": Counter(each["problem"] for each in group if "problem" in each),
+            **{figure: _spread(each.get(figure) for each in group) for figure in FIGURES},
+        }
+        for (manufacturer, model_name, field_strength, target, model), group in sorted(
+            groups.items(), key=lambda item: [str(part) for part in item[0]]
+        )
+    ]
+
+
+def _spread(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Return median and range of the values that are there, or None."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    told = {"median": median(known), "lowest": min(known), "highest": max(known)}
+    return {name: round(value, 4) for name, value in told.items()}
 
 
 def describe_deliveries(deliveries: Iterable[Delivery]) -> list[dict[str, Any]]:

@@ -92,6 +92,8 @@ def print_status(status: Mapping[str, Any]) -> None:
         )
     )
 
+    if status["shadow"]:
+        console.print(_tabulate_comparisons(status["shadow"]))
     if status["conflicts"]:
         console.print(
             _table(
@@ -198,6 +200,32 @@ def print_examination(document: Mapping[str, Any]) -> None:
     console.print("Enter at the PACS:")
     for line in document["enter_at_pacs"]:
         console.print(Text(f"  {line}"))
+
+
+def _tabulate_comparisons(comparisons: Iterable[Mapping[str, Any]]) -> Table:
+    return _table(
+        "shadow: what was made beside the real series; median (lowest to highest)",
+        (
+            *("manufacturer", "model name", "field strength", "target", "model", "compared"),
+            *("PSNR (dB)", "SSIM", "MAE", "not compared"),
+        ),
+        (
+            (
+                each["manufacturer"],
+                each["model_name"],
+                each["field_strength"],
+                each["target"],
+                each["model"],
+                each["compared"],
+                *(
+                    figures and "{median:g} ({lowest:g} to {highest:g})".format(**figures)
+                    for figures in (each["psnr_db"], each["ssim"], each["mae"])
+                ),
+                ", ".join(f"{code} {count}" for code, count in each["not_compared"].items()),
+            )
+            for each in comparisons
+        ),
+    )
 
 
 def _tabulate_deliveries(deliveries: Iterable[Mapping[str, Any]]) -> Table:

@@ -2,6 +2,9 @@
 
     read the sources → synthesize → write and check the derived instances → record
 
+A rule in shadow mode also has what is made compared with the real series, whose pixels nothing else
+of the job sees.
+
 The worker records the outcome itself, fenced by its attempt: one whose lease has lapsed changes
 nothing. What cannot be worked with, or is not good enough, is held for a person; what would fail
 again fails; everything else leaves as an exception, which to `dispatch` is a lost worker.
@@ -35,7 +38,15 @@ from dicom_node.volumes import read_volume
 from synthesis import types
 from synthesis.engine import synthesize
 from synthesis.errors import MissingSource, UntrustedModel, UnusableInput
+from synthesis.evaluation import compare_with_truth
 from synthesis.registry import load_card
+
+SCANNER = {
+    "manufacturer": "Manufacturer",
+    "model_name": "ManufacturerModelName",
+    "field_strength": "MagneticFieldStrength",
+}
+"""What the figures of a comparison are kept for: technical facts of the real series."""
 
 RENEWALS_PER_LEASE = 4
 """Three renewals may be late or lost before the lease runs out."""
@@ -120,7 +131,11 @@ class Attempt:
         with self._timed("write"):
             instances = self._write(synthesis, sources)
         reach("work.written")
-        self._record(synthesis, instances)
+        comparison = {}
+        if self.plan.truth is not None:
+            with self._timed("compare"):
+                comparison["comparison"] = self._compare(synthesis, sources)
+        self._record(synthesis, instances, comparison)
         reach("work.recorded")
 
     def _read_sources(self) -> Sources:
@@ -184,10 +199,35 @@ class Attempt:
         self._store.write(f"{folder}/{MASK}", _pack_mask(synthesis))
         return instances
 
-    def _record(self, synthesis: types.Synthesis, instances: Sequence[DerivedInstance]) -> None:
+    def _compare(self, synthesis: types.Synthesis, sources: Sources) -> dict[str, Any]:
+        """Return how far the result is from the real series that its plan names, and its scanner.
+
+        The scanner is told by its make, never by its owner. What stands in the way of comparing is
+        told in `problem`, and is no fault of the job.
+        """
+        truth = self.ledger.read_truth(self.plan.plan_id)
+        header = truth[0].header or {}
+        told = {name: header.get(keyword) for name, keyword in SCANNER.items()}
+        if synthesis.quality.verdict is types.Verdict.REFUSE:
+            return {**told, "problem": "refused"}
+        reference = sources[next(iter(self.plan.sources))].volume
+        card = load_card(self._node.models_folder, self.plan.model_id)
+        try:
+            real, _ = read_volume([self._check(instance) for instance in truth])
+            figures = compare_with_truth(synthesis, real, reference, card=card)
+        except (UnusableStudy, UnusableInput) as error:
+            return {**told, "problem": error.code}
+        return {**told, **figures}
+
+    def _record(
+        self,
+        synthesis: types.Synthesis,
+        instances: Sequence[DerivedInstance],
+        comparison: Mapping[str, Any],
+    ) -> None:
         report = synthesis.quality
         outcome: dict[str, Any] = {
-            "quality": {**asdict(report), "verdict": report.verdict.value},
+            "quality": {**asdict(report), "verdict": report.verdict.value, **comparison},
             "seconds": {**self._seconds, **synthesis.seconds},
             "record": synthesis.record,
         }

@@ -35,11 +35,14 @@ from synthesis.preprocessing import (
     to_canonical,
     to_image,
 )
-from synthesis.registration import register_rigid
+from synthesis.registration import Registration, register_rigid
 from synthesis.registry import CONSTANTS, LEARNT, Metric, ModelCard
 from synthesis.types import ContrastLabel, FloatArray, MaskArray, Synthesis, Verdict, Volume
 
 BONE_HU = 200.0
+FEWEST_VOXELS = 1000
+"""Fewer voxels in common are no comparison."""
+COMPARABLE_UNITS = frozenset({"HU", "standard scale"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,21 +133,69 @@ def volume_of(image: sitk.Image) -> Volume:
     )
 
 
+def align(truth: Volume, reference: Volume) -> Registration:
+    """Return how the truth lies to the reference source, as the engine registers sources."""
+    fixed, moving = (
+        to_canonical(sitk.Cast(to_image(each), sitk.sitkFloat32)) for each in (reference, truth)
+    )
+    return register_rigid(fixed, moving, seed=0)
+
+
+def compare_with_truth(
+    synthesis: Synthesis, truth: Volume, reference: Volume, *, card: ModelCard
+) -> dict[str, float]:
+    """Return how far a synthesis is from the real series, where both have data.
+
+    Args:
+        synthesis: on the grid of the reference, not refused.
+        truth: the real series, in its scanner's units; it is registered to the reference.
+        reference: the source whose grid the synthesis has.
+        card: of the model.
+
+    Returns:
+        `psnr_db`, `ssim` and `mae` (in the target's units).
+
+    Raises:
+        UnusableInput: the two cannot be laid on each other, have nothing in common, or are not in
+            units that can be compared.
+    """
+    if synthesis.units not in COMPARABLE_UNITS:
+        raise UnusableInput(
+            "units", f"values in {synthesis.units} are not compared with a scanner's"
+        )
+    found = align(truth, reference)
+    if not found.is_trusted:
+        raise UnusableInput("registration", "the real series cannot be aligned to the reference")
+    pair = place_truth(synthesis, truth, card=card, transform=found.transform)
+    if int(pair.mask.sum()) < FEWEST_VOXELS:
+        raise UnusableInput("overlap", f"fewer than {FEWEST_VOXELS} voxels in common")
+    made = np.asarray(synthesis.volume.array, dtype=np.float32)
+    return {
+        "psnr_db": peak_signal_to_noise(pair.truth, made, pair.mask),
+        "ssim": structural_similarity(pair.truth, made, pair.mask),
+        "mae": mean_absolute_error(pair.truth, made, pair.mask),
+    }
+
+
 def place_truth(
-    synthesis: Synthesis, truth: Volume, reference: Volume, *, card: ModelCard, aligned: bool
+    synthesis: Synthesis,
+    truth: Volume,
+    *,
+    card: ModelCard,
+    transform: sitk.Transform | None,
 ) -> Pair:
     """Bring the truth onto the synthesis's grid and into its units; MR as a training target.
 
-    Unless the two are aligned already, the truth is registered to the reference source first.
+    Args:
+        synthesis: on its grid, not refused.
+        truth: the real series, in its scanner's units.
+        card: of the model.
+        transform: of `align`; None when the two are aligned already.
     """
     is_ct = synthesis.units == "HU"
     covered = synthesis.covered.array > 0
     grid = to_image(synthesis.volume)
     image = sitk.Cast(to_image(truth), sitk.sitkFloat32)
-    transform = None
-    if not aligned:
-        fixed = to_canonical(sitk.Cast(to_image(reference), sitk.sitkFloat32))
-        transform = register_rigid(fixed, to_canonical(image), seed=0).transform
     placed = resample(image, grid, transform, outside=HU_LOW if is_ct else 0.0)
     array = sitk.GetArrayFromImage(placed).astype(np.float32)
     inside_truth = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
@@ -199,7 +250,8 @@ def _judge(
             reasons=synthesis.quality.reasons,
         )
     is_ct = synthesis.units == "HU"
-    pair = place_truth(synthesis, truth, sources[reference], card=card, aligned=aligned)
+    transform = None if aligned else align(truth, sources[reference]).transform
+    pair = place_truth(synthesis, truth, card=card, transform=transform)
     made = np.asarray(synthesis.volume.array, dtype=np.float32)
     if is_ct:
         constants = json.loads((models_folder / card.id / LEARNT / CONSTANTS).read_text())
@@ -235,13 +287,12 @@ def _oracle_copies(
 ) -> Iterator[FloatArray]:
     landmarks = [float(v) for v in np.percentile(pair.truth[pair.mask], LANDMARKS)]
     reference = next(iter(sources.values()))
-    fixed = to_canonical(sitk.Cast(to_image(reference), sitk.sitkFloat32))
     grid = to_image(pair.synthesis.volume)
     for volume in sources.values():
         image = sitk.Cast(to_image(volume), sitk.sitkFloat32)
         transform = None
         if volume is not reference and not aligned:
-            transform = register_rigid(fixed, to_canonical(image), seed=0).transform
+            transform = align(volume, reference).transform
         array = sitk.GetArrayFromImage(resample(image, grid, transform)).astype(np.float32)
         yield match_histogram(array, pair.mask, landmarks)
 

@@ -60,6 +60,9 @@ def read_plan(document: Mapping[str, Any], generation: int) -> SynthesisPlan:
             "source_instances": tuple((uid, sha) for uid, sha in document["source_instances"]),
             "mode": Mode(document["mode"]),
             "deliver_to": tuple(document["deliver_to"]),
+            "truth_instances": tuple(
+                (uid, sha) for uid, sha in document.get("truth_instances", ())
+            ),
             "created_at": datetime.fromisoformat(document["created_at"]),
         }
     )

@@ -258,21 +258,21 @@ class Queue(Database):
         """
         with self._reading() as connection:
             plan = _select_job(connection, plan_id).plan
-            wanted = set(plan.source_instances)
-            rows = connection.execute(
-                select(instance)
-                .where(instance.c.sop_instance_uid.in_([uid for uid, _ in plan.source_instances]))
-                .order_by(instance.c.sequence)
-            )
-            found = [
-                read_instance(row) for row in rows if (row.sop_instance_uid, row.sha256) in wanted
-            ]
-        if len(found) != len(wanted):
-            raise LookupError(f"{len(wanted) - len(found)} source instances of {plan_id} are gone")
+            found = _select_contents(connection, plan.source_instances)
         return {
             label: tuple(each for each in found if each.series_instance_uid == series)
             for label, series in plan.sources.items()
         }
+
+    def read_truth(self, plan_id: str) -> list[Instance]:
+        """Return the contents of the real series that a plan compares its result with, or none.
+
+        Raises:
+            LookupError: the ledger does not know the plan or one of the instances.
+        """
+        with self._reading() as connection:
+            plan = _select_job(connection, plan_id).plan
+            return _select_contents(connection, plan.truth_instances)
 
     def _move(
         self,
@@ -378,6 +378,20 @@ def _running(connection: Connection, plan_id: str, attempt: int) -> Row[Any] | N
 
 def _select_job(connection: Connection, plan_id: str) -> Job:
     return _read_job(_row(connection, plan_id))
+
+
+def _select_contents(connection: Connection, contents: Sequence[tuple[str, str]]) -> list[Instance]:
+    """Return the instances that have these UIDs and digests, in the order of arrival."""
+    wanted = set(contents)
+    rows = connection.execute(
+        select(instance)
+        .where(instance.c.sop_instance_uid.in_([uid for uid, _ in contents]))
+        .order_by(instance.c.sequence)
+    )
+    found = [read_instance(row) for row in rows if (row.sop_instance_uid, row.sha256) in wanted]
+    if len(found) != len(wanted):
+        raise LookupError(f"{len(wanted) - len(found)} instances of the plan are gone")
+    return found
 
 
 def _read_job(row: Row[Any]) -> Job:

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -402,3 +403,66 @@ def test_shipped_models_are_named_by_shipped_rules() -> None:
 
     assert named == {card.id for card in CARDS}
     assert LIMB_CARD.id in named
+
+
+def find_shadow_plans(instances: list[Instance], **changes: Any) -> dict[str, SynthesisPlan]:
+    return find_plans(instances, routing=change_rule(mode="shadow", **changes))
+
+
+def test_shadow_mode_also_makes_what_is_there_from_the_others() -> None:
+    plans = find_shadow_plans(acquire("T1w", "T2w", "FLAIR", **BRAIN))
+
+    assert {target: list(plan.sources) for target, plan in plans.items()} == {
+        "T1w": ["T2w", "FLAIR"],
+        "T2w": ["FLAIR", "T1w"],
+        "FLAIR": ["T2w", "T1w"],
+    }
+    for plan in plans.values():
+        assert plan.truth is not None
+        assert plan.truth not in plan.sources.values()
+        assert not set(plan.truth_instances) & set(plan.source_instances)
+        assert plan.deliver_to == ()
+
+
+def test_what_is_missing_is_compared_with_nothing_in_shadow_mode() -> None:
+    plans = find_shadow_plans(acquire("T1w", "T2w", **BRAIN))
+
+    assert plans["FLAIR"].truth is None
+    assert {target for target, plan in plans.items() if plan.truth} == {"T1w", "T2w"}
+
+
+@pytest.mark.parametrize("mode", ["hold", "send"])
+def test_what_is_there_is_made_in_no_other_mode(mode: str) -> None:
+    plans = find_plans(acquire("T1w", "T2w", "FLAIR", **BRAIN), routing=change_rule(mode=mode))
+
+    assert plans == {}
+
+
+def test_synthetic_series_is_never_what_a_result_is_compared_with() -> None:
+    held = acquire("T1w", "T2w", "FLAIR", **BRAIN)
+    flair = held[-1].series_instance_uid
+    told = [
+        replace(each, header={**(each.header or {}), "SyntheticData": "YES"})
+        if each.series_instance_uid == flair
+        else each
+        for each in held
+    ]
+
+    plans = find_shadow_plans(told)
+
+    assert plans["FLAIR"].truth is None
+
+
+def test_study_with_one_contrast_only_gives_no_comparison_and_no_refusal() -> None:
+    decision = decide(acquire("T1w", **BRAIN), routing=change_rule(mode="shadow"))
+
+    assert "T1w" not in {plan.target for plan in decision.plans}
+    assert "T1w" not in {each.target for each in decision.refusals}
+
+
+def test_comparison_has_another_plan_than_the_gap_before_it() -> None:
+    before = find_shadow_plans(acquire("T1w", "T2w", **BRAIN))["FLAIR"]
+    after = find_shadow_plans(acquire("T1w", "T2w", "FLAIR", **BRAIN))["FLAIR"]
+
+    assert before.sources == after.sources
+    assert before.plan_id != after.plan_id

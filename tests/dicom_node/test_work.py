@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ import pytest
 from pydicom import dcmread
 
 from dicom_node import work
-from dicom_node.domain import Role
+from dicom_node.domain import Mode, Role
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Job
+from dicom_node.status import read_status
 from doubles.bench import CONFIGURATION, Bench
 from doubles.models import write_copying_model
 from doubles.series import make_series
 from synthesis.errors import UntrustedModel, UnusableInput
+from synthesis.phantom import render
 from synthesis.types import QualityReport, Synthesis, Verdict, Volume
 
 PASSED = QualityReport(verdict=Verdict.PASS)
@@ -208,3 +211,55 @@ def test_lease_is_renewed_while_the_job_runs(bench, job, monkeypatch):
     run(bench, job)
 
     assert renewed == [True]
+
+
+def compare_in_shadow_mode(folder: Path, models: Path, target: str) -> tuple[Bench, Job]:
+    """Receive the T1w and T2w of a phantom, and make `target` beside the real one."""
+    phantom = render(seed=8, spacing=(5.0, 3.0, 3.0))
+    affine = np.zeros((4, 4))
+    affine[[2, 1, 0, 3], [0, 1, 2, 3]] = *phantom.spacing, 1
+    affine[:3, 3] = -90, -110, -70
+    bench = Bench(folder, models)
+    for number, label in enumerate(("T1w", "T2w"), 1):
+        array = np.rint(phantom.images[label] / phantom.images[label].max() * 1000)
+        volume = Volume(array=array.astype(np.float32), affine=affine, coordinate_system="PATIENT")
+        bench.receive(make_series(label, volume, number=number))
+    rules = tuple(
+        rule.model_copy(update={"mode": Mode.SHADOW}) for rule in bench.configuration.routing.rules
+    )
+    routing = bench.configuration.routing.model_copy(update={"rules": rules})
+    bench.configuration = replace(bench.configuration, routing=routing)
+    bench.judge()
+    return bench, run(bench, bench.claim(target))
+
+
+def test_shadow_mode_compares_with_the_real_series_and_sends_nothing(tmp_path, models):
+    bench, done = compare_in_shadow_mode(tmp_path / "data", models, "T1w")
+
+    assert done.state is JobState.DONE, done.reason
+    comparison = done.quality["comparison"]
+    scanner = {name: comparison[name] for name in work.SCANNER}
+    assert scanner == {"manufacturer": "ACME", "model_name": "Magnet 3", "field_strength": 3}
+    assert 5 < comparison["psnr_db"] < 40
+    assert 0 < comparison["ssim"] < 1
+    assert comparison["mae"] > 0
+    assert bench.ledger.derived(done.plan.plan_id) != []
+    assert bench.ledger.deliveries() == []
+    [told] = read_status(bench.ledger, None, done.changed_at)["shadow"]
+    assert (told["target"], told["model_name"], told["compared"]) == ("T1w", "Magnet 3", 1)
+    bench.ledger.close()
+
+
+def test_real_series_that_cannot_be_compared_with_is_no_fault_of_the_job(
+    tmp_path, models, monkeypatch
+):
+    error = UnusableInput("registration", "the real series cannot be aligned")
+    monkeypatch.setattr(work, "compare_with_truth", fail(error))
+
+    bench, done = compare_in_shadow_mode(tmp_path / "data", models, "T2w")
+
+    assert done.state is JobState.DONE
+    assert done.quality["comparison"]["problem"] == "registration"
+    [told] = read_status(bench.ledger, None, done.changed_at)["shadow"]
+    assert (told["compared"], told["not_compared"], told["ssim"]) == (0, {"registration": 1}, None)
+    bench.ledger.close()

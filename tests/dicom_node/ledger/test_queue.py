@@ -258,5 +258,5 @@ def test_sources_are_the_very_contents_of_the_plan(ledger):
 def test_sources_that_are_gone_are_a_lookup_error(ledger):
     receive_and_judge(ledger, [make_plan(source_instances=((f"{SERIES}.7", "0" * 64),))])
 
-    with pytest.raises(LookupError, match="1 source instances"):
+    with pytest.raises(LookupError, match="1 instances of the plan are gone"):
         ledger.read_sources(PLAN)
