@@ -15,6 +15,7 @@ is committed: the order in which they came decides, and no crash turns it round.
 
 import logging
 import os
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -51,6 +52,7 @@ _MOST_ROWS = 5_000
 """More do not wait in memory: then the ledger sets the pace."""
 
 _PAUSE_SECONDS = 0.5
+_NICENESS = 5  # of one thread; more would also slow down those that wait for the interpreter
 _TEXTS = {OVERLOADED: "the ledger is behind", UNWELL: "the ledger does not answer"}
 
 Outcome = Future[int | None]
@@ -249,6 +251,9 @@ class Recorder(Rows):
                 self._tell(obstacle)
 
     def _run(self) -> None:
+        if not self._waited_for and sys.platform == "linux":
+            # Whoever talks to peers goes first: a study comes in a burst, and its rows can wait.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while (batch := self._collect()) is not None:
             self._commit(batch)
 
