@@ -14,7 +14,8 @@ from dicom_node.node_settings import TLS, DaskExecutor
 from doubles.certificates import make_authority, make_certificate
 from doubles.tools import require_module
 
-CONFIGURATION = Path(__file__).resolve().parents[2] / "deploy" / "dask.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGURATION = ROOT / "deploy" / "dask.yaml"
 PATIENCE_SECONDS = 60.0
 LIMIT = timedelta(minutes=5)
 
@@ -115,7 +116,8 @@ class Dask:
         variables = {
             **os.environ,
             "DASK_CONFIG": str(CONFIGURATION),
-            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+            # Without the root, tests/dicom_node would be taken for the package of that name.
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
             **self._settings,
             **(environment or {}),
         }
