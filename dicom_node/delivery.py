@@ -6,6 +6,8 @@ Nothing is called sent that the peer did not take. A crash between its answers a
 those few once more, the same bytes under the same UID. What may succeed later is tried later, ever
 more rarely; what will not is parked for a person; nothing is deleted.
 
+Before anything of a job goes out its patient is compared with what has come since (`misfiling`).
+
 No worker waits for another, so that a destination that is dead, slow or silent delays nobody else.
 An association that comes to nothing is the destination's failure and not that of the instances:
 they stay due, and the ledger keeps one outage for all of them. After each pause one association is
@@ -26,9 +28,10 @@ from itertools import islice
 
 from dicom_node.complaints import raise_alert
 from dicom_node.courier import BATCH, READ_AHEAD, Courier, Kind, find_contexts
-from dicom_node.domain import Delivery
+from dicom_node.domain import Delivery, Role
 from dicom_node.errors import DeliveryError, StorageError
 from dicom_node.ledger import Backlog, Ledger, Outage
+from dicom_node.misfiling import hold_misfiled
 from dicom_node.network import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     AssociationRejectedError,
@@ -126,7 +129,9 @@ class Destination:
 
     def _deliver(self, kinds: frozenset[Kind], outage: Outage | None) -> int:
         """Send over as many associations as are worth it, and say how it went."""
-        supply = _Supply(self._ledger, self.alias, self._peer, self._clock, self._stopping)
+        supply = _Supply(
+            self._ledger, self._store, self.alias, self._peer, self._clock, self._stopping
+        )
         run = _Run(supply, kinds)
         failure: DeliveryError | None = None
         try:
@@ -314,12 +319,14 @@ class _Supply:
     def __init__(
         self,
         ledger: Ledger,
+        store: Store,
         alias: str,
         peer: Peer,
         clock: Callable[[], datetime],
         stopping: threading.Event,
     ) -> None:
         self._ledger = ledger
+        self._store = store
         self._alias = alias
         self._clock = clock
         self._stopping = stopping
@@ -331,6 +338,7 @@ class _Supply:
         self._filled_at = time.monotonic()
         self._lock = threading.Lock()
         self._tried: set[int] = set()
+        self._looked_at: set[str] = set()
         self._ready: deque[Delivery] = deque()
 
     def __iter__(self) -> Iterator[Delivery]:
@@ -361,7 +369,16 @@ class _Supply:
         self._filled_at = time.monotonic()
         limit = self._size + self._open
         due = self._ledger.due_deliveries(self._alias, self._clock(), limit)
-        self._ready.extend(each for each in due if each.delivery_id not in self._tried)
+        new = {each.plan_id for each in due if each.instance.role is not Role.WITHDRAWAL}
+        new -= self._looked_at
+        held = hold_misfiled(sorted(new), self._ledger, self._store)
+        self._looked_at |= new - held
+        self._ready.extend(
+            each
+            for each in due
+            if each.delivery_id not in self._tried
+            and (each.plan_id not in held or each.instance.role is Role.WITHDRAWAL)
+        )
         self._tried.update(each.delivery_id for each in self._ready)
 
 

@@ -15,6 +15,7 @@ from dicom_node.domain import Instance, RemoteSeries, Series, Study, StudyState
 from dicom_node.elsewhere import add_answers, describe_remote
 from dicom_node.headers import read_header
 from dicom_node.identifiers import installation_uid
+from dicom_node.jobs import JobState
 from dicom_node.ledger import Ledger, StudyRow
 from dicom_node.routing import Decision, Judge
 from dicom_node.status import describe_deliveries
@@ -54,7 +55,17 @@ def explain_study(
         }
         for each in inquiries
     ]
-    found = {"deliveries": deliveries, "inquiries": answers, "closing": _read_closing(ledger, row)}
+    held = [
+        {"job": each.plan.plan_id, "target": each.plan.target, "reason": each.reason}
+        for each in ledger.jobs(study_instance_uid)
+        if each.state is JobState.HELD
+    ]
+    found = {
+        "held": held,
+        "deliveries": deliveries,
+        "inquiries": answers,
+        "closing": _read_closing(ledger, row),
+    }
     return {**explanation, **{key: value for key, value in found.items() if value}}
 
 

@@ -14,7 +14,7 @@ class JobState(StrEnum):
     QUEUED = "queued"  # waits for a worker
     RUNNING = "running"  # a worker holds its lease
     DONE = "done"  # derived series written, deliveries queued
-    HELD = "held"  # a person must look: refused by the gate, or the rule's mode is hold
+    HELD = "held"  # a person must look: refused by the gate, mode hold, or whose it is is not sure
     FAILED = "failed"  # the same input would fail again
     REJECTED = "rejected"  # a person looked and said no
     SUPERSEDED = "superseded"  # the study changed or the real series came; nothing more is sent
@@ -31,6 +31,7 @@ class JobEvent(StrEnum):
     REQUEUE = "requeue"  # an operator tries again
     RELEASE = "release"  # an operator lets a held result go out
     REJECT = "reject"  # an operator says no
+    DOUBT = "doubt"  # what it made says another patient than what came since
     SUPERSEDE = "supersede"  # the study changed under it
     REPLAN = "replan"  # a judgement wants it again, and it has no result yet
     RESTORE = "restore"  # a judgement wants it again, and its result was on its way out
@@ -44,6 +45,7 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.RUNNING, JobEvent.LOSE): JobState.QUEUED,
     (JobState.RUNNING, JobEvent.FAIL): JobState.FAILED,
     (JobState.RUNNING, JobEvent.SUPERSEDE): JobState.SUPERSEDED,
+    (JobState.DONE, JobEvent.DOUBT): JobState.HELD,
     (JobState.DONE, JobEvent.SUPERSEDE): JobState.SUPERSEDED,
     (JobState.HELD, JobEvent.REQUEUE): JobState.QUEUED,
     (JobState.HELD, JobEvent.RELEASE): JobState.DONE,

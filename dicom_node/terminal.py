@@ -166,7 +166,11 @@ def print_explanation(explanation: Mapping[str, Any]) -> None:
             ((each["target"], each["reason"]) for each in explanation["refusals"]),
         )
     )
-    for title, key in (("asked", "inquiries"), ("at peers, and not here", "elsewhere")):
+    for title, key in (
+        ("held for a person", "held"),
+        ("asked", "inquiries"),
+        ("at peers, and not here", "elsewhere"),
+    ):
         if rows := explanation.get(key):
             values = ([str(value or "") for value in each.values()] for each in rows)
             console.print(_table(title, rows[0], values))

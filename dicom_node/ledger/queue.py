@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from dicom_node.domain import (
     ContrastLabel,
@@ -21,10 +21,11 @@ from dicom_node.domain import (
 )
 from dicom_node.errors import IllegalTransition
 from dicom_node.jobs import JobEvent, JobState, next_state
+from dicom_node.ledger.conflicts import is_first
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.documents import read_derived, read_instance, read_plan
 from dicom_node.ledger.records import Job
-from dicom_node.schema import delivery, derived, instance, job, study
+from dicom_node.schema import delivery, derived, event, instance, job, study
 
 HOLD_REASON = "rule mode hold"
 """Why a good result waits: its rule wants a person to look first."""
@@ -184,15 +185,35 @@ class Queue(Database):
             row = _running(connection, plan_id, attempt)
             return row is not None and self._lose(connection, row, reason, max_attempts)
 
+    def doubt_job(self, plan_id: str, reason: str) -> None:
+        """Hold a done job, and park what peers have not taken of it.
+
+        Raises:
+            LookupError: the ledger does not know the plan.
+            IllegalTransition: the job is not done.
+        """
+        with self._writing() as connection:
+            self._move(connection, _row(connection, plan_id), JobEvent.DOUBT, reason=reason)
+            connection.execute(
+                update(delivery)
+                .where(delivery.c.plan_id == plan_id, delivery.c.state == DeliveryState.PENDING)
+                .values(state=DeliveryState.PARKED, reason=reason)
+            )
+
     def requeue(self, plan_id: str, by: str, why: str) -> None:
         """Let a held or failed job run again, or what peers did not take of a done one go again.
 
         Raises:
             LookupError: the ledger does not know the plan.
-            IllegalTransition: the job is neither held nor failed, and nothing of it is parked.
+            IllegalTransition: the job is neither held nor failed, and nothing of it is parked; or
+                its result was on its way, and would be another one under the same UIDs.
         """
         with self._writing() as connection:
             row = _row(connection, plan_id)
+            if row.state == JobState.HELD and _was_on_its_way(connection, plan_id):
+                raise IllegalTransition(
+                    f"the result of the job {plan_id} was on its way; release or reject it"
+                )
             if row.state == JobState.DONE and self._resend(connection, row, by, why):
                 return
             self._move(connection, row, JobEvent.REQUEUE, by=by, why=why, losses=0)
@@ -207,7 +228,9 @@ class Queue(Database):
         with self._writing() as connection:
             row = _row(connection, plan_id)
             self._move(connection, row, JobEvent.RELEASE, by=by, why=why)
-            if not self._queue_deliveries(connection, row):
+            if _was_on_its_way(connection, plan_id):
+                self._resend(connection, row, by, why)
+            elif not self._queue_deliveries(connection, row):
                 raise IllegalTransition(f"the job {plan_id} has nothing that could be released")
 
     def reject(self, plan_id: str, by: str, why: str) -> None:
@@ -263,6 +286,41 @@ class Queue(Database):
             label: tuple(each for each in found if each.series_instance_uid == series)
             for label, series in plan.sources.items()
         }
+
+    def find_newest_copy(self, plan_id: str) -> Instance | None:
+        """Return what was last received of a plan's study, or None.
+
+        Our own output and other synthetic images do not count, nor contents in quarantine, nor what
+        had come when a person released the job.
+
+        Raises:
+            LookupError: the ledger does not know the plan.
+        """
+        with self._reading() as connection:
+            row = _row(connection, plan_id)
+            released = connection.scalar(
+                select(func.max(event.c.at)).where(
+                    event.c.study_instance_uid == row.study_instance_uid,
+                    event.c.plan_id == plan_id,
+                    event.c.name == f"job.{JobEvent.RELEASE}",
+                )
+            )
+            query = (
+                select(instance)
+                .where(
+                    instance.c.study_instance_uid == row.study_instance_uid,
+                    instance.c.own.is_(False),
+                    instance.c.forgotten_at.is_(None),
+                    is_first(),
+                )
+                .order_by(instance.c.sequence.desc())
+            )
+            if released is not None:
+                query = query.where(instance.c.received_at > released)
+            for found in connection.execute(query):
+                if (found.header or {}).get("SyntheticData") != "YES":
+                    return read_instance(found)
+        return None
 
     def read_truth(self, plan_id: str) -> list[Instance]:
         """Return the contents of the real series that a plan compares its result with, or none.
@@ -378,6 +436,12 @@ def _running(connection: Connection, plan_id: str, attempt: int) -> Row[Any] | N
 
 def _select_job(connection: Connection, plan_id: str) -> Job:
     return _read_job(_row(connection, plan_id))
+
+
+def _was_on_its_way(connection: Connection, plan_id: str) -> bool:
+    """Say whether anything of a job was ever queued for a peer."""
+    query = select(delivery.c.delivery_id).where(delivery.c.plan_id == plan_id).limit(1)
+    return connection.scalar(query) is not None
 
 
 def _select_contents(connection: Connection, contents: Sequence[tuple[str, str]]) -> list[Instance]:
