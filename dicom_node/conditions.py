@@ -2,7 +2,8 @@ r"""Conditions of the YAML files: typed matches on DICOM keywords, data and neve
 
 A condition names a keyword (or several, whose values are pooled) and one operator, or joins other
 conditions with `all_of`, `any_of`, `none_of`. An absent or empty attribute satisfies nothing but
-`absent: true`, so that a silent header never counts as evidence.
+`absent: true`, so that a silent header never counts as evidence; what is read of no header
+(`readable`) cannot be named.
 
     {keyword: RepetitionTime, at_least: 300, at_most: 900}
     {keyword: [SeriesDescription, ProtocolName], has_word: [brain, head, kopf, "*mprage*"]}
@@ -16,6 +17,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from typing import Annotated, Any
 
@@ -30,7 +32,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydicom.datadict import tag_for_keyword
+
+from dicom_node.readable import READABLE
 
 Scalar = str | int | float
 
@@ -51,18 +54,20 @@ def _read_keywords(value: object) -> tuple[object, ...]:
 
 
 def _check_keyword(name: str) -> str:
-    if tag_for_keyword(name) is None:
-        raise ValueError("a DICOM keyword (PS3.6); check its spelling")
+    if name not in READABLE:
+        near = get_close_matches(name, sorted(READABLE), n=1, cutoff=0)
+        raise ValueError(f"a DICOM keyword that is read of every header; the nearest is {near[0]}")
     return name
 
 
 _Value = Annotated[
     Scalar, PlainValidator(_read_scalar), WithJsonSchema({"type": ["string", "number"]})
 ]
+_KEYWORD_SCHEMA: dict[str, Any] = {"type": "string", "enum": sorted(READABLE)}
 _Keywords = Annotated[
     tuple[Annotated[str, AfterValidator(_check_keyword)], ...],
     BeforeValidator(_read_keywords),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    WithJsonSchema({"anyOf": [_KEYWORD_SCHEMA, {"type": "array", "items": _KEYWORD_SCHEMA}]}),
 ]
 
 OPERATORS = (

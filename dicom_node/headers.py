@@ -21,31 +21,10 @@ from pydicom.uid import UID
 from dicom_node.elements import read_bytes, read_numbers
 from dicom_node.errors import UnusableStudy
 from dicom_node.pixels import READ_ERRORS, check_codec, check_format, read_rescale
+from dicom_node.readable import LISTS, NUMBERS, TEXTS, TRACER_CODE, VECTORS
 
 IMAGE_MODALITIES = frozenset({"MR", "CT", "PT"})
 """What a volume can be read from; other objects of a study are listed and passed over."""
-
-TEXTS = (
-    *("SOPClassUID", "Modality", "Manufacturer", "ManufacturerModelName", "InstanceCreatorUID"),
-    *("StudyDescription", "SeriesDescription", "ProtocolName", "BodyPartExamined", "Laterality"),
-    *("RequestedProcedureDescription", "PerformedProcedureStepDescription"),
-    *("SequenceName", "PulseSequenceName", "MRAcquisitionType", "AngioFlag"),
-    *("AcquisitionContrast", "ComplexImageComponent", "ContrastBolusAgent", "Radiopharmaceutical"),
-    *("DerivationDescription", "SyntheticData", "FrameOfReferenceUID", "PatientPosition"),
-    *("ConvolutionKernel", "Units", "BurnedInAnnotation", "AcquisitionType"),
-)
-LISTS = (
-    *("ImageType", "ScanningSequence", "SequenceVariant", "ScanOptions"),
-    *("CorrectedImage", "SeriesType"),
-)
-NUMBERS = (
-    *("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "EchoTrainLength"),
-    *("EchoNumbers", "MagneticFieldStrength", "DiffusionBValue", "ContrastBolusVolume", "KVP"),
-    *("SliceThickness", "SpacingBetweenSlices", "Rows", "Columns", "NumberOfFrames"),
-    *("SeriesNumber", "AcquisitionNumber", "InstanceNumber", "TemporalPositionIdentifier"),
-    *("NumberOfTemporalPositions", "TriggerTime"),
-)
-VECTORS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 
 PROBLEM = "problem"
 """Key of `[code, sentence]`: why the pixels cannot be read; absent when they can."""
@@ -190,7 +169,7 @@ def _read_items(image: Dataset) -> Iterator[tuple[str, str]]:
             yield "Radiopharmaceutical", str(name)
         if value := codes[0].get("CodeValue"):
             scheme = codes[0].get("CodingSchemeDesignator")
-            yield "RadiopharmaceuticalCodeSequence", f"{scheme}:{value}"
+            yield TRACER_CODE, f"{scheme}:{value}"
     regions = image.get("AnatomicRegionSequence")
     if regions and not image.get("BodyPartExamined") and regions[0].get("CodeMeaning"):
         yield "BodyPartExamined", str(regions[0].CodeMeaning).upper()

@@ -2,7 +2,7 @@
 
 Made from the types that `settings` checks with; the descriptions are those of their docstrings.
 `dicom-node schema` writes them, and a test keeps the written ones up to date. What a schema cannot
-say (names that other files know, keywords of PS3.6) `dicom-node check` does.
+say (names that other files know) `dicom-node check` does.
 """
 
 import inspect

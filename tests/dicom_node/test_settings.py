@@ -421,6 +421,17 @@ def test_unknown_key_in_any_file_is_told(folder, name):
         settings.load(folder)
 
 
+def test_keyword_that_no_header_is_read_for_is_told_with_its_line_and_the_nearest(folder):
+    text = (folder / "routing.yaml").read_text()
+    (folder / "routing.yaml").write_text(text.replace("keyword: Modality,", "keyword: Modalty,", 1))
+    line = 1 + text[: text.index("keyword: Modality,")].count("\n")
+
+    with pytest.raises(
+        ConfigurationError, match=rf"line {line}: .*seen "Modalty", .* nearest is Modality"
+    ):
+        settings.load(folder)
+
+
 def test_rule_that_sends_to_a_stranger_is_told(folder):
     text = (folder / "node.yaml").read_text()
     (folder / "node.yaml").write_text(text.replace("  pacs:\n", "  archive:\n"))

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 from pydicom import Dataset
 from pydicom.datadict import DicomDictionary
 
-from dicom_node.headers import LISTS, NUMBERS, TEXTS
+from dicom_node.readable import LISTS, NUMBERS, TEXTS
 
 TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 ACCENTED_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
