@@ -427,7 +427,7 @@ def test_keyword_that_no_header_is_read_for_is_told_with_its_line_and_the_neares
     line = 1 + text[: text.index("keyword: Modality,")].count("\n")
 
     with pytest.raises(
-        ConfigurationError, match=rf"line {line}: .*seen "Modalty", .* nearest is Modality"
+        ConfigurationError, match=rf'line {line}: .*seen "Modalty", .* nearest is Modality'
     ):
         settings.load(folder)
 
