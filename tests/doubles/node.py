@@ -27,13 +27,14 @@ class NodeUnderTest:
         overrides: what it runs with, for other commands on the same folder.
     """
 
-    def __init__(self, folder: Path, pacs: Orthanc, overrides: Sequence[str] = ()) -> None:
-        dicom_port, web_port = find_free_ports(2)
+    def __init__(self, folder: Path, pacs: Orthanc | None, overrides: Sequence[str] = ()) -> None:
+        """Describe it; without `pacs` nobody answers where its PACS should be."""
+        dicom_port, web_port, nobody = find_free_ports(3)
         self.overrides = (
             f"data_folder={folder / 'data'}",
             f"receiver.port={dicom_port}",
             f"web.port={web_port}",
-            f"peers.pacs.port={pacs.port}",
+            f"peers.pacs.port={nobody if pacs is None else pacs.port}",
             "assembly.quiet_period=1 s",
             "assembly.sweep_every=300 ms",
             "dispatch.sweep_every=300 ms",
