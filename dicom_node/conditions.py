@@ -36,6 +36,9 @@ from pydantic import (
 from dicom_node.readable import READABLE
 
 Scalar = str | int | float
+_NUMBERS = (int, float)
+_SEVERAL = (list, tuple)
+"""Made once: a test runs a hundred times for each series, and `int | float` is made each time."""
 
 
 def _read_scalar(value: object) -> Scalar:
@@ -199,8 +202,12 @@ def read_values(header: Mapping[str, Any], keywords: str | Iterable[str]) -> lis
     values: list[Scalar] = []
     for keyword in (keywords,) if isinstance(keywords, str) else keywords:
         value = header.get(keyword)
-        items = value if isinstance(value, list | tuple) else (value,)
-        values.extend(item for item in items if item is not None and item != "")
+        if value is None or value == "":
+            continue
+        if isinstance(value, _SEVERAL):
+            values.extend([item for item in value if item is not None and item != ""])
+        else:
+            values.append(value)
     return values
 
 
@@ -272,7 +279,7 @@ def _compile_range(keywords: tuple[str, ...], low: float, high: float) -> _Test:
     def test(reading: Reading) -> bool:
         values = reading.read(keywords)
         return bool(values) and all(
-            isinstance(value, int | float) and low <= value <= high for value in values
+            isinstance(value, _NUMBERS) and low <= value <= high for value in values
         )
 
     return test

@@ -99,7 +99,10 @@ class Judge:
             decisions.append(match_rule(rule, study))
             if not decisions[-1].matched:
                 continue
-            states = {slot.slot: self._find_state(slot, rule, study) for slot in rule.expects}
+            members = _find_members(study, rule)
+            states = {
+                slot.slot: self._find_state(slot, rule, study, members) for slot in rule.expects
+            }
             slots[rule.name] = states
             made = {make.target for make in rule.makes}
             gaps += [
@@ -202,8 +205,9 @@ class Judge:
         }
         return next((each for each in ("hold", "wait") if each in follows), None)
 
-    def _find_state(self, slot: Slot, rule: Rule, study: Study) -> SlotState:
-        series = _find_members(study, rule)
+    def _find_state(
+        self, slot: Slot, rule: Rule, study: Study, series: Sequence[Series]
+    ) -> SlotState:
         elsewhere = self._find_elsewhere(slot, rule, study)
         labels = {slot.slot, *slot.or_else}
         named = [each for each in series if _contrast(each) in labels]

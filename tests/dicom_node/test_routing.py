@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dicom_node.domain import Instance, Mode, SlotState, Study, SynthesisPlan
 from dicom_node.rules import ModelPolicy, Routing
 from doubles.studies import (
+    ACQUISITIONS,
     BRAIN,
     CARDS,
     DIGEST,
@@ -25,6 +26,8 @@ from doubles.studies import (
 )
 
 RULE = "brain-mr-complete"
+BUSY_MACHINE = 5
+"""How much longer a step may take on a machine that does other things, too."""
 
 
 def find_states(instances: list[Instance]) -> dict[str, SlotState]:
@@ -379,17 +382,32 @@ def test_order_of_arrival_never_changes_the_decision(random: Any, names: tuple[s
     assert decide(shuffled) == decide(instances)
 
 
-def test_fifty_series_are_judged_fast() -> None:
-    names = ["T1w", "T2w", "FLAIR", "DWI", "unknown"] * 10
-    instances = acquire(*names, **BRAIN)
+@pytest.mark.parametrize(
+    ("series", "slices", "seconds"), [(50, 1, 0.05), (50, 30, 0.05), (5000, 1, 2.0)]
+)
+def test_study_is_labelled_and_judged_in_no_longer_than_it_may(
+    series: int, slices: int, seconds: float
+) -> None:
+    kinds = list(ACQUISITIONS.values())
+    instances = [
+        instance
+        for k in range(series)
+        for instance in make_series(
+            f"2.{k}",
+            slices=slices,
+            **{**kinds[k % len(kinds)], **BRAIN, "SeriesDescription": f"series {k}"},
+        )
+    ]
     judge = make_judge()
-    judge.judge(label_study(instances), NOW)
+    judge.judge(label_study(instances[:slices]), NOW)  # compiles the conditions, once in a process
 
     start = time.process_time()
     study: Study = label_study(instances)
-    judge.judge(study, NOW)
+    decision = judge.judge(study, NOW)
+    spent = time.process_time() - start
 
-    assert time.process_time() - start < 0.5  # 50 ms on an idle machine
+    assert decision.slots
+    assert spent < BUSY_MACHINE * seconds
 
 
 def test_shipped_models_are_named_by_shipped_rules() -> None:
