@@ -2,11 +2,12 @@
 
  1. `receiver` lets a connection in (`admission`) and hands it to a process of its `crew` (`hall`,
     `acceptor`), which speaks the protocol (`upper_layer`, `association`, `command`, `services`) and
-    checks what comes (`structure`); `spool` makes it durable in the `store` …
+    checks what comes (`structure`, `notices`); `spool` makes it durable in the `store` …
  2. … and `recorder` makes it known to the `ledger`, or `spool` will after a crash. Only then is the
     sender told success.
  3. `assembly` takes studies that are quiet, tells their volumes apart (`headers`, `series`,
-    `geometry`) and labels them (`contrast`, in doubt `appearance`), with evidence or not at all.
+    `geometry`) and labels them (`contrast`, in doubt `appearance`), with evidence or not at all;
+    `progress` says what peers tell of when a study is whole.
  4. `routing` finds which rules match and what is missing (`rules`, `conditions`); `query` asks the
     PACS whether it really is, and fetches what was not sent (`elsewhere` puts its answer beside),
  5. and plans what to make of what (`candidates`) with which model, or says why not.

@@ -27,6 +27,7 @@ from dicom_node.network import (
     Address,
     normalize_address,
 )
+from dicom_node.notices import NOTICES
 from dicom_node.services import Services
 from dicom_node.spool import Spool
 from dicom_node.tls import ServerSide, describe_failure, read_fingerprint
@@ -52,11 +53,13 @@ class Caller:
     Attributes:
         may_store: False lets it not store.
         may_report: lets it say which of the instances that it got it keeps.
+        may_notify: lets it tell of steps and instances of studies.
     """
 
     alias: str
     may_store: bool
     may_report: bool = False
+    may_notify: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,6 +325,8 @@ class Acceptor:
         offered = {VERIFICATION: UNCOMPRESSED, **(self._door.storage if caller.may_store else {})}
         if caller.may_report:
             offered[STORAGE_COMMITMENT] = UNCOMPRESSED
+        if caller.may_notify:
+            offered.update(dict.fromkeys(NOTICES, UNCOMPRESSED))
         results: list[ContextResult] = []
         for context in request.contexts:
             ours = offered.get(context.abstract_syntax)
@@ -347,7 +352,12 @@ class Acceptor:
         may have it then.
         """
         services = Services(
-            association, self._spool, self._complaints, caller.alias, self._door.instance_bytes
+            association,
+            self._spool,
+            self._complaints,
+            caller.alias,
+            self._door.instance_bytes,
+            self._door.storage,
         )
         began = time.monotonic()
         try:

@@ -29,6 +29,7 @@ from dicom_node.identifiers import installation_uid
 from dicom_node.ledger import PEER_SILENT, UID_CONFLICT, Inquiry, Ledger, StudyRow
 from dicom_node.node_settings import Assembly as AssemblySettings
 from dicom_node.pixels import READ_ERRORS
+from dicom_node.progress import read_progress
 from dicom_node.routing import CONFLICTS, Decision, Judge
 from dicom_node.rules import Contrasts
 from dicom_node.series import count_voxels, split_series
@@ -45,6 +46,9 @@ MOST_LOOKED_AT = 16
 """Series of one study whose pixels are read before it is judged; each takes about a second."""
 LARGEST_LOOKED_AT = 2**26
 """Voxels of such a series: as many as 256 slices of 512 by 512, 256 MiB as float32."""
+
+_SILENCE = (Closing.QUIET, Closing.OVERDUE)
+"""Reasons that hold whatever the rules say."""
 
 
 def sweep(
@@ -93,6 +97,10 @@ def _find_due(
             clock() - ledger.study_row(uid).last_received >= settings.sweep_every
         ):
             due[uid] = (Closing.COMPLETE,)
+    for uid in ledger.find_noticed_studies() & due.keys():
+        if (progress := read_progress(ledger, uid)) is not None:
+            row = ledger.study_row(uid)
+            due[uid] = progress.narrow(due[uid], row, clock(), settings.steps_within)
     waiting = ledger.find_waiting_studies()
     return {uid: closings for uid, closings in due.items() if uid not in waiting}
 
@@ -323,9 +331,12 @@ class Assembling:
         """Return the best of the reasons to judge a study now, or None."""
         if Closing.COMPLETE in closings and _is_complete(decision):
             return Closing.COMPLETE
+        for over in (Closing.PERFORMED, Closing.DISCONTINUED):
+            if over in closings:
+                return over
         if Closing.SOURCES in closings and self._judge.has_all_sources(study, decision):
             return Closing.SOURCES
-        return Closing.QUIET if Closing.QUIET in closings else None
+        return next((each for each in _SILENCE if each in closings), None)
 
     def _ask(self, row: StudyRow, decision: Decision, inquiries: Sequence[Inquiry]) -> bool:
         """Let peers be asked what a rule wants to know; return whether an answer is waited for."""

@@ -1,4 +1,4 @@
-"""Small data sets as bytes: what storage commitment and queries say, in and out.
+"""Small data sets as bytes: what storage commitment, queries and notices say, in and out.
 
 Both uncompressed transfer syntaxes (PS3.5 section 7 and annex A). pydicom would do, but its import
 loads every installed native codec into the process, where reception must have none. Nothing here
@@ -11,6 +11,11 @@ from typing import TypeAlias
 
 QUERY_RETRIEVE_LEVEL = 0x0008_0052
 SOP_INSTANCE_UID = 0x0008_0018
+INSTANCE_AVAILABILITY = 0x0008_0056
+CODE_VALUE = 0x0008_0100
+CODING_SCHEME_DESIGNATOR = 0x0008_0102
+REFERENCED_SERIES_SEQUENCE = 0x0008_1115
+REFERENCED_IMAGE_SEQUENCE = 0x0008_1140
 REFERENCED_SOP_CLASS_UID = 0x0008_1150
 REFERENCED_SOP_INSTANCE_UID = 0x0008_1155
 TRANSACTION_UID = 0x0008_1195
@@ -20,6 +25,11 @@ REFERENCED_SOP_SEQUENCE = 0x0008_1199
 STUDY_INSTANCE_UID = 0x0020_000D
 SERIES_INSTANCE_UID = 0x0020_000E
 NUMBER_OF_SERIES_RELATED_INSTANCES = 0x0020_1209
+REFERENCED_NON_IMAGE_SEQUENCE = 0x0040_0220
+PERFORMED_PROCEDURE_STEP_STATUS = 0x0040_0252
+SCHEDULED_STEP_ATTRIBUTES_SEQUENCE = 0x0040_0270
+DISCONTINUATION_REASON_CODE_SEQUENCE = 0x0040_0281
+PERFORMED_SERIES_SEQUENCE = 0x0040_0340
 
 Value: TypeAlias = "bytes | list[Attributes]"
 Attributes: TypeAlias = dict[int, Value]
@@ -35,7 +45,18 @@ _VRS = {
 }
 """Of what is encoded here; all else is a UID or a sequence."""
 
-_SEQUENCES = frozenset({FAILED_SOP_SEQUENCE, REFERENCED_SOP_SEQUENCE})
+_SEQUENCES = frozenset(
+    {
+        FAILED_SOP_SEQUENCE,
+        REFERENCED_SOP_SEQUENCE,
+        REFERENCED_SERIES_SEQUENCE,
+        REFERENCED_IMAGE_SEQUENCE,
+        REFERENCED_NON_IMAGE_SEQUENCE,
+        SCHEDULED_STEP_ATTRIBUTES_SEQUENCE,
+        DISCONTINUATION_REASON_CODE_SEQUENCE,
+        PERFORMED_SERIES_SEQUENCE,
+    }
+)
 """Those that Implicit VR cannot tell from text, because it names no VR."""
 
 _LONG_VRS = frozenset(

@@ -20,16 +20,17 @@ import signal
 import socket
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 from dicom_node.admission import Admission, Entry
 from dicom_node.complaints import Complaints
-from dicom_node.domain import Instance
+from dicom_node.domain import Instance, NoticeState
 from dicom_node.hall import Hall
-from dicom_node.ledger import Receipt, Report
+from dicom_node.ledger import Notice, Receipt, Report
 from dicom_node.lifeline import ORPHANED
 from dicom_node.recorder import Outcome, Recorder, Rows
 
@@ -39,6 +40,9 @@ _GATHER_SECONDS = 0.05
 _MOST_ROWS = 64  # of one message; the longest row has some 600 bytes
 _DIED = 1
 _FIRST_DESCRIPTOR = 3
+_PIECE = 32_768
+"""Characters of a notice that go at a time: it may be longer than a message."""
+
 _INSTANCE = (
     *("sop_instance_uid", "sop_class_uid", "series_instance_uid", "study_instance_uid"),
     *("transfer_syntax_uid", "sha256", "path"),
@@ -106,6 +110,13 @@ class Line(Rows):
         """See `Rows`."""
         lost = list(report.lost.items())
         self._say("report", self._keep(outcome), peer, report.transaction_uid, report.kept, lost)
+
+    def submit_notice(self, peer: str, notice: Notice, outcome: Outcome) -> None:
+        """See `Rows`."""
+        ticket, text = self._keep(outcome), json.dumps(asdict(notice))
+        for start in range(0, len(text), _PIECE):
+            piece = text[start : start + _PIECE]
+            self._say("notice", ticket, peer, piece, start + _PIECE >= len(text))
 
     def keep_alive(self, association_ids: tuple[str, ...]) -> None:
         """See `Rows`."""
@@ -232,20 +243,19 @@ class _Desk:
         self._admission = admission
         self._complaints = complaints
         self._recorder = recorder
+        self._pieces: defaultdict[int, list[str]] = defaultdict(list)
 
     def answer(self, message: list[Any]) -> None:
         match message:
             case ["record", ticket, rows]:
-                outcome = None if ticket is None else self._promise(ticket)
-                for peer, association_id, *row in rows:
-                    instance = Instance(**dict(zip(_INSTANCE, row, strict=True)))
-                    receipt = Receipt(instance=instance, peer=peer, association_id=association_id)
-                    self._recorder.submit(receipt, outcome)
+                self._record(None if ticket is None else self._promise(ticket), rows)
             case ["end", ticket, association_id]:
                 self._recorder.submit_end(association_id, self._promise(ticket))
             case ["report", ticket, peer, transaction_uid, kept, lost]:
                 report = Report(transaction_uid=transaction_uid, kept=tuple(kept), lost=dict(lost))
                 self._recorder.submit_report(peer, report, self._promise(ticket))
+            case ["notice", ticket, peer, piece, is_last]:
+                self._take_piece(ticket, peer, piece, is_last=is_last)
             case ["alive", association_ids]:
                 self._recorder.keep_alive(tuple(association_ids))
             case ["associate", ticket, address, peer]:
@@ -257,6 +267,18 @@ class _Desk:
                 self._worker.left += 1
             case ["note", event, who, numbers]:
                 self._complaints.note(event, who=who, **numbers)
+
+    def _record(self, outcome: Outcome | None, rows: list[Any]) -> None:
+        for peer, association_id, *row in rows:
+            instance = Instance(**dict(zip(_INSTANCE, row, strict=True)))
+            receipt = Receipt(instance=instance, peer=peer, association_id=association_id)
+            self._recorder.submit(receipt, outcome)
+
+    def _take_piece(self, ticket: int, peer: str, piece: str, *, is_last: bool) -> None:
+        self._pieces[ticket].append(piece)
+        if is_last:
+            notice = _read_notice("".join(self._pieces.pop(ticket)))
+            self._recorder.submit_notice(peer, notice, self._promise(ticket))
 
     def _promise(self, ticket: int) -> Outcome:
         """Return what, when it is known, is told to the process."""
@@ -297,6 +319,18 @@ def fork_crew(
         yield crew
     finally:
         crew.end()
+
+
+def _read_notice(text: str) -> Notice:
+    said = json.loads(text)
+    state, instances = said["state"], said["instances"]
+    return Notice(
+        sop_instance_uid=said["sop_instance_uid"],
+        studies=tuple(said["studies"]),
+        state=None if state is None else NoticeState(state),
+        instances=None if instances is None else tuple(instances),
+        reason=said["reason"],
+    )
 
 
 def _become_worker(

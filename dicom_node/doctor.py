@@ -205,7 +205,7 @@ def _check_door(configuration: Configuration) -> Iterator[Finding]:
     callers = (
         peer
         for peer in node.peers.values()
-        if peer.roles & {"receive", "echo"} and peer.address and local in peer.address
+        if peer.may_call and peer.address and local in peer.address
     )
     caller = next(callers, None)
     if caller is None or node.receiver.tls is not None:

@@ -74,12 +74,24 @@ class InquiryState(StrEnum):
     SILENT = "silent"  # it did not answer in time; the rule says what follows
 
 
+class NoticeState(StrEnum):
+    """What a peer tells of a study: how far a step of it is, or that instances are available."""
+
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    DISCONTINUED = "discontinued"
+    AVAILABLE = "available"
+
+
 class Closing(StrEnum):
     """Why a study is judged now and not later."""
 
     COMPLETE = "complete"  # it lacks nothing
     SOURCES = "sources"  # one contrast is missing, and all that it is made of is complete
+    PERFORMED = "performed"  # its procedure steps are completed, and all that they list is here
+    DISCONTINUED = "discontinued"  # its procedure steps are over, and one was broken off
     QUIET = "quiet"  # nothing came for the quiet period
+    OVERDUE = "overdue"  # the same; a step did not end, or what was listed did not come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from dicom_node.headers import read_header
 from dicom_node.identifiers import installation_uid
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Ledger, StudyRow
+from dicom_node.progress import read_progress
 from dicom_node.routing import Decision, Judge
 from dicom_node.status import describe_deliveries
 from dicom_node.store import Store
@@ -60,10 +61,12 @@ def explain_study(
         for each in ledger.jobs(study_instance_uid)
         if each.state is JobState.HELD
     ]
+    progress = read_progress(ledger, study_instance_uid)
     found = {
         "held": held,
         "deliveries": deliveries,
         "inquiries": answers,
+        "notices": [] if progress is None else progress.describe(),
         "closing": _read_closing(ledger, row),
     }
     return {**explanation, **{key: value for key, value in found.items() if value}}

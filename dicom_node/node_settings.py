@@ -192,7 +192,11 @@ class Receiver(_Settings):
         return self
 
 
-PeerRole = Literal["send", "receive", "echo", "query"]
+PeerRole = Literal["send", "receive", "echo", "query", "notify"]
+
+
+_CALLING = frozenset({"receive", "echo", "notify"})
+"""Roles in which it calls this node."""
 
 
 class Peer(_Settings):
@@ -216,7 +220,8 @@ class Peer(_Settings):
             be so before they are deleted here. `storage_commitment`: by N-ACTION (PS3.4 annex J);
             it may call back with its report. `query`: by C-FIND.
         roles: `receive` lets it store here, `echo` lets it verify here (a receiver may anyway),
-            `send` lets us store there, `query` lets us ask there.
+            `send` lets us store there, `query` lets us ask there, `notify` lets it tell of studies:
+            performed procedure steps (MPPS) and Instance Availability Notifications.
     """
 
     ae_title: AETitle
@@ -233,7 +238,7 @@ class Peer(_Settings):
 
     @model_validator(mode="after")
     def _can_play_its_roles(self) -> Self:
-        if self.roles & {"receive", "echo"} and self.address is None:
+        if self.roles & _CALLING and self.address is None:
             raise ValueError("address, because its roles let it call this node")
         if self.roles & {"send", "query"} and (self.host is None or self.port is None):
             raise ValueError("host and port, because its roles let this node call it")
@@ -260,7 +265,7 @@ class Peer(_Settings):
     @property
     def may_call(self) -> bool:
         """Whether it may ask this node for an association."""
-        return bool(self.roles & {"receive", "echo"}) or self.commitment == "storage_commitment"
+        return bool(self.roles & _CALLING) or self.commitment == "storage_commitment"
 
 
 class Assembly(_Settings):
@@ -270,12 +275,15 @@ class Assembly(_Settings):
         quiet_period: nothing new came for so long, and nobody is still sending.
         early_period: the same, for a study that lacks one contrast and holds all that this one is
             made of.
+        steps_within: a study is kept open for so long after its last instance or notice, where a
+            peer tells that a step of it is in progress, or lists instances that have not come.
         stale_association: a sender that gave no sign of life for so long counts as gone.
         sweep_every: how often it is looked at.
     """
 
     quiet_period: Duration = timedelta(seconds=60)
     early_period: Duration = timedelta(seconds=20)
+    steps_within: Duration = timedelta(minutes=20)
     stale_association: Duration = timedelta(seconds=90)
     sweep_every: Duration = timedelta(seconds=5)
 

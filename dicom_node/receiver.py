@@ -299,6 +299,7 @@ def build_door(node: NodeSettings) -> Door:
                 alias=alias,
                 may_store="receive" in peer.roles,
                 may_report=peer.commitment == "storage_commitment",
+                may_notify="notify" in peer.roles,
             ),
         )
         for alias, peer in node.peers.items()

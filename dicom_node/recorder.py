@@ -28,7 +28,15 @@ from typing import Self
 from dicom_node import crashpoints
 from dicom_node.complaints import Complaints
 from dicom_node.errors import StorageError, UnsyncedLedger
-from dicom_node.ledger import UID_CONFLICT, UID_NONCONFORMANT, Ledger, Receipt, Report
+from dicom_node.ledger import (
+    UID_CONFLICT,
+    UID_NONCONFORMANT,
+    Ledger,
+    Notice,
+    Receipt,
+    Report,
+)
+from dicom_node.notices import take_notice
 from dicom_node.store import Store
 
 LINGER_SECONDS = 1.0
@@ -111,10 +119,13 @@ class Rows(ABC):
         """Record what a peer says that it keeps, and return the status to answer with."""
         outcome = Outcome()
         self.submit_report(peer, report, outcome)
-        try:
-            return outcome.result(PATIENCE_SECONDS) or SUCCESS
-        except TimeoutError:
-            return PROCESSING_FAILURE
+        return _wait_for_status(outcome)
+
+    def take_notice(self, peer: str, notice: Notice) -> int:
+        """Record what a peer tells of studies, and return the status to answer with."""
+        outcome = Outcome()
+        self.submit_notice(peer, notice, outcome)
+        return _wait_for_status(outcome)
 
     @property
     def is_shut(self) -> bool:
@@ -137,6 +148,10 @@ class Rows(ABC):
         """Record what a peer says that it keeps, and let `outcome` say how that went."""
 
     @abstractmethod
+    def submit_notice(self, peer: str, notice: Notice, outcome: Outcome) -> None:
+        """Record what a peer tells of studies, and let `outcome` say how that went."""
+
+    @abstractmethod
     def keep_alive(self, association_ids: tuple[str, ...]) -> None:
         """Say that these associations are alive."""
 
@@ -149,10 +164,10 @@ class _Batch:
     alive: set[str] = field(default_factory=set)
     closed: list[str] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
-    reports: list[tuple[str, Report, Outcome]] = field(default_factory=list)
+    told: list[tuple[str, Report | Notice, Outcome]] = field(default_factory=list)
 
     def is_empty(self) -> bool:
-        return not (self.receipts or self.alive or self.closed or self.reports)
+        return not (self.receipts or self.alive or self.closed or self.told)
 
 
 class Recorder(Rows):
@@ -227,8 +242,15 @@ class Recorder(Rows):
 
     def submit_report(self, peer: str, report: Report, outcome: Outcome) -> None:
         """See `Rows`."""
+        self._submit_told(peer, report, outcome)
+
+    def submit_notice(self, peer: str, notice: Notice, outcome: Outcome) -> None:
+        """See `Rows`."""
+        self._submit_told(peer, notice, outcome)
+
+    def _submit_told(self, peer: str, told: Report | Notice, outcome: Outcome) -> None:
         with self._changed:
-            self._batch.reports.append((peer, report, outcome))
+            self._batch.told.append((peer, told, outcome))
             self._is_urgent = True
             self._changed.notify_all()
 
@@ -295,13 +317,15 @@ class Recorder(Rows):
                 break
         for outcome in batch.outcomes:
             outcome.set_result(status)
-        for peer, report, outcome in batch.reports:
-            outcome.set_result(self._take(peer, report))
+        for peer, told, outcome in batch.told:
+            outcome.set_result(self._take(peer, told))
 
-    def _take(self, peer: str, report: Report) -> int | None:
-        """Record a report; the peer of one that the ledger refuses reports again, or is asked."""
+    def _take(self, peer: str, told: Report | Notice) -> int | None:
+        """Record what was told; the peer of what the ledger refuses tells it again, or is asked."""
         try:
-            return None if self._record_report is None else self._record_report(peer, report)
+            if isinstance(told, Notice):
+                return take_notice(self._ledger, peer, told)
+            return None if self._record_report is None else self._record_report(peer, told)
         except StorageError:
             _logger.error("recorder.report_failed", extra={"peer": peer})
             return PROCESSING_FAILURE
@@ -329,6 +353,13 @@ class Recorder(Rows):
         peers = Counter(each.peer for each in receipts if not each.instance.has_conformant_uids)
         for peer, instances in peers.items():
             self._complaints.note(UID_NONCONFORMANT, who=peer, instances=instances)
+
+
+def _wait_for_status(outcome: Outcome) -> int:
+    try:
+        return outcome.result(PATIENCE_SECONDS) or SUCCESS
+    except TimeoutError:
+        return PROCESSING_FAILURE
 
 
 def _wait(outcome: Outcome) -> None:

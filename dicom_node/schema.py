@@ -27,10 +27,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from dicom_node.domain import DeliveryState, InquiryState, Role, StudyState
+from dicom_node.domain import DeliveryState, InquiryState, NoticeState, Role, StudyState
 from dicom_node.jobs import JobState
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Raise it with every change of a table, and write the migration in `ledger.migrations`."""
 
 
@@ -60,7 +60,7 @@ class Utc(TypeDecorator[datetime]):
 
 
 def _words(
-    enumeration: type[StudyState | JobState | DeliveryState | Role | InquiryState],
+    enumeration: type[StudyState | JobState | DeliveryState | Role | InquiryState | NoticeState],
 ) -> Enum:
     """Return a column type that holds the words of `enumeration`, checked by the database."""
     return Enum(
@@ -166,6 +166,19 @@ inquiry = Table(
     Column("found", JSON, nullable=False),
     Column("reason", Text),
     Index("inquiry_by_peer", "peer", "state", "next_attempt"),
+)
+
+# What peers tell of a study, mostly before it comes: so no foreign key ties it to one.
+notice = Table(
+    "notice",
+    metadata,
+    Column("sop_instance_uid", UID, primary_key=True),
+    Column("study_instance_uid", UID, primary_key=True, index=True),
+    Column("peer", String(64), nullable=False),
+    Column("state", _words(NoticeState), nullable=False),
+    Column("changed_at", Utc, nullable=False),
+    Column("instances", JSON, nullable=False),
+    Column("reason", Text),
 )
 
 job = Table(

@@ -1,4 +1,4 @@
-"""What the node does for a peer: verification and storage, one message after another.
+"""What the node does for a peer: verification, storage, notices, one message after another.
 
 Step 1 of the walk. No answer says success before `spool` has made it true, and nothing that a peer
 sends ends up in a log line or a file name. Statuses: PS3.4 table B.2-1 and PS3.7 annex C.
@@ -6,7 +6,7 @@ sends ends up in a log line or a file name. Statuses: PS3.4 table B.2-1 and PS3.
 
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from dicom_node import command
 from dicom_node.association import Association, Context
@@ -19,10 +19,18 @@ from dicom_node.commitment import (
 from dicom_node.complaints import Complains
 from dicom_node.errors import RefusedInstance, StorageError
 from dicom_node.network import IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
+from dicom_node.notices import (
+    LONGEST_NOTICE,
+    NO_LONGER_UPDATED,
+    NOTICES,
+    PERFORMED_PROCEDURE_STEP,
+    decode_notice,
+)
 from dicom_node.spool import Announced, Origin, Spool
 from dicom_node.structure import NO_DATA_SET, check_uid
 from dicom_node.upper_layer import ProtocolError
 
+NO_SUCH_SOP_CLASS = 0x0118
 SOP_CLASS_NOT_SUPPORTED = 0x0122
 UNRECOGNIZED_OPERATION = 0x0211
 
@@ -48,6 +56,7 @@ class Services:
         complaints: Complains,
         peer: str,
         instance_bytes: int,
+        classes: Container[str],
     ) -> None:
         self.association_id: str | None = None
         self.stored = 0
@@ -57,6 +66,7 @@ class Services:
         self._complaints = complaints
         self._peer = peer
         self._instance_bytes = instance_bytes
+        self._classes = classes
         self._is_closed = False
 
     def answer(self, context_id: int, request: bytes) -> bool:
@@ -91,6 +101,9 @@ class Services:
             return True
         if field == command.N_EVENT_REPORT_RQ and context.abstract_syntax == STORAGE_COMMITMENT:
             status = self._take_report(context, has_data_set)
+        elif _is_notice(field, context):
+            self._answer_notice(context, elements)
+            return False
         else:
             if has_data_set:
                 deque(
@@ -102,7 +115,12 @@ class Services:
         return False
 
     def _respond(
-        self, context: Context, field: int, message_id: int, status: int, more: Mapping[int, str]
+        self,
+        context: Context,
+        field: int,
+        message_id: int,
+        status: int,
+        more: Mapping[int, int | str],
     ) -> None:
         response: dict[int, int | str] = {
             command.COMMAND_FIELD: field | command.RESPONSE,
@@ -147,10 +165,7 @@ class Services:
 
     def _take_report(self, context: Context, has_data_set: bool) -> int:
         """Take what a peer says that it keeps of what it was sent; return the status."""
-        data_set = b""
-        if has_data_set:
-            fragments = self._association.read_data_set(context.context_id, LONGEST_REPORT)
-            data_set = b"".join(bytes(each) for some, _ in fragments for each in some)
+        data_set = self._read_whole(context, LONGEST_REPORT) if has_data_set else b""
         try:
             explicit = context.transfer_syntax != IMPLICIT_VR_LITTLE_ENDIAN
             report = decode_report(data_set, explicit=explicit)
@@ -158,6 +173,58 @@ class Services:
             self._complaints.note("report_refused", who=self._peer)
             return PROCESSING_FAILURE
         return self._spool.recorder.take_report(self._peer, report)
+
+    def _read_whole(self, context: Context, longest: int) -> bytes:
+        fragments = self._association.read_data_set(context.context_id, longest)
+        return b"".join(bytes(each) for some, _ in fragments for each in some)
+
+    def _answer_notice(self, context: Context, elements: Mapping[int, int | bytes]) -> None:
+        """Take what a peer tells of a study; a UID that it left out of an N-CREATE is made here."""
+        field = command.number(elements, command.COMMAND_FIELD)
+        is_new = field == command.N_CREATE_RQ
+        has_data_set = (
+            command.number(elements, command.COMMAND_DATA_SET_TYPE) != command.NO_DATA_SET
+        )
+        data_set = self._read_whole(context, LONGEST_NOTICE) if has_data_set else b""
+        named = (
+            (command.AFFECTED_SOP_CLASS_UID, command.AFFECTED_SOP_INSTANCE_UID)
+            if is_new
+            else (command.REQUESTED_SOP_CLASS_UID, command.REQUESTED_SOP_INSTANCE_UID)
+        )
+        sop_class, sop_instance = (_read_bytes(elements, each) for each in named)
+        if is_new and not sop_instance:
+            sop_instance = f"2.25.{uuid.uuid4().int}".encode("ascii")
+        more: dict[int, int | str] = {**_repeat(sop_class, sop_instance)}
+        status = self._take_notice(context, sop_class, sop_instance, data_set, is_new=is_new)
+        if status == NO_LONGER_UPDATED:
+            status, more[command.ERROR_ID] = PROCESSING_FAILURE, NO_LONGER_UPDATED
+        message_id = command.number(elements, command.MESSAGE_ID)
+        self._respond(context, field, message_id, status, more)
+
+    def _take_notice(
+        self,
+        context: Context,
+        sop_class: bytes,
+        sop_instance: bytes,
+        data_set: bytes,
+        *,
+        is_new: bool,
+    ) -> int:
+        if sop_class != context.abstract_syntax.encode("ascii"):
+            return NO_SUCH_SOP_CLASS
+        try:
+            notice = decode_notice(
+                context.abstract_syntax,
+                check_uid(sop_instance),
+                data_set,
+                self._classes,
+                explicit=context.transfer_syntax != IMPLICIT_VR_LITTLE_ENDIAN,
+                is_new=is_new,
+            )
+        except RefusedInstance as error:
+            self._complaints.note("notice_refused", who=self._peer, status=f"0x{error.status:04X}")
+            return error.status
+        return self._spool.recorder.take_notice(self._peer, notice)
 
     def _take(self, context: Context, request: command.StoreRequest) -> None:
         """Read the data set to its end, whatever is wrong with it, then keep it or refuse it."""
@@ -192,6 +259,13 @@ def _read_announced(context: Context, request: command.StoreRequest) -> Announce
     if not is_storage or request.sop_class_uid != sop_class_uid.encode("ascii"):
         raise RefusedInstance("the context is not for this SOP class", SOP_CLASS_NOT_SUPPORTED)
     return Announced(sop_class_uid, check_uid(request.sop_instance_uid), context.transfer_syntax)
+
+
+def _is_notice(field: int, context: Context) -> bool:
+    """Say whether a message tells of a study: a step is begun and changed, the rest only told."""
+    if field == command.N_SET_RQ:
+        return context.abstract_syntax == PERFORMED_PROCEDURE_STEP
+    return field == command.N_CREATE_RQ and context.abstract_syntax in NOTICES
 
 
 def _status_without_store(field: int, context: Context) -> int:

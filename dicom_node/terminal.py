@@ -169,10 +169,13 @@ def print_explanation(explanation: Mapping[str, Any]) -> None:
     for title, key in (
         ("held for a person", "held"),
         ("asked", "inquiries"),
+        ("told", "notices"),
         ("at peers, and not here", "elsewhere"),
     ):
         if rows := explanation.get(key):
-            values = ([str(value or "") for value in each.values()] for each in rows)
+            values = (
+                ["" if value is None else str(value) for value in each.values()] for each in rows
+            )
             console.print(_table(title, rows[0], values))
     if "closing" in explanation:
         console.print(f"judged, and not waited for any longer: {explanation['closing']}")

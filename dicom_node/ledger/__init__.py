@@ -7,6 +7,7 @@ with its event row. Read the files in the order of the walk:
     reception    instances, associations, studies that open and reopen
     conflicts    several contents under one UID, and what a person decides
     inquiries    what peers are asked before anything is called missing
+    notices      what peers tell of its procedure steps
     judgements   headers, labels, slots, gaps, plans
     queue        jobs: claim, lease, fence, outcome, and what an operator does
     outbox       deliveries, peers that do not answer
@@ -24,6 +25,7 @@ from dicom_node.ledger.chronicle import Chronicle
 from dicom_node.ledger.conflicts import PEER_SILENT, UID_CONFLICT, Conflicts
 from dicom_node.ledger.inquiries import Inquiries
 from dicom_node.ledger.judgements import SUPERSEDED, Judgements
+from dicom_node.ledger.notices import Notices
 from dicom_node.ledger.outbox import TAKEN, Outbox
 from dicom_node.ledger.promises import Promises
 from dicom_node.ledger.queue import HOLD_REASON, Queue
@@ -37,10 +39,13 @@ from dicom_node.ledger.records import (
     Job,
     JudgedSeries,
     Judgement,
+    Noted,
+    Notice,
     Outage,
     Outdated,
     Receipt,
     Report,
+    StudyNotice,
     StudyRow,
     Unconfirmed,
 )
@@ -63,10 +68,13 @@ __all__ = [
     "JudgedSeries",
     "Judgement",
     "Ledger",
+    "Noted",
+    "Notice",
     "Outage",
     "Outdated",
     "Receipt",
     "Report",
+    "StudyNotice",
     "StudyRow",
     "Unconfirmed",
 ]
@@ -76,6 +84,7 @@ class Ledger(
     Reception,
     Conflicts,
     Inquiries,
+    Notices,
     Judgements,
     Queue,
     Outbox,

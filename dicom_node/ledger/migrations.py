@@ -162,6 +162,24 @@ _TO_5 = (
     """,
 )
 
+_TO_6 = (
+    """
+    CREATE TABLE notice (
+        sop_instance_uid VARCHAR(64) NOT NULL,
+        study_instance_uid VARCHAR(64) NOT NULL,
+        peer VARCHAR(64) NOT NULL,
+        state VARCHAR(16) NOT NULL,
+        changed_at DATETIME NOT NULL,
+        instances JSON NOT NULL,
+        reason TEXT,
+        PRIMARY KEY (sop_instance_uid, study_instance_uid),
+        CONSTRAINT noticestate
+            CHECK (state IN ('in_progress', 'completed', 'discontinued', 'available'))
+    )
+    """,
+    "CREATE INDEX ix_notice_study_instance_uid ON notice (study_instance_uid)",
+)
+
 _STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {
     1: {"sqlite": _TO_2},
     2: {
@@ -175,6 +193,10 @@ _STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {
             each.replace("DATETIME", "TIMESTAMP WITH TIME ZONE").replace("INTEGER", "BIGINT")
             for each in _TO_5
         ],
+    },
+    5: {
+        "sqlite": _TO_6,
+        "postgresql": [each.replace("DATETIME", "TIMESTAMP WITH TIME ZONE") for each in _TO_6],
     },
 }
 """Version to the statements that lead to the next one, for each database."""

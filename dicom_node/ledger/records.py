@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from dicom_node.domain import (
@@ -14,6 +15,7 @@ from dicom_node.domain import (
     InquiryState,
     Instance,
     Label,
+    NoticeState,
     Origin,
     Question,
     Refusal,
@@ -233,6 +235,54 @@ class Report:
     transaction_uid: str
     kept: tuple[str, ...]
     lost: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What a peer tells of studies: a new notice, or a change of one.
+
+    Attributes:
+        sop_instance_uid: of the performed procedure step, or of the availability notification.
+        studies: Study Instance UIDs; none when it is a change.
+        state: None when it stays.
+        instances: SOP Instance UIDs, of classes that this node takes; None when they stay.
+        reason: code why a step was discontinued, if it was told.
+    """
+
+    sop_instance_uid: str
+    studies: tuple[str, ...]
+    state: NoticeState | None
+    instances: tuple[str, ...] | None
+    reason: str | None = None
+
+
+class Noted(StrEnum):
+    """What became of a notice."""
+
+    TAKEN = "taken"
+    KNOWN = "known"  # there is one under its UID
+    UNKNOWN = "unknown"  # this peer has none under its UID
+    OVER = "over"  # it was completed or discontinued
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyNotice:
+    """What was told of one study.
+
+    Attributes:
+        sop_instance_uid: see `Notice`.
+        peer: who told it.
+        changed_at: when, the last time.
+        instances: SOP Instance UIDs, also those of other studies that share the step.
+        reason: see `Notice`.
+    """
+
+    sop_instance_uid: str
+    peer: str
+    state: NoticeState
+    changed_at: datetime
+    instances: frozenset[str]
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

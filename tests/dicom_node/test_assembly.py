@@ -11,10 +11,10 @@ from pydicom import Dataset
 
 from dicom_node import assembly, settings
 from dicom_node.acquired import write_series
-from dicom_node.domain import Closing, Instance, StudyState
+from dicom_node.domain import Closing, Instance, NoticeState, StudyState
 from dicom_node.elements import encode
 from dicom_node.identifiers import installation_uid
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Ledger, Noted, Notice
 from dicom_node.settings import Configuration
 from dicom_node.store import Store
 from doubles.ledger import Clock, make_derived, make_instance
@@ -158,6 +158,139 @@ def test_reason_of_closing_and_digest_of_the_rules_are_kept(
     judgements = [node.ledger.read_judgement(study) for study in (early, late)]
     assert [each.closing for each in judgements] == [Closing.COMPLETE, Closing.QUIET]
     assert {each.config_digest for each in judgements} == {configuration.digest}
+
+
+PATIENCE = timedelta(minutes=20)
+"""`assembly.steps_within`, as shipped."""
+
+
+def tell(
+    node: Node,
+    study: str,
+    state: NoticeState,
+    images: Sequence[Dataset] = (),
+    uid: str = "1.2.9",
+) -> None:
+    """Tell of one step, or of what an archive has."""
+    listed = tuple(image.SOPInstanceUID for image in images)
+    is_new = state in {NoticeState.IN_PROGRESS, NoticeState.AVAILABLE}
+    notice = Notice(
+        sop_instance_uid=uid, studies=(study,) if is_new else (), state=state, instances=listed
+    )
+    assert node.ledger.record_notice("modality", notice) is Noted.TAKEN
+
+
+def begin(node: Node, images: Sequence[Dataset]) -> str:
+    """Let a step begin, then receive the images."""
+    study = images[0].StudyInstanceUID
+    tell(node, study, NoticeState.IN_PROGRESS)
+    return node.receive(images)
+
+
+def read_closing(node: Node, study: str) -> Closing | None:
+    return node.ledger.read_judgement(study).closing
+
+
+def test_study_whose_step_is_completed_is_judged_as_soon_as_all_is_here(node: Node) -> None:
+    images = make_series("T1w")
+    study = begin(node, images[:-1])
+    tell(node, study, NoticeState.COMPLETED, images)
+
+    assert node.assemble(after=PAUSE) == 0
+    node.receive(images[-1:])
+    assert node.assemble(after=PAUSE) == 1
+
+    assert read_closing(node, study) is Closing.PERFORMED
+    assert node.targets(study) == ["FLAIR", "T2w"]
+
+
+def test_step_in_progress_keeps_a_quiet_study_open_but_not_for_ever(node: Node) -> None:
+    study = begin(node, [*make_series("T1w", number=1), *make_series("T2w", number=2)])
+
+    assert node.assemble() == 0
+    assert node.assemble(after=PATIENCE / 2) == 0
+    assert node.assemble(after=PATIENCE / 2) == 1
+
+    assert read_closing(node, study) is Closing.OVERDUE
+
+
+def test_study_that_lacks_nothing_is_not_kept_waiting_by_its_step(node: Node) -> None:
+    images = make_series("T1w", body_part="EXTREMITY", description="thigh")
+    study = begin(node, images)
+    node.receive(make_series("CT", number=2, body_part="EXTREMITY", description="thigh"))
+
+    assert node.assemble(after=PAUSE) == 1
+    assert read_closing(node, study) is Closing.COMPLETE
+
+
+def test_what_a_step_lists_and_never_comes_is_told_in_the_end(node: Node) -> None:
+    images = make_series("T1w")
+    study = begin(node, images[:-1])
+    tell(node, study, NoticeState.COMPLETED, images)
+
+    assert node.assemble(after=PATIENCE / 2) == 0
+    assert node.assemble(after=PATIENCE) == 1
+
+    assert read_closing(node, study) is Closing.OVERDUE
+
+
+def test_study_waits_for_what_an_archive_has_but_is_not_ended_by_it(node: Node) -> None:
+    images = make_series("T1w")
+    study = node.receive(images[:-1])
+    tell(node, study, NoticeState.AVAILABLE, images)
+
+    assert node.assemble() == 0
+    node.receive(images[-1:])
+    assert node.assemble(after=PAUSE) == 0
+    assert node.assemble() == 1
+
+    assert read_closing(node, study) is Closing.QUIET
+
+
+def test_study_whose_step_was_broken_off_is_judged_as_it_is(node: Node) -> None:
+    images = make_series("T1w")
+    study = begin(node, images[:-1])
+    tell(node, study, NoticeState.DISCONTINUED, images)
+
+    assert node.assemble(after=PAUSE) == 0
+    assert node.assemble(after=timedelta(seconds=20)) == 1
+
+    assert read_closing(node, study) is Closing.DISCONTINUED
+
+
+def test_every_step_of_a_study_must_be_over(node: Node) -> None:
+    images = make_series("T1w")
+    study = begin(node, images)
+    tell(node, study, NoticeState.IN_PROGRESS, uid="1.2.10")
+    tell(node, study, NoticeState.COMPLETED, images)
+
+    assert node.assemble() == 0
+    tell(node, study, NoticeState.COMPLETED, uid="1.2.10")
+    assert node.assemble(after=PAUSE) == 1
+
+    assert read_closing(node, study) is Closing.PERFORMED
+
+
+def test_series_that_no_step_lists_is_not_cut_off(node: Node) -> None:
+    images = make_series("T1w")
+    study = begin(node, images)
+    tell(node, study, NoticeState.COMPLETED, images)
+    node.receive(make_series("CT", number=2)[:1])
+
+    assert node.assemble(after=PAUSE) == 0
+    assert node.assemble(after=timedelta(seconds=20)) == 1
+
+    assert read_closing(node, study) is Closing.PERFORMED
+
+
+def test_step_that_made_nothing_does_not_end_a_study(node: Node) -> None:
+    study = begin(node, make_series("T1w"))
+    tell(node, study, NoticeState.COMPLETED)
+
+    assert node.assemble(after=timedelta(seconds=25)) == 0
+    assert node.assemble() == 1
+
+    assert read_closing(node, study) is Closing.QUIET
 
 
 def test_late_series_reopens_the_study_and_supersedes_what_it_makes_needless(node: Node) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from dicom_node.assembly import build_judge
-from dicom_node.domain import DeliveryState
+from dicom_node.domain import DeliveryState, NoticeState
 from dicom_node.explain import explain_folder, explain_study
+from dicom_node.ledger import Notice
 from dicom_node.routing import Judge
 from doubles.bench import Bench
 from doubles.ledger import finish, make_derived, make_plan, record
@@ -79,6 +80,21 @@ def test_what_went_out_is_told_with_where_it_stands(tmp_path: Path, bench: Bench
         ("pacs", "sent", 1),
         ("pacs", "pending", 1),
     }
+
+
+def test_what_a_modality_told_of_a_study_is_told(bench: Bench, judge: Judge):
+    images = make_series("T1w")
+    bench.receive(images[:-1])
+    study = images[0].StudyInstanceUID
+    listed = tuple(image.SOPInstanceUID for image in images)
+    for studies, state in [((study,), NoticeState.IN_PROGRESS), ((), NoticeState.COMPLETED)]:
+        notice = Notice(sop_instance_uid="1.2.9", studies=studies, state=state, instances=listed)
+        bench.ledger.record_notice("scanner", notice)
+
+    [told] = explain_study(study, bench.ledger, bench.store, judge, NOW)["notices"]
+
+    assert (told["peer"], told["state"]) == ("scanner", "completed")
+    assert (told["instances"], told["not_here"]) == (len(images), 1)
 
 
 def test_explaining_writes_nothing(bench: Bench, judge: Judge):

@@ -252,7 +252,8 @@ PIN = ":".join(["ab"] * 32)
         ),
         (
             ["peers.pacs={ae_title: A, roles: [sned]}"],
-            "peers.pacs.roles.0 : seen \"sned\", wanted 'send', 'receive', 'echo' or 'query'",
+            "peers.pacs.roles.0 : seen \"sned\", wanted 'send', 'receive', 'echo', 'query' "
+            "or 'notify'",
         ),
         (
             ["peers.pacs={ae_title: A, roles: [receive]}"],

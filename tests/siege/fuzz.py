@@ -4,9 +4,9 @@
     make fuzz FUZZ_ARGS="-max_total_time=3600"    any options of libFuzzer
 
 One input is one connection, served by the real acceptor on a socket that is none and a spool that
-keeps nothing: association request, P-DATA, command set, structure. The first byte picks what is
-decoded alone instead. Nothing may escape but the refusals that each decoder documents; an input
-that takes more than a second, or 400 MiB, is a finding as well. Findings lie in build/fuzz.
+keeps nothing: association request, P-DATA, command set, structure, notice. The first byte picks
+what is decoded alone instead. Nothing may escape but the refusals that each decoder documents; an
+input that takes more than a second, or 400 MiB, is a finding as well. Findings lie in build/fuzz.
 """
 
 import sys
@@ -22,6 +22,8 @@ with atheris.instrument_imports(include=["dicom_node"]):
     from dicom_node.command import decode_command
     from dicom_node.commitment import decode_report
     from dicom_node.errors import RefusedInstance
+    from dicom_node.notices import PERFORMED_PROCEDURE_STEP as STEP
+    from dicom_node.notices import decode_notice
     from dicom_node.structure import BeyondHeadError, Memory, StructureLimits, read_identity
     from dicom_node.upper_layer import (
         IMPLICIT_VR_LITTLE_ENDIAN,
@@ -83,6 +85,9 @@ class Nothing:
     def take_report(self, peer: str, report: object) -> int:
         return 0
 
+    def take_notice(self, peer: str, notice: object) -> int:
+        return 0
+
     def note(self, event: str, *, who: str, **numbers: int | str) -> None:
         assert event.isidentifier()
         assert who in {"127.0.0.1", "peer"}
@@ -129,7 +134,7 @@ def walk(data: bytes, *, explicit: bool, memory: Memory) -> None:
 
 
 def _build_acceptor() -> Acceptor:
-    peer = Caller(alias="peer", may_store=True, may_report=True)
+    peer = Caller(alias="peer", may_store=True, may_report=True, may_notify=True)
     door = Door(
         ae_title="NODE",
         find_caller=lambda *_: peer,
@@ -160,6 +165,7 @@ def _build_targets() -> list[Callable[[bytes], object]]:
         lambda data: walk(data, explicit=True, memory=memory),
         lambda data: walk(data, explicit=False, memory=memory),
         head,
+        lambda data: decode_notice(STEP, "1.2.3", data, {MR}, explicit=True, is_new=True),
         lambda data: decode_report(data, explicit=True),
     ]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine
 
-from dicom_node.domain import DeliveryState, Question, Role
+from dicom_node.domain import DeliveryState, NoticeState, Question, Role
 from dicom_node.errors import StorageError
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Ledger, Notice
 from doubles import ledger as doubles
 from doubles.ledger import STUDY, Clock, record
 
@@ -100,7 +100,8 @@ def test_ledger_of_version_2_in_postgresql_is_brought_here(postgresql, clock):
     engine = create_engine(url)
     with engine.begin() as connection:
         for statement in (
-            "DROP TABLE inquiry, tenure",  # what later versions brought: a new step is undone here
+            # What later versions brought: a new step is undone here.
+            "DROP TABLE inquiry, tenure, notice",
             "ALTER TABLE judgement DROP COLUMN closing, DROP COLUMN config_digest",
             "ALTER TABLE derived DROP CONSTRAINT role",
             "ALTER TABLE derived ADD CONSTRAINT role "
@@ -114,6 +115,9 @@ def test_ledger_of_version_2_in_postgresql_is_brought_here(postgresql, clock):
         withdrawal = doubles.make_derived(1, Role.WITHDRAWAL, path="w.dcm")
         ledger.record_withdrawal("a" * 32, withdrawal, ["pacs"], by="a test", why="to see it")
         ledger.ask(STUDY, 1, [Question(peer="pacs", siblings_within_days=None, fetch=True)])
+        available = NoticeState.AVAILABLE
+        notice = Notice(sop_instance_uid="1.2", studies=(STUDY,), state=available, instances=())
+        ledger.record_notice("pacs", notice)
 
         assert ledger.read_judgement(STUDY).closing is None
         assert [each.question.peer for each in ledger.inquiries(STUDY)] == ["pacs"]
