@@ -160,7 +160,7 @@ def _read_numbers(item: Dataset, names: Mapping[str, str]) -> Iterator[tuple[str
 
 
 def _read_items(image: Dataset) -> Iterator[tuple[str, str]]:
-    """Yield what is told in sequences: the agent, the tracer, the region that was imaged."""
+    """Yield what is told in other places: agent, tracer, side and region that was imaged."""
     if agents := image.get("ContrastBolusAgentSequence"):
         yield "ContrastBolusAgent", str(agents[0].get("CodeMeaning") or "given")
     for tracer in image.get("RadiopharmaceuticalInformationSequence") or ():
@@ -170,6 +170,8 @@ def _read_items(image: Dataset) -> Iterator[tuple[str, str]]:
         if value := codes[0].get("CodeValue"):
             scheme = codes[0].get("CodingSchemeDesignator")
             yield TRACER_CODE, f"{scheme}:{value}"
+    if not image.get("Laterality") and (side := image.get("ImageLaterality")):
+        yield "Laterality", str(side)
     regions = image.get("AnatomicRegionSequence")
     if regions and not image.get("BodyPartExamined") and regions[0].get("CodeMeaning"):
         yield "BodyPartExamined", str(regions[0].CodeMeaning).upper()
@@ -215,6 +217,8 @@ def _read_group(group: Dataset) -> Facts:
     for keyword in _FRAME_CODES:
         if text := group.get(keyword):
             facts[keyword] = str(text)
+    if side := group.get("FrameLaterality"):
+        facts["Laterality"] = str(side)
     if frame_type := group.get("FrameType"):
         facts["ImageType"] = [str(value) for value in frame_type]
     return facts

@@ -357,7 +357,8 @@ class Judge:
         if lacking or not sources:
             wanted = ", ".join(lacking or make.sources)
             return _refuse(rule, make, *_explain_lack(wanted, make, series))
-        if conflict := _find_side_conflict(sources):
+        beside = {} if truth is None else {make.target: truth}
+        if conflict := _find_side_conflict({**sources, **beside}):
             return _refuse(rule, make, "laterality_conflict", conflict)
         return self._plan(study, rule, make, card, sources, notes, now, truth)
 

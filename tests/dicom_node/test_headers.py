@@ -243,3 +243,22 @@ def test_tracer_is_known_by_its_code(image: Dataset, tmp_path: Path) -> None:
 
     assert header["RadiopharmaceuticalCodeSequence"] == "SCT:35321007"
     assert header["Radiopharmaceutical"] == "Fluorodeoxyglucose F^18^"
+
+
+def test_side_is_read_of_the_image_where_the_series_is_silent(image, tmp_path):
+    image.ImageLaterality = "R"
+
+    assert read_header(write(image, tmp_path))["Laterality"] == "R"
+
+    image.Laterality = "L"
+
+    assert read_header(write(image, tmp_path))["Laterality"] == "L"
+
+
+def test_side_of_a_multi_frame_image_is_that_of_its_frames(image, tmp_path):
+    image.SharedFunctionalGroupsSequence = [make_group("FrameAnatomySequence", FrameLaterality="L")]
+    image.PerFrameFunctionalGroupsSequence = [
+        make_group("PlanePositionSequence", ImagePositionPatient=[0, 0, 0])
+    ]
+
+    assert read_header(write(image, tmp_path))["Laterality"] == "L"

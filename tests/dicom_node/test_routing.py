@@ -484,3 +484,13 @@ def test_comparison_has_another_plan_than_the_gap_before_it() -> None:
 
     assert before.sources == after.sources
     assert before.plan_id != after.plan_id
+
+
+def test_result_is_not_compared_with_the_other_side_of_the_body() -> None:
+    held = [
+        replace(each, header={**(each.header or {}), "Laterality": side})
+        for name, uid, side in (("T1w", "1", "L"), ("T2w", "2", "L"), ("FLAIR", "3", "R"))
+        for each in make_series(f"1.{uid}", slices=24, **{**ACQUISITIONS[name], **BRAIN})
+    ]
+
+    assert find_shadow_plans(held) == {}
