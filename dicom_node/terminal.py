@@ -225,7 +225,7 @@ def _tabulate_comparisons(comparisons: Iterable[Mapping[str, Any]]) -> Table:
                 each["model"],
                 each["compared"],
                 *(
-                    figures and "{median:g} ({lowest:g} to {highest:g})".format(**figures)
+                    figures and "{median:.4g} ({lowest:.4g} to {highest:.4g})".format(**figures)
                     for figures in (each["psnr_db"], each["ssim"], each["mae"])
                 ),
                 ", ".join(f"{code} {count}" for code, count in each["not_compared"].items()),

@@ -130,6 +130,30 @@ def test_explain_and_status_print_tables_without_json(run: Run, held: Job):
         assert uid in out
 
 
+def test_status_tells_what_shadow_mode_found_of_each_scanner(run: Run, bench: Bench):
+    bench.receive(make_series("T1w"))
+    bench.judge()
+    job = bench.claim("FLAIR")
+    scanner = {"manufacturer": "ACME", "model_name": "Magnet 3", "field_strength": 3}
+    figures = {"psnr_db": 21.5, "ssim": 0.625, "mae": 80.0}
+    assert bench.ledger.record_derived(
+        job.plan.plan_id,
+        job.attempt,
+        [],
+        quality={"verdict": "pass", "comparison": {**scanner, **figures}},
+        seconds={},
+        record=[],
+    )
+
+    status, out, _ = run("status")
+
+    assert status == 0
+    for word in ("ACME", "Magnet 3", "21.5 (21.5 to 21.5)", "0.625 (0.625 to 0.625)"):
+        assert word in out
+    told = json.loads(run("status", "--json")[1])["shadow"]
+    assert [(each["model_name"], each["compared"]) for each in told] == [("Magnet 3", 1)]
+
+
 def test_explain_of_an_unknown_study_ends_with_1(run: Run):
     status, out, err = run("explain", "1.2.404")
 
