@@ -12,6 +12,7 @@ from dicom_node import command
 from doubles.raw_peer import P_DATA
 from doubles.tools import require_program
 
+PATIENCE_SECONDS = 10.0
 CALLS = "openat,write,writev,pwrite64,fsync,fdatasync,link,linkat,rename,unlink,sendto,sendmsg"
 
 _LINE = re.compile(r"(\d+) +(?:(\w+)\(|<\.\.\. (\w+) resumed>)(.*)")
@@ -77,7 +78,12 @@ class Strace:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.communicate()
+        try:
+            self._process.communicate(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            # It may wait for ever for the first thread of a process that it has seen end.
+            self._process.kill()
+            self._process.communicate()
         self.calls = read_calls(self._output.read_text())
 
 
