@@ -1,5 +1,9 @@
 """The order of the rings, and what each of them may use: one PACS that nobody of ours wrote."""
 
+import logging
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +36,27 @@ def _leave_out_mounting(config: pytest.Config, items: list[pytest.Item]) -> None
         items[:] = [item for item in items if item not in mounting]
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         reporter.write_line(f"{len(mounting)} tests of a disk are left out: {obstacle}")
+
+
+@pytest.fixture(autouse=True)
+def log_of_the_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what a test that runs a program of ours in this process does to its log."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    for name, holder in (
+        ("raiseExceptions", logging),
+        ("showwarning", warnings),
+        ("excepthook", sys),
+        ("unraisablehook", sys),
+        ("excepthook", threading),
+    ):
+        monkeypatch.setattr(holder, name, getattr(holder, name))
+    yield
+    if root.level != level:
+        root.setLevel(level)
+    for handler in [each for each in root.handlers if each not in handlers]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -13,22 +13,11 @@ CANARY = "DOE^JANE"
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+def log() -> Callable[[], list[str]]:
     """Configure the log for one test, and return a function that gives its lines."""
-    root, stream = logging.getLogger(), io.StringIO()
-    handlers, level = root.handlers[:], root.level
-    for name, holder in (
-        ("raiseExceptions", logging),
-        ("showwarning", warnings),
-        ("excepthook", sys),
-        ("unraisablehook", sys),
-        ("excepthook", threading),
-    ):
-        monkeypatch.setattr(holder, name, getattr(holder, name))
+    stream = io.StringIO()
     audit.configure_logging("DEBUG", stream)
-    yield lambda: stream.getvalue().splitlines()
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    return lambda: stream.getvalue().splitlines()
 
 
 def test_event_is_one_line_with_its_fields(log):
