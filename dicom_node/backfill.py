@@ -21,8 +21,9 @@ from dicom_node.domain import RemoteSeries, Series, Study, SynthesisPlan
 from dicom_node.elsewhere import describe_remote
 from dicom_node.headers import IMAGE_MODALITIES
 from dicom_node.ledger import Ledger
+from dicom_node.network import STUDY_ROOT_FIND
 from dicom_node.node_settings import NodeSettings
-from dicom_node.query import STUDY_ROOT_FIND, STUDY_ROOT_MOVE, Conversation
+from dicom_node.query import STUDY_ROOT_MOVE, Conversation
 from dicom_node.routing import Decision, Judge
 
 POLL_SECONDS = 2.0

@@ -44,6 +44,8 @@ NO_DATA_SET = 0x0101
 A_DATA_SET = 0x0001
 
 SUCCESS = 0x0000
+PENDING = (0xFF00, 0xFF01)
+"""Statuses of responses that others will follow (PS3.4 annex C.4)."""
 LOW_PRIORITY = 0x0002
 
 _ELEMENT = struct.Struct("<HHI")

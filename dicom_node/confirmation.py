@@ -48,12 +48,15 @@ from dicom_node.delivery import open_peer
 from dicom_node.domain import Delivery
 from dicom_node.errors import DeliveryError
 from dicom_node.ledger import Attempt, Ledger, Unconfirmed
-from dicom_node.network import IMPLICIT_VR_LITTLE_ENDIAN, Message, Requestor
+from dicom_node.network import (
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    STUDY_ROOT_FIND,
+    Message,
+    Requestor,
+)
 from dicom_node.node_settings import NodeSettings
 from dicom_node.outcomes import find_pause
 from dicom_node.tls import InsecurePeerError
-
-STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
 LOOK_AHEAD = 5_000
 """Instances asked about in one sweep."""
@@ -64,8 +67,6 @@ REPORT_SECONDS = 5.0
 _LONGEST_ANSWER = 65_536
 _MOST_ANSWERS = 100_000
 _POLL_SECONDS = 0.5
-_SUCCESS = 0x0000
-_PENDING = (0xFF00, 0xFF01)
 _NO_SUCH_INSTANCE = 0x0112
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ class Confirmation:
                 again = self._clock() + self._patience.report_within
                 self._ledger.record_request(transaction_uid, some, again)
                 status = self._ask(association, context, transaction_uid, some)
-                if status == _SUCCESS:
+                if status == command.SUCCESS:
                     asked.append(transaction_uid)
                 else:
                     logger.error(
@@ -192,27 +193,31 @@ class Confirmation:
                 command.REQUESTED_SOP_INSTANCE_UID: WELL_KNOWN_INSTANCE,
                 command.ACTION_TYPE_ID: REQUEST_ACTION,
             },
-            encode_request(transaction_uid, instances, explicit=_is_explicit(context)),
+            encode_request(
+                transaction_uid,
+                instances,
+                explicit=context.transfer_syntax != IMPLICIT_VR_LITTLE_ENDIAN,
+            ),
         )
         while True:
             message = association.read(LONGEST_REPORT)
             if message is None:
                 raise DeliveryError("the peer left instead of answering", retry=True)
             if not self._hear(association, message):
-                return _read_status(message, command.N_ACTION_RQ, message_id)
+                return message.read_status(command.N_ACTION_RQ, message_id)
 
     def _hear(self, association: Requestor, message: Message) -> bool:
         """Take and answer a report; False when the message is none."""
         if message.elements.get(command.COMMAND_FIELD) != command.N_EVENT_REPORT_RQ:
             return False
         try:
-            report = decode_report(message.data_set, explicit=_is_explicit(message.context))
+            report = decode_report(message.data_set, explicit=message.is_explicit)
         except ValueError:
             status = PROCESSING_FAILURE
         else:
             status = (
                 take_report(self._ledger, self._patience, self._clock, self._alias, report)
-                or _SUCCESS
+                or command.SUCCESS
             )
         association.write(
             message.context,
@@ -292,25 +297,16 @@ def _find(
         DeliveryError: the peer refuses, or answers what cannot be read.
         TimeoutError: it says nothing.
     """
-    explicit = _is_explicit(context)
-    message_id = association.write(
-        context,
-        {
-            command.AFFECTED_SOP_CLASS_UID: STUDY_ROOT_FIND,
-            command.COMMAND_FIELD: command.C_FIND_RQ,
-            command.PRIORITY: 0,
-        },
-        encode_attributes(identifier, explicit=explicit),
-    )
+    explicit = context.transfer_syntax != IMPLICIT_VR_LITTLE_ENDIAN
+    elements: dict[int, int | str] = {
+        command.AFFECTED_SOP_CLASS_UID: STUDY_ROOT_FIND,
+        command.COMMAND_FIELD: command.C_FIND_RQ,
+        command.PRIORITY: 0,
+    }
+    keys = encode_attributes(identifier, explicit=explicit)
     found: list[str] = []
-    while True:
-        message = association.read(_LONGEST_ANSWER)
-        if message is None:
-            raise DeliveryError("the peer left instead of answering", retry=True)
-        status = _read_status(message, command.C_FIND_RQ, message_id)
-        if status == _SUCCESS:
-            return found
-        if status not in _PENDING:
+    for status, message in association.ask(context, elements, keys, longest=_LONGEST_ANSWER):
+        if status not in command.PENDING:
             raise DeliveryError(f"the peer refuses the query: 0x{status:04X}", retry=True)
         if len(found) == _MOST_ANSWERS:
             raise DeliveryError("the peer does not stop answering", retry=True)
@@ -318,20 +314,4 @@ def _find(
             found.append(read_text(decode_attributes(message.data_set, explicit=explicit), wanted))
         except ValueError:
             raise DeliveryError("the peer's answer cannot be read", retry=True) from None
-
-
-def _read_status(message: Message, request: int, message_id: int) -> int:
-    """Return the status of a response, which must be that to our request."""
-    elements = message.elements
-    seen = (
-        elements.get(command.COMMAND_FIELD),
-        elements.get(command.MESSAGE_ID_BEING_RESPONDED_TO),
-        elements.get(command.STATUS),
-    )
-    if seen[:2] != (request | command.RESPONSE, message_id) or not isinstance(seen[2], int):
-        raise DeliveryError("the peer answered something else", retry=True)
-    return seen[2]
-
-
-def _is_explicit(context: Context) -> bool:
-    return context.transfer_syntax != IMPLICIT_VR_LITTLE_ENDIAN
+    return found

@@ -6,7 +6,8 @@ anybody else (as in pynetdicom 3.0.4, whose own thread races its caller for it).
 
 import ipaddress
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -18,6 +19,7 @@ from dicom_node.tls import ClientSide
 from dicom_node.upper_layer import AssociationRequest, ProposedContext, ProtocolError
 
 VERIFICATION = "1.2.840.10008.1.1"
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 IMPLICIT_VR_LITTLE_ENDIAN = upper_layer.IMPLICIT_VR_LITTLE_ENDIAN
 UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
@@ -62,6 +64,26 @@ class Message:
     context: Context
     elements: Mapping[int, int | bytes]
     data_set: bytes
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether its data set is in Explicit VR."""
+        return self.context.transfer_syntax != IMPLICIT_VR_LITTLE_ENDIAN
+
+    def read_status(self, request: int, message_id: int) -> int:
+        """Return the status of the response to a request with this command field and Message ID.
+
+        Raises:
+            DeliveryError: it is something else.
+        """
+        seen = (
+            self.elements.get(command.COMMAND_FIELD),
+            self.elements.get(command.MESSAGE_ID_BEING_RESPONDED_TO),
+        )
+        status = self.elements.get(command.STATUS)
+        if seen != (request | command.RESPONSE, message_id) or not isinstance(status, int):
+            raise DeliveryError("the peer answered something else", retry=True)
+        return status
 
 
 class Requestor:
@@ -216,6 +238,45 @@ class Requestor:
         except ProtocolError as error:
             raise DeliveryError(f"not sent: {error.code}", retry=True) from None
         return self._message_id
+
+    def ask(
+        self,
+        context: Context,
+        elements: Mapping[int, int | str],
+        data_set: bytes,
+        *,
+        longest: int,
+        seconds: float | None = None,
+    ) -> Iterator[tuple[int, Message]]:
+        """Send a request that several responses may answer, and yield them with their statuses.
+
+        The one that says success ends it and is not yielded; whoever gets a status that is not
+        pending must not ask for more.
+
+        Args:
+            context: for the request.
+            elements: of its command set.
+            data_set: the identifier.
+            longest: bytes that the data set of a response may have.
+            seconds: for all of them; None: each may take as long as a response may.
+
+        Raises:
+            TimeoutError: nothing came in time.
+            DeliveryError: the peer breaks off, or answers something else.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        message_id = self.write(context, elements, data_set)
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            message = self.read(longest, left)
+            if message is None:
+                raise DeliveryError("the peer left instead of answering", retry=True)
+            status = message.read_status(int(elements[command.COMMAND_FIELD]), message_id)
+            if status == command.SUCCESS:
+                return
+            yield status, message
 
     def read(self, longest: int, seconds: float | None = None) -> Message | None:
         """Read a message of any service, a response or a request of the peer's.

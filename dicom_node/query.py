@@ -33,13 +33,17 @@ from dicom_node.domain import InquiryState, RemoteSeries
 from dicom_node.errors import DeliveryError, StorageError
 from dicom_node.headers import IMAGE_MODALITIES
 from dicom_node.ledger import Inquiry, Ledger
-from dicom_node.network import IMPLICIT_VR_LITTLE_ENDIAN, Message, Requestor
+from dicom_node.network import (
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    STUDY_ROOT_FIND,
+    Message,
+    Requestor,
+)
 from dicom_node.node_settings import NodeSettings
 from dicom_node.outcomes import find_pause
 from dicom_node.pixels import READ_ERRORS
 from dicom_node.store import Store
 
-STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 
 STUDIES_PER_SWEEP = 20
@@ -53,7 +57,6 @@ LONGEST_ANSWER = 65_536
 
 _TEXTS = ("Modality", "SeriesDescription", "ProtocolName", "BodyPartExamined", "StudyDescription")
 _LONGEST_TEXT = 256
-_PENDING = (0xFF00, 0xFF01)
 _DATE = "%Y%m%d"
 
 logger = logging.getLogger(__name__)
@@ -328,10 +331,9 @@ class Conversation:
             command.PRIORITY: command.LOW_PRIORITY,
             command.MOVE_DESTINATION: self._ae_title,
         }
-        for message in self._request(STUDY_ROOT_MOVE, elements, identifier, self._limits.move):
-            status = message.elements[command.STATUS]
-            if status not in _PENDING:
-                raise QueryRefusedError(_explain_move(int(status)), retry=True)
+        for status, _ in self._request(STUDY_ROOT_MOVE, elements, identifier, self._limits.move):
+            if status not in command.PENDING:
+                raise QueryRefusedError(_explain_move(status), retry=True)
 
     def _count(self, study: str, series: str) -> int | None:
         """Return how many instances of a series the peer lists, where it keeps no count."""
@@ -358,12 +360,11 @@ class Conversation:
             command.PRIORITY: command.LOW_PRIORITY,
         }
         found: list[Dataset] = []
-        for message in self._request(STUDY_ROOT_FIND, elements, identifier, self._limits.answer):
-            status = message.elements[command.STATUS]
-            if status not in _PENDING:
-                raise QueryRefusedError(
-                    f"the peer refuses the query: 0x{int(status):04X}", retry=True
-                )
+        for status, message in self._request(
+            STUDY_ROOT_FIND, elements, identifier, self._limits.answer
+        ):
+            if status not in command.PENDING:
+                raise QueryRefusedError(f"the peer refuses the query: 0x{status:04X}", retry=True)
             if len(found) == MOST_ANSWERS:
                 raise DeliveryError("the peer does not stop answering", retry=True)
             found.append(_decode(message))
@@ -375,31 +376,19 @@ class Conversation:
         elements: Mapping[int, int | str],
         identifier: Dataset,
         patience: timedelta,
-    ) -> Iterator[Message]:
-        """Yield the responses to a request up to the one that says success, without that one."""
+    ) -> Iterator[tuple[int, Message]]:
+        """Yield status and response up to the one that says success, without that one."""
         context = self._association.find_context(sop_class)
         if context is None:
             raise QueryRefusedError("the peer does not offer it", retry=True)
         time.sleep(self._limits.pause.total_seconds())
-        deadline = time.monotonic() + patience.total_seconds()
-        message_id = self._association.write(context, elements, _encode(identifier, context))
-        wanted = (int(elements[command.COMMAND_FIELD]) | command.RESPONSE, message_id)
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            message = self._association.read(LONGEST_ANSWER, left)
-            if message is None:
-                raise DeliveryError("the peer left instead of answering", retry=True)
-            seen = (
-                message.elements.get(command.COMMAND_FIELD),
-                message.elements.get(command.MESSAGE_ID_BEING_RESPONDED_TO),
-            )
-            if seen != wanted or not isinstance(message.elements.get(command.STATUS), int):
-                raise DeliveryError("the peer answered something else", retry=True)
-            if message.elements[command.STATUS] == command.SUCCESS:
-                return
-            yield message
+        yield from self._association.ask(
+            context,
+            elements,
+            _encode(identifier, context),
+            longest=LONGEST_ANSWER,
+            seconds=patience.total_seconds(),
+        )
 
 
 def find_asked(settings: NodeSettings) -> list[str]:
