@@ -55,7 +55,7 @@ from dicom_node.network import (
     Requestor,
 )
 from dicom_node.node_settings import NodeSettings
-from dicom_node.outcomes import find_pause
+from dicom_node.outcomes import Rest
 from dicom_node.tls import InsecurePeerError
 
 LOOK_AHEAD = 5_000
@@ -90,9 +90,13 @@ class Confirmation:
         self._settings = settings
         self._patience = settings.delivery
         self._clock = clock
-        self._rng = rng or random.SystemRandom()
-        self._failures = 0
-        self._next_call: datetime | None = None
+        patience = settings.delivery
+        self._rest = Rest(
+            (patience.first_retry, patience.longest_retry),
+            (1 - patience.jitter, 1 + patience.jitter),
+            clock,
+            rng or random.SystemRandom(),
+        )
 
     def sweep(self) -> int:
         """Ask about what may be asked about now, and return how many instances that was.
@@ -101,7 +105,7 @@ class Confirmation:
             StorageError: the ledger does not answer.
         """
         now = self._clock()
-        if self._next_call is not None and now < self._next_call:
+        if not self._rest.is_over():
             return 0
         if self._alias in self._ledger.outages():
             return 0
@@ -122,21 +126,18 @@ class Confirmation:
         except (DeliveryError, TimeoutError) as error:
             self._fail(error)
         else:
-            self._failures, self._next_call = 0, None
+            self._rest.end()
         return sum(len(each.deliveries) for each in jobs)
 
     def _fail(self, error: DeliveryError | TimeoutError) -> None:
         """Leave the peer alone for a while."""
-        patience = self._patience
-        pause = find_pause(patience.first_retry, patience.longest_retry, self._failures)
-        self._failures += 1
-        jitter = self._rng.uniform(1 - patience.jitter, 1 + patience.jitter)
-        self._next_call = self._clock() + pause * jitter
+        self._rest.begin()
+        failures = self._rest.failures
         logger.log(
-            logging.ERROR if self._failures == patience.alarm_after else logging.WARNING,
+            logging.ERROR if failures == self._patience.alarm_after else logging.WARNING,
             "commitment.not_asked peer=%s failures=%d: %s",
             self._alias,
-            self._failures,
+            failures,
             str(error) or "no response in time",
         )
         if isinstance(error, InsecurePeerError):

@@ -4,8 +4,10 @@ Whatever a table does not know may pass, so it is tried again until the time is 
 table B.2-1 for C-STORE, PS3.7 section 9.1.1.1.9 and annex C for the rest.
 """
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from dicom_node.domain import DeliveryState
 
@@ -65,3 +67,47 @@ def find_pause(first: timedelta, longest: timedelta, failures: int) -> timedelta
     """Return the pause after a failure: `first`, doubled by each earlier one, up to `longest`."""
     doublings = min(failures, 30)  # 2**30 seconds are longer than any longest pause
     return min(first * (1 << doublings), longest)
+
+
+class Rest:
+    """How long a worker leaves a peer alone whose associations came to nothing.
+
+    Attributes:
+        failures: in a row.
+    """
+
+    def __init__(
+        self,
+        pauses: tuple[timedelta, timedelta],
+        jitter: tuple[float, float],
+        clock: Callable[[], datetime],
+        rng: random.Random,
+    ) -> None:
+        """Describe it.
+
+        Args:
+            pauses: the first and the longest, see `find_pause`.
+            jitter: the least and the most that a pause is multiplied by.
+            clock: gives aware times.
+            rng: varies the pauses.
+        """
+        self.failures = 0
+        self._pauses = pauses
+        self._jitter = jitter
+        self._clock = clock
+        self._rng = rng
+        self._until: datetime | None = None
+
+    def is_over(self) -> bool:
+        """Say whether the peer may be called."""
+        return self._until is None or self._clock() >= self._until
+
+    def begin(self) -> None:
+        """Leave it alone after one more failure."""
+        pause = find_pause(*self._pauses, self.failures) * self._rng.uniform(*self._jitter)
+        self.failures += 1
+        self._until = self._clock() + pause
+
+    def end(self) -> None:
+        """Forget the failures: it answered."""
+        self.failures, self._until = 0, None

@@ -40,7 +40,7 @@ from dicom_node.network import (
     Requestor,
 )
 from dicom_node.node_settings import NodeSettings
-from dicom_node.outcomes import find_pause
+from dicom_node.outcomes import Rest
 from dicom_node.pixels import READ_ERRORS
 from dicom_node.store import Store
 
@@ -58,6 +58,7 @@ LONGEST_ANSWER = 65_536
 _TEXTS = ("Modality", "SeriesDescription", "ProtocolName", "BodyPartExamined", "StudyDescription")
 _LONGEST_TEXT = 256
 _DATE = "%Y%m%d"
+_JITTER = (0.8, 1.0)
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +100,8 @@ class Inquirer:
         self._settings = settings
         self._patience = settings.query
         self._clock = clock
-        self._rng = rng or random.SystemRandom()
-        self._failures = 0
-        self._next_call: datetime | None = None
+        pauses = (settings.query.first_retry, settings.query.longest_retry)
+        self._rest = Rest(pauses, _JITTER, clock, rng or random.SystemRandom())
 
     def sweep(self) -> int:
         """Ask about the studies that wait for it, and return how many were asked about.
@@ -111,7 +111,7 @@ class Inquirer:
         """
         now = self._clock()
         due = self._ledger.find_due_inquiries(self._alias, now, STUDIES_PER_SWEEP)
-        if self._next_call is not None and now < self._next_call:
+        if not self._rest.is_over():
             self._give_up(due, "the peer does not answer")
             return 0
         if not due:
@@ -126,7 +126,7 @@ class Inquirer:
         except (DeliveryError, TimeoutError) as error:
             self._fail(due, str(error) or "no answer in time")
         else:
-            self._failures, self._next_call = 0, None
+            self._rest.end()
         return len(due)
 
     def _ask(self, conversation: "Conversation", inquiry: Inquiry) -> None:
@@ -213,16 +213,14 @@ class Inquirer:
 
     def _fail(self, due: Sequence[Inquiry], reason: str) -> None:
         """Leave the peer alone for a while."""
-        pause = find_pause(self._patience.first_retry, self._patience.longest_retry, self._failures)
-        self._failures += 1
-        self._next_call = self._clock() + pause * self._rng.uniform(0.8, 1.0)
+        self._rest.begin()
+        failures = self._rest.failures
+        is_alarm = failures == self._settings.delivery.alarm_after
         logger.log(
-            logging.ERROR
-            if self._failures == self._settings.delivery.alarm_after
-            else logging.WARNING,
+            logging.ERROR if is_alarm else logging.WARNING,
             "query.failed peer=%s failures=%d: %s",
             self._alias,
-            self._failures,
+            failures,
             reason,
         )
         self._give_up(due, reason)
