@@ -268,6 +268,45 @@ def _read_instance(path: Path) -> Instance | None:
         return None
 
 
+def read_headers(instances: Iterable[Instance], store: Store) -> tuple[Instance, ...]:
+    """Return the instances with their headers, which are read where the ledger has none yet."""
+    return tuple(
+        instance
+        if instance.header is not None
+        else replace(instance, header=read_header(store.path(instance.path)))
+        for instance in instances
+    )
+
+
+def label_study(
+    row: StudyRow,
+    instances: Sequence[Instance],
+    inquiries: Sequence[Inquiry],
+    ledger: Ledger,
+    store: Store,
+    judge: Judge,
+) -> Study:
+    """Return a study of the ledger, labelled, with what peers answered about it.
+
+    Args:
+        row: of the study.
+        instances: of it, with headers.
+        inquiries: about it.
+        ledger: knows which instances are our own.
+        store: where the files are.
+        judge: whose vocabulary the labels have.
+    """
+    study = build_study(
+        row.study_instance_uid,
+        instances,
+        judge.contrasts,
+        own_uids=ledger.own_uids(instance.sop_instance_uid for instance in instances),
+        creator_uid=installation_uid(judge.namespace),
+        generation=row.generation,
+    )
+    return add_answers(study, inquiries, judge.contrasts, ledger, store)
+
+
 class Assembling:
     """One look at studies that may be judged."""
 
@@ -287,18 +326,12 @@ class Assembling:
         """
         ledger, judge = self._ledger, self._judge
         row = ledger.study_row(study_instance_uid)
-        instances = _read_headers(ledger.read_instances(study_instance_uid), ledger, self._store)
+        received = ledger.read_instances(study_instance_uid)
+        instances = read_headers(received, self._store)
+        _keep_headers(received, instances, ledger)
         conflicts = len(ledger.conflicts(study_instance_uid))
-        study = build_study(
-            study_instance_uid,
-            instances,
-            judge.contrasts,
-            own_uids=ledger.own_uids(instance.sop_instance_uid for instance in instances),
-            creator_uid=installation_uid(judge.namespace),
-            generation=row.generation,
-        )
         inquiries = ledger.inquiries(study_instance_uid)
-        study = add_answers(study, inquiries, judge.contrasts, ledger, self._store)
+        study = label_study(row, instances, inquiries, ledger, self._store, judge)
         reach("assembly.labelled")
         decision = judge.find_gaps(study)
         closing = self._find_closing(study, decision, closings)
@@ -392,24 +425,15 @@ class Assembling:
         return recorded
 
 
-def _read_headers(
-    instances: Sequence[Instance], ledger: Ledger, store: Store
-) -> tuple[Instance, ...]:
-    """Return the instances with their headers, and keep those that are read for the first time."""
-    complete = tuple(
-        instance
-        if instance.header is not None
-        else replace(instance, header=read_header(store.path(instance.path)))
-        for instance in instances
-    )
+def _keep_headers(before: Sequence[Instance], after: Sequence[Instance], ledger: Ledger) -> None:
+    """Keep the headers that were read for the first time."""
     ledger.record_headers(
         {
-            (after.sop_instance_uid, after.sha256): after.header
-            for before, after in zip(instances, complete, strict=True)
-            if before.header is None and after.header is not None
+            (new.sop_instance_uid, new.sha256): new.header
+            for old, new in zip(before, after, strict=True)
+            if old.header is None and new.header is not None
         }
     )
-    return complete
 
 
 def _is_complete(decision: Decision) -> bool:

@@ -5,15 +5,20 @@ a folder of files. Nothing is sent and nothing is written.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dicom_node.assembly import build_study, find_hold, look_closer, read_folder
+from dicom_node.assembly import (
+    build_study,
+    find_hold,
+    label_study,
+    look_closer,
+    read_folder,
+    read_headers,
+)
 from dicom_node.domain import Instance, RemoteSeries, Series, Study, StudyState
-from dicom_node.elsewhere import add_answers, describe_remote
-from dicom_node.headers import read_header
+from dicom_node.elsewhere import describe_remote
 from dicom_node.identifiers import installation_uid
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Ledger, StudyRow
@@ -33,17 +38,9 @@ def explain_study(
         StorageError: the ledger does not answer.
     """
     row = ledger.study_row(study_instance_uid)
-    instances = [_with_header(each, store) for each in ledger.read_instances(study_instance_uid)]
-    study = build_study(
-        study_instance_uid,
-        instances,
-        judge.contrasts,
-        own_uids=ledger.own_uids(each.sop_instance_uid for each in instances),
-        creator_uid=installation_uid(judge.namespace),
-        generation=row.generation,
-    )
+    instances = read_headers(ledger.read_instances(study_instance_uid), store)
     inquiries = ledger.inquiries(study_instance_uid)
-    study = add_answers(study, inquiries, judge.contrasts, ledger, store)
+    study = label_study(row, instances, inquiries, ledger, store, judge)
     study = look_closer(study, judge.contrasts, lambda each: store.path(each.path))
     explanation = _explain(study, judge, now, conflicts=len(ledger.conflicts(study_instance_uid)))
     deliveries = describe_deliveries(ledger.deliveries(study_instance_uid))
@@ -116,13 +113,6 @@ def _explain_files(
     )
     study = look_closer(study, judge.contrasts, lambda each: Path(each.path))
     return _explain(study, judge, now, conflicts=len(contents) - len(firsts))
-
-
-def _with_header(instance: Instance, store: Store) -> Instance:
-    """Return an instance with its header facts, which assembly may not have read yet."""
-    if instance.header is not None:
-        return instance
-    return replace(instance, header=read_header(store.path(instance.path)))
 
 
 def _explain(study: Study, judge: Judge, now: datetime, conflicts: int) -> dict[str, Any]:
