@@ -29,6 +29,7 @@ from itertools import islice
 from dicom_node.complaints import raise_alert
 from dicom_node.courier import BATCH, READ_AHEAD, Courier, Kind, find_contexts
 from dicom_node.domain import Delivery, Role
+from dicom_node.door_settings import Peer
 from dicom_node.errors import DeliveryError, StorageError
 from dicom_node.ledger import Backlog, Ledger, Outage
 from dicom_node.misfiling import hold_misfiled
@@ -38,7 +39,7 @@ from dicom_node.network import (
     Requestor,
     open_association,
 )
-from dicom_node.node_settings import NodeSettings, Peer
+from dicom_node.node_settings import NodeSettings
 from dicom_node.outcomes import find_pause
 from dicom_node.part10 import decode_file_meta
 from dicom_node.store import Store

@@ -19,12 +19,13 @@ from pydicom.uid import Comprehensive3DSRStorage, ParametricMapStorage
 
 from dicom_node.commitment import STORAGE_COMMITMENT
 from dicom_node.domain import Mode
+from dicom_node.door_settings import Peer
 from dicom_node.errors import ConfigurationError, DeliveryError, StorageError, WorkerLost
 from dicom_node.executors import JobExecutor, call
 from dicom_node.images import SOP_CLASSES
 from dicom_node.ledger import Ledger
 from dicom_node.network import STUDY_ROOT_FIND, VERIFICATION, open_association
-from dicom_node.node_settings import NodeSettings, Peer
+from dicom_node.node_settings import NodeSettings
 from dicom_node.rules import ROUTING_FILE
 from dicom_node.settings import Configuration
 from dicom_node.tls import WARNINGS, call_with_tls, check_own_chain, inspect_own

@@ -1,8 +1,8 @@
-"""The types of node.yaml: what the node is called, whom it talks to, how patient it is.
+"""The types of node.yaml: what the node is called, how patient it is, where its parts are.
 
-Every number that may be wrong for a site is a setting here; every default is safe: nobody is a
-peer, and nothing is heard outside this machine. The receiving process reads this file and no other,
-so no rule, no dictionary and no codec is imported on the way here.
+Whom it talks to stands in `door_settings`. Every number that may be wrong for a site is a setting,
+and every default is safe. The receiving process reads this file and no other, so no rule, no
+dictionary and no codec is imported on the way here.
 """
 
 import ipaddress
@@ -15,8 +15,6 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 from uuid import UUID
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -24,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from dicom_node.door_settings import TLS, Peer, Receiver
 from dicom_node.errors import ConfigurationError
 from dicom_node.strict_yaml import read_document, read_file
 from dicom_node.value_types import (
@@ -32,243 +31,15 @@ from dicom_node.value_types import (
     Alias,
     Count,
     Duration,
-    Fingerprint,
     IPNetwork,
-    Network,
     Port,
-    Size,
-    StorageClass,
+    Strict,
 )
 
 NODE_FILE = "node.yaml"
 
-_MOST_PROCESSES = 4
-_WIDEST = {4: 8, 6: 7}
-"""Prefix lengths of 10.0.0.0/8 and fc00::/7: no site has a wider network."""
-_MOST_ASSOCIATIONS = 16
-_MOST_OPERATIONS = 64
 
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TLS(_Settings):
-    """The node's own certificate, used both when it listens and when it sends.
-
-    Attributes:
-        certificate: PEM file with the certificate and its chain.
-        key: PEM file with the private key, without passphrase; mode 0600 and the node's own user,
-            or mode 0640 and root.
-        ca: PEM file with the authorities whose certificates peers must show. With revocation lists
-            in it, each authority needs one.
-    """
-
-    certificate: Path
-    key: Path
-    ca: Path
-
-
-class Limits(_Settings):
-    """What a peer may take of the receiver before it is cut off.
-
-    Attributes:
-        connections: TCP connections without an association at a time; half of them from addresses
-            that no peer calls from.
-        connections_per_address: of them, from one address.
-        associations: negotiated associations at a time.
-        associations_per_peer: of them, with one peer, so that one sender cannot starve others.
-        associations_per_second: new ones with one peer, beside what it saved up in five seconds.
-        messages_per_second: over one association, of those that store nothing; more are kept
-            waiting.
-        request: longest A-ASSOCIATE-RQ.
-        pdu: longest P-DATA PDU.
-        command: longest command set.
-        instance: longest data set.
-        outside_pixels: longest sum of everything but Pixel Data.
-        depth: deepest nesting of sequences.
-        elements: most elements of a data set.
-        handshake: time for a TLS handshake.
-        first_pdu: time until the whole association request is there.
-        each_pdu: time from the first byte of a PDU to its last.
-        message: time between two PDUs of one message.
-        idle: time between two messages.
-        no_context: the same, where not one presentation context was accepted.
-        send: time for a response to be taken.
-        flush: time for a peer to close after the end of an association.
-        room: time that a request for an association waits for another one to end.
-    """
-
-    connections: Count = 64
-    connections_per_address: Count = 16
-    associations: Count = 20
-    associations_per_peer: Count = 8
-    associations_per_second: Count = 100
-    messages_per_second: Count = 100
-    request: Size = 65_536
-    pdu: Size = 131_072
-    command: Size = 16_384
-    instance: Size = 2 * 1024**3
-    outside_pixels: Size = 64 * 1024**2
-    depth: Count = 32
-    elements: Count = 200_000
-    handshake: Duration = timedelta(seconds=3)
-    first_pdu: Duration = timedelta(seconds=5)
-    each_pdu: Duration = timedelta(seconds=10)
-    message: Duration = timedelta(seconds=30)
-    idle: Duration = timedelta(seconds=60)
-    no_context: Duration = timedelta(seconds=30)
-    send: Duration = timedelta(seconds=30)
-    flush: Duration = timedelta(seconds=5)
-    room: Duration = timedelta(seconds=1)
-
-
-class StorageClasses(_Settings):
-    """Storage SOP classes that are negotiated, written as keywords and kept here as UIDs.
-
-    Attributes:
-        image: may be labelled, and may be a source.
-        passed_over: stored, so that the sender can get rid of the whole study, and not looked at.
-    """
-
-    image: tuple[StorageClass, ...] = Field(min_length=1)
-    passed_over: tuple[StorageClass, ...] = ()
-
-    @model_validator(mode="after")
-    def _are_named_once(self) -> Self:
-        both = set(self.image) & set(self.passed_over)
-        if both:
-            raise ValueError("each storage class in one of image and passed_over, not in both")
-        return self
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        """Every SOP Class UID that the receiver negotiates."""
-        return self.image + self.passed_over
-
-
-class Receiver(_Settings):
-    """The door at which instances come in.
-
-    Attributes:
-        host: address to listen on.
-        port: 0 is any free one.
-        allow_plain: networks whose peers may talk without TLS, beside this machine itself.
-        tls: None listens in plain DICOM, which only loopback and `allow_plain` may use.
-        durability: what an instance survives once it was answered with success. `synced`: a power
-            cut, on ext4, XFS and Btrfs. `strict`: a power cut, by the letter of POSIX. `none`: the
-            end of the process only.
-        minimum_free: with less room on the disk of the data folder no association is accepted, so
-            that the ledger and the results still have some.
-        processes: that serve connections; as many as the machine has cores, four at most, unless
-            it is said.
-        limits: what a peer may take before it is cut off.
-        storage_classes: what it may store.
-    """
-
-    host: Address = "127.0.0.1"
-    port: Port = 11112
-    allow_plain: tuple[Network, ...] = ()
-    tls: TLS | None = None
-    durability: Literal["strict", "synced", "none"] = "synced"
-    minimum_free: Size = 256 * 1024**2
-    processes: Count = Field(default_factory=lambda: min(os.cpu_count() or 1, _MOST_PROCESSES))
-    limits: Limits = Limits()
-    storage_classes: StorageClasses
-
-    @model_validator(mode="after")
-    def _is_not_open_to_all(self) -> Self:
-        exposed = not ipaddress.ip_address(self.host).is_loopback
-        if exposed and self.tls is None and not self.allow_plain:
-            raise ValueError(
-                f"tls, or an allow_plain that names the networks that may talk in plain, because "
-                f"{self.host} can be reached from other machines"
-            )
-        if any(map(_is_everywhere, self.allow_plain)):
-            raise ValueError(
-                "an allow_plain of your own networks, none wider than 10.0.0.0/8 or fc00::/7, "
-                "because whoever is in them needs no certificate and reads along"
-            )
-        return self
-
-
-PeerRole = Literal["send", "receive", "echo", "query", "notify"]
-
-
-_CALLING = frozenset({"receive", "echo", "notify"})
-"""Roles in which it calls this node."""
-
-
-class Peer(_Settings):
-    """One remote application entity. Whoever is none of them does not get in.
-
-    Attributes:
-        ae_title: what it calls itself, and what it is called when we call.
-        address: where its associations come from.
-        host: where we call it.
-        port: where we call it.
-        tls: call it with TLS.
-        certificates: SHA-256 fingerprints of those that it may show, when it calls and when it is
-            called; two while it changes from one to the next. Without any, every certificate of
-            `receiver.tls.ca` opens, and the one that it shows when it is called must name `host`.
-        associations: over how many at a time results go to it, when there is work for so many.
-        window: how many C-STOREs may wait for their answers in each of them. The peer is asked for
-            this asynchronous operations window (PS3.7 section D.3.3.3); one that does not grant it
-            gets one at a time.
-        keep_open: an association is released when nothing has gone over it for so long.
-        commitment: how a peer that takes results is asked whether it keeps them, which then has to
-            be so before they are deleted here. `storage_commitment`: by N-ACTION (PS3.4 annex J);
-            it may call back with its report. `query`: by C-FIND.
-        roles: `receive` lets it store here, `echo` lets it verify here (a receiver may anyway),
-            `send` lets us store there, `query` lets us ask there, `notify` lets it tell of studies:
-            performed procedure steps (MPPS) and Instance Availability Notifications.
-    """
-
-    ae_title: AETitle
-    address: Network | None = None
-    host: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.:-]{1,253}$")
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    tls: bool = False
-    certificates: tuple[Fingerprint, ...] = ()
-    associations: Annotated[int, Field(ge=1, le=_MOST_ASSOCIATIONS)] = 1
-    window: Annotated[int, Field(ge=1, le=_MOST_OPERATIONS)] = 1
-    keep_open: Duration = timedelta(seconds=10)
-    commitment: Literal["storage_commitment", "query", "none"] = "none"
-    roles: frozenset[PeerRole] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _can_play_its_roles(self) -> Self:
-        if self.roles & _CALLING and self.address is None:
-            raise ValueError("address, because its roles let it call this node")
-        if self.roles & {"send", "query"} and (self.host is None or self.port is None):
-            raise ValueError("host and port, because its roles let this node call it")
-        if self.commitment != "none" and "send" not in self.roles:
-            raise ValueError("the role send, because it is asked for a commitment to what it gets")
-        if self.commitment == "storage_commitment" and self.address is None:
-            raise ValueError("address, because its commitment may come over a call of its own")
-        if self.commitment == "query" and "query" not in self.roles:
-            raise ValueError("the role query, because it is asked what it holds")
-        if (
-            self.may_call
-            and not self.certificates
-            and self.address
-            and _is_everywhere(self.address)
-        ):
-            raise ValueError(
-                "certificates, or an address no wider than 10.0.0.0/8 or fc00::/7, because an AE "
-                "title is no secret"
-            )
-        if self.certificates and self.roles & {"send", "query"} and not self.tls:
-            raise ValueError("tls: true, because it shows no certificate without")
-        return self
-
-    @property
-    def may_call(self) -> bool:
-        """Whether it may ask this node for an association."""
-        return bool(self.roles & _CALLING) or self.commitment == "storage_commitment"
-
-
-class Assembly(_Settings):
+class Assembly(Strict):
     """When a study is judged.
 
     Attributes:
@@ -288,7 +59,7 @@ class Assembly(_Settings):
     sweep_every: Duration = timedelta(seconds=5)
 
 
-class Query(_Settings):
+class Query(Strict):
     """How peers are asked whether something is really missing, where a rule wants to know.
 
     Attributes:
@@ -315,7 +86,7 @@ class Query(_Settings):
     sweep_every: Duration = timedelta(seconds=2)
 
 
-class Dispatch(_Settings):
+class Dispatch(Strict):
     """How jobs get to workers.
 
     Attributes:
@@ -329,7 +100,7 @@ class Dispatch(_Settings):
     sweep_every: Duration = timedelta(seconds=2)
 
 
-class Delivery(_Settings):
+class Delivery(Strict):
     """How results get to peers.
 
     Attributes:
@@ -351,7 +122,7 @@ class Delivery(_Settings):
     sweep_every: Duration = timedelta(seconds=5)
 
 
-class Retention(_Settings):
+class Retention(Strict):
     """How long bytes are kept; rows and events are kept for good.
 
     Attributes:
@@ -365,7 +136,7 @@ class Retention(_Settings):
     sweep_every: Duration = timedelta(hours=1)
 
 
-class SQLiteLedger(_Settings):
+class SQLiteLedger(Strict):
     """The ledger as a file in the data folder, for workers on this machine.
 
     Attributes:
@@ -375,7 +146,7 @@ class SQLiteLedger(_Settings):
     kind: Literal["sqlite"] = "sqlite"
 
 
-class PostgreSQLLedger(_Settings):
+class PostgreSQLLedger(Strict):
     """The ledger as a database of a PostgreSQL server, for workers on many machines.
 
     Attributes:
@@ -418,7 +189,7 @@ class PostgreSQLLedger(_Settings):
         return urlunsplit(address._replace(query=query))
 
 
-class EmbeddedExecutor(_Settings):
+class EmbeddedExecutor(Strict):
     """Jobs run in worker processes on this machine, which the node starts and ends.
 
     Attributes:
@@ -430,7 +201,7 @@ class EmbeddedExecutor(_Settings):
     workers: Count = 1
 
 
-class DaskExecutor(_Settings):
+class DaskExecutor(Strict):
     """Jobs run on the workers of a Dask scheduler, on any machine; the ledger is in PostgreSQL.
 
     Attributes:
@@ -479,7 +250,7 @@ ExecutorSettings = Annotated[
 ]
 
 
-class Web(_Settings):
+class Web(Strict):
     """Where /healthz and /metrics are answered: counts and states, in plain HTTP.
 
     Attributes:
@@ -501,7 +272,7 @@ class Web(_Settings):
         return self
 
 
-class NodeSettings(_Settings):
+class NodeSettings(Strict):
     """node.yaml.
 
     Attributes:
@@ -623,10 +394,6 @@ def _locate(node: NodeSettings, folder: Path) -> NodeSettings:
 
 def _locate_tls(tls: TLS | None, folder: Path) -> TLS | None:
     return tls and TLS(**{name: (folder / path).resolve() for name, path in tls})
-
-
-def _is_everywhere(network: IPNetwork) -> bool:
-    return network.prefixlen < _WIDEST[network.version]
 
 
 def _is_here(host: str) -> bool:

@@ -10,9 +10,7 @@ from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     WithJsonSchema,
     field_validator,
@@ -21,6 +19,7 @@ from pydantic import (
 
 from dicom_node.conditions import Condition
 from dicom_node.domain import ContrastLabel, Mode, SlotState
+from dicom_node.value_types import Strict
 
 CONTRASTS_FILE = "contrasts.yaml"
 ROUTING_FILE = "routing.yaml"
@@ -45,12 +44,6 @@ ModelIds = Annotated[
     BeforeValidator(_read_ids),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
-
-
-class Strict(BaseModel):
-    """Base of every type here: frozen, and an unknown key is a mistake."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Code(Strict):

@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from dicom_node.door_settings import Peer
 from dicom_node.errors import ConfigurationError
 from dicom_node.identifiers import hash_parts
-from dicom_node.node_settings import NODE_FILE, NodeSettings, Peer, parse_node
+from dicom_node.node_settings import NODE_FILE, NodeSettings, parse_node
 from dicom_node.rules import (
     CONTRASTS_FILE,
     MODELS_FILE,

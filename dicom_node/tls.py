@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from dicom_node.door_settings import TLS, Peer
 from dicom_node.errors import ConfigurationError, DeliveryError
-from dicom_node.node_settings import TLS, NodeSettings, Peer
+from dicom_node.node_settings import NodeSettings
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2; TLS 1.3 has only such."""

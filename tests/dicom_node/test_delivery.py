@@ -14,7 +14,7 @@ import pytest
 
 from dicom_node.delivery import Destination, park_unserved
 from dicom_node.domain import DeliveryState
-from dicom_node.node_settings import TLS
+from dicom_node.door_settings import TLS
 from dicom_node.outcomes import find_pause, judge_status
 from doubles.certificates import make_authority, make_certificate
 from doubles.ledger import (

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dicom_node.association import Limits
+from dicom_node.door_settings import TLS
 from dicom_node.errors import DeliveryError
 from dicom_node.network import (
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -17,7 +18,6 @@ from dicom_node.network import (
     normalize_address,
     open_association,
 )
-from dicom_node.node_settings import TLS
 from dicom_node.tls import ClientSide, ServerSide
 from dicom_node.upper_layer import encode_abort, encode_pdu, encode_reject
 from doubles.certificates import make_authority, make_certificate

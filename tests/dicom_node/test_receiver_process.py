@@ -17,9 +17,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
+from dicom_node.door_settings import TLS
 from dicom_node.errors import ConfigurationError, StorageError
 from dicom_node.ledger import Ledger
-from dicom_node.node_settings import TLS, read_node
+from dicom_node.node_settings import read_node
 from dicom_node.part10 import decode_file_meta
 from dicom_node.receiver import run_receiver
 from dicom_node.receiver_process import ReceiverProcess

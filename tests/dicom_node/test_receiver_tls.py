@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from dicom_node.complaints import AUDIT
+from dicom_node.door_settings import TLS, Limits, Peer, Receiver, StorageClasses
 from dicom_node.errors import DeliveryError
 from dicom_node.ledger import Ledger
 from dicom_node.network import VERIFICATION, AssociationRejectedError, open_association
-from dicom_node.node_settings import TLS, Limits, NodeSettings, Peer, Receiver, StorageClasses
+from dicom_node.node_settings import NodeSettings
 from dicom_node.receiver import build_structure_limits
 from dicom_node.store import Durability, Store
 from dicom_node.tls import ClientSide

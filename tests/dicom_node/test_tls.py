@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from dicom_node.demonstration.processes import find_free_ports
+from dicom_node.door_settings import TLS
 from dicom_node.errors import ConfigurationError
 from dicom_node.network import VERIFICATION, open_association
-from dicom_node.node_settings import TLS
 from dicom_node.tls import (
     CertificateWatch,
     ClientSide,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dicom_node.cluster import DaskCluster
 from dicom_node.demonstration.processes import Child, find_free_ports
-from dicom_node.node_settings import TLS, DaskExecutor
+from dicom_node.door_settings import TLS
+from dicom_node.node_settings import DaskExecutor
 from doubles.certificates import make_authority, make_certificate
 from doubles.tools import require_module
 

@@ -14,8 +14,9 @@ from dicom_node.confirmation import Confirmation
 from dicom_node.delivery import Destination, find_alerts
 from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.domain import Delivery, DeliveryState, DerivedInstance
+from dicom_node.door_settings import TLS, Peer, Receiver, StorageClasses
 from dicom_node.ledger import Ledger
-from dicom_node.node_settings import TLS, NodeSettings, Peer, Receiver, StorageClasses
+from dicom_node.node_settings import NodeSettings
 from dicom_node.part10 import encode_file_meta
 from dicom_node.store import Store
 from doubles.ledger import Clock, finish, make_derived, make_plan, receive_and_judge

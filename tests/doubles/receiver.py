@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dicom_node.complaints import Complaints
+from dicom_node.door_settings import Limits, Peer, StorageClasses
+from dicom_node.door_settings import Receiver as ReceiverSettings
 from dicom_node.hall import Hall
 from dicom_node.ledger import Ledger, Report
-from dicom_node.node_settings import Limits, NodeSettings, Peer, StorageClasses
-from dicom_node.node_settings import Receiver as ReceiverSettings
+from dicom_node.node_settings import NodeSettings
 from dicom_node.receiver import (
     Receiver,
     build_admission,
