@@ -1,14 +1,16 @@
 """Model folders: a card that a person can read, weights, and a digest that ties them together.
 
-A model folder is immutable. Its digest is the SHA-256 over the names and bytes of its learnt files
-and over the part of the card that enters the pixels, so that an edit of a comment or a metric
-changes no derived UID, and a changed weight can never pass under an old name.
+A model folder is immutable. Its card lists every learnt file with its SHA-256. Its digest is the
+SHA-256 over the names and bytes of these files and over the part of the card that enters the
+pixels, so that an edit of a comment or a metric changes no derived UID, and a changed weight can
+never pass under an old name. Files that would run code when they are read are refused.
 """
 
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,9 @@ CARD = "card.yaml"
 LEARNT = "learnt"
 CONSTANTS = "constants.json"
 """The training people's median of each target inside the mask, normalized: the least baseline."""
+
+PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".npy", ".pickle", ".pkl", ".pt", ".pth"})
+"""Endings of files that hold pickled objects, which run code as they are read."""
 
 State = Literal["candidate", "approved", "research", "retired"]
 
@@ -87,6 +92,7 @@ class ModelCard(_Strict):
         skull: `stripped` (a whole head is masked first), `whole head` or `none`.
         spacing_mm: of the model grid.
         anchor: how images are scaled, see `types.Anchor`.
+        files: every file below the folder `learnt`, by its path there, to its SHA-256.
         digest: computed when the card is read, never written.
     """
 
@@ -107,6 +113,7 @@ class ModelCard(_Strict):
     training: TrainingCard
     metrics: tuple[Metric, ...] = ()
     limitations: tuple[str, ...] = ()
+    files: Mapping[str, str]
     digest: str = ""
 
     @property
@@ -153,12 +160,33 @@ def load_method(models_folder: Path, model_id: str, digest: str) -> Synthesizer[
             f"model {model_id}: the plan wants digest {digest[:16]}, "
             f"the folder has {card.digest[:16]}; plan again"
         )
-    method = build_method(card.method, card.task, dict(card.parameters))
+    try:
+        method = build_method(card.method, card.task, dict(card.parameters))
+    except ValidationError as error:
+        raise UntrustedModel(f"{models_folder / model_id / CARD}: parameters: {error}") from None
     return method.restore(models_folder / model_id / LEARNT)
 
 
-def compute_digest(folder: Path, card: Mapping[str, Any]) -> str:
-    """Return the digest, 64 hexadecimal digits, of a model folder's learnt files and settings."""
+def hash_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below the folder `learnt` of a model folder.
+
+    Raises:
+        UntrustedModel: one of them holds pickled objects.
+    """
+    learnt = folder / LEARNT
+    hashes = {}
+    for path in sorted(p for p in learnt.glob("**/*") if p.is_file()):
+        if _is_pickle(path):
+            raise UntrustedModel(
+                f"{path}: pickled weights run code as they are read, wanted safetensors, ONNX or "
+                "TorchScript; docs/models.md tells how to convert them"
+            )
+        hashes[path.relative_to(learnt).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashes
+
+
+def compute_digest(card: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
+    """Return the digest, 64 hexadecimal digits, of a card's settings and its files' SHA-256."""
     keys = (
         "id",
         "version",
@@ -176,14 +204,33 @@ def compute_digest(folder: Path, card: Mapping[str, Any]) -> str:
         for target, facts in card.get("targets", {}).items()
     }
     digest = hashlib.sha256(json.dumps(enters, sort_keys=True, default=str).encode())
-    for path in _learnt_files(folder):
-        digest.update(path.name.encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for name, content in hashes.items():
+        digest.update(name.encode())
+        digest.update(bytes.fromhex(content))
     return digest.hexdigest()
 
 
-def _learnt_files(folder: Path) -> Sequence[Path]:
-    return sorted(p for p in (folder / LEARNT).glob("**/*") if p.is_file())
+def _is_pickle(path: Path) -> bool:
+    """Tell by the name, and of torch's archives by what lies in them: TorchScript has code."""
+    if path.suffix in PICKLES:
+        return True
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        members = {name.partition("/")[2] for name in archive.namelist()}
+    return "data.pkl" in members and not any(name.startswith("code/") for name in members)
+
+
+def _check_files(path: Path, listed: Mapping[str, str], hashes: Mapping[str, str]) -> None:
+    """Check that the card lists what is there, as it is."""
+    problems = [f"{name} is listed and not there" for name in listed if name not in hashes]
+    for name, content in hashes.items():
+        if name not in listed:
+            problems.append(f"{name} is not listed, wanted `{name}: {content}`")
+        elif listed[name] != content:
+            problems.append(f"{name} is not the file of the card: its SHA-256 is {content}")
+    if problems:
+        raise UntrustedModel(f"{path}: files: {'; '.join(problems)}")
 
 
 def _read_card(folder: Path) -> ModelCard:
@@ -192,6 +239,8 @@ def _read_card(folder: Path) -> ModelCard:
         facts = yaml.safe_load(path.read_text())
         if facts["id"] != folder.name:
             raise UntrustedModel(f"{path}: id {facts['id']!r} is not the folder's name")
-        return ModelCard.model_validate({**facts, "digest": compute_digest(folder, facts)})
+        hashes = hash_files(folder)
+        _check_files(path, facts.get("files") or {}, hashes)
+        return ModelCard.model_validate({**facts, "digest": compute_digest(facts, hashes)})
     except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
         raise UntrustedModel(f"{path}: {error}") from error

@@ -24,7 +24,7 @@ from synthesis.methods import build_method
 from synthesis.metrics import coverage, peak_signal_to_noise, structural_similarity
 from synthesis.people import Manifest, read_manifest
 from synthesis.quality import TABLE, fit_table
-from synthesis.registry import CARD, CONSTANTS, LEARNT
+from synthesis.registry import CARD, CONSTANTS, LEARNT, hash_files
 from synthesis.synthesizer import Synthesizer
 from synthesis.types import Anchor, Case, ContrastLabel, Prediction, SynthesisTask
 
@@ -298,6 +298,7 @@ def register(experiment: Experiment, learnt: Path, models_folder: Path) -> Path:
             "trained_on": datetime.now(tz=UTC).date().isoformat(),
             "seed": experiment.seed,
         },
+        "files": hash_files(folder),
     }
     path = folder / CARD
     path.write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=100))

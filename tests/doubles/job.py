@@ -34,6 +34,7 @@ def make_card(target: str = "FLAIR", modality: str = "MR", **changes: object) ->
         "intended_use": "research",
         "licence": "CC0",
         "training": TrainingCard(subjects=(), data={}, trained_on=date(2020, 1, 1), seed=0),
+        "files": {},
         "digest": "0123456789abcdef" * 4,
     }
     return ModelCard(**(facts | changes))

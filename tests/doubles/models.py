@@ -6,13 +6,14 @@ of a network. It copies the best source with a matched histogram and takes every
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
 from synthesis.quality import TABLE as QUALITY_TABLE
 from synthesis.quality import describe
-from synthesis.registry import CARD, LEARNT
+from synthesis.registry import CARD, LEARNT, hash_files
 
 CONTRASTS = ("T1w", "T1c", "T2w", "FLAIR")
 
@@ -39,12 +40,17 @@ def write_copying_model(models_folder: Path, model_id: str = "brain-any-unet25d"
         "licence": "Apache-2.0",
         "training": {"subjects": [], "data": {}, "trained_on": "2026-01-01", "seed": 0},
     }
-    (models_folder / model_id / CARD).write_text(yaml.safe_dump(card))
     landmarks = [round(0.05 + number * 0.06, 3) for number in range(15)]
     order = {target: [one for one in CONTRASTS if one != target] for target in targets}
     table = {"landmarks": dict.fromkeys(targets, landmarks), "order": order}
     (learnt / "table.json").write_text(json.dumps(table))
     (learnt / QUALITY_TABLE).write_text(json.dumps(_welcome_all()))
+    write_card(models_folder / model_id, card)
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write the card of a model folder, whose learnt files lie there already."""
+    (folder / CARD).write_text(yaml.safe_dump({**card, "files": hash_files(folder)}))
 
 
 def _welcome_all() -> dict[str, object]:

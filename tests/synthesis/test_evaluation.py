@@ -29,6 +29,7 @@ CARD = ModelCard(
     intended_use="research",
     licence="CC0",
     training=TrainingCard(subjects=(), data={}, trained_on=date(2026, 1, 1), seed=0),
+    files={},
     digest="0" * 64,
 )
 
