@@ -170,7 +170,8 @@ def _look(series: Series, contrasts: Contrasts, find_path: Callable[[Instance], 
     if count_voxels(series) > LARGEST_LOOKED_AT:
         return series
     try:
-        volume, _ = read_volume([find_path(instance) for instance in series.instances])
+        paths = [find_path(instance) for instance in series.instances]
+        volume, _ = read_volume(paths, series.frames)
     except UnusableStudy:
         return series  # the job will say why; a label is not the place
     fluid = find_fluid(volume.array, volume.affine)

@@ -63,6 +63,8 @@ def describe(
     if isinstance(b_value := own.get("DiffusionBValue"), int | float):
         attributes["b_value"] = b_value
     notes: tuple[str, ...] = (why,) if why else ()
+    if series.frames:
+        notes += (f"{len(series.frames)} frames of an image that holds several volumes",)
     if series.problem is not None:
         notes += (f"no volume can be read from it ({': '.join(series.problem)})",)
     label = replace(label, evidence=(*label.evidence, *notes), attributes=attributes)

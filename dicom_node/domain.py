@@ -145,6 +145,8 @@ class Series:
     Attributes:
         instances: sorted along the slice normal where that is possible, else by UID.
         label: None until labelled.
+        frames: the numbers, from 1, of the frames that are this volume, where its one multi-frame
+            image holds others as well; empty: all.
         problem: why no volume can be read from it (code and sentence), or None.
         largest_b_value: of all volumes that share the series; None where none has a b-value.
     """
@@ -157,6 +159,7 @@ class Series:
     label: Label | None = None
     problem: tuple[str, str] | None = None
     largest_b_value: float | None = None
+    frames: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,9 +251,12 @@ class SynthesisPlan:
     Attributes:
         sources: label to Series Instance UID; the first is the reference, whose grid is used.
         source_instances: sorted `(sop_instance_uid, sha256)` of every source instance.
+        source_frames: label to the numbers of the frames that are the source, where its one
+            multi-frame image holds other volumes as well.
         truth: Series Instance UID of the real series that a rule in shadow mode compares the result
             with; None where the contrast is missing.
         truth_instances: sorted `(sop_instance_uid, sha256)` of the truth's instances.
+        truth_frames: as `source_frames`; empty: all.
         anatomy: what the rule says is imaged, BRAIN, LEG …; Body Part Examined when headers are
             silent.
         created_at: the job time, fixed here so that a retry writes the same bytes; aware UTC.
@@ -277,6 +283,8 @@ class SynthesisPlan:
     created_at: datetime
     truth: str | None = None
     truth_instances: tuple[tuple[str, str], ...] = ()
+    source_frames: Mapping[ContrastLabel, tuple[int, ...]] = field(default_factory=dict)
+    truth_frames: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

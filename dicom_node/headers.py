@@ -42,6 +42,11 @@ FRAME_ORIENTATIONS = "frame_orientations"
 """Key of the Image Orientation (Patient) of every frame of a multi-frame image."""
 FRAME_FACTS = "frame_facts"
 """Key of what differs among the frames of a multi-frame image: a list of values by keyword."""
+FRAMES = "frames"
+"""Key of the numbers, from 1, of the frames that are one of several volumes of a multi-frame image;
+set by `series`, which tells them apart."""
+ORDER = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime")
+"""What tells the repeats of a volume apart, the best first."""
 
 _AGE = re.compile(r"(\d{3})([DWMY])")
 _PER_YEAR = {"D": 365.2425, "W": 52.1775, "M": 12.0, "Y": 1.0}
@@ -60,10 +65,13 @@ _ENHANCED_NUMBERS = {
     "SliceThickness": "SliceThickness",
     "SpacingBetweenSlices": "SpacingBetweenSlices",
     "KVP": "KVP",
+    "TemporalPositionIndex": "TemporalPositionIdentifier",
+    "FrameAcquisitionNumber": "AcquisitionNumber",
+    "NominalCardiacTriggerDelayTime": "TriggerTime",
 }
 _VARYING = (
     *("EchoTime", "InversionTime", "FlipAngle", "DiffusionBValue"),
-    *("AcquisitionContrast", "ComplexImageComponent", "ImageType"),
+    *("AcquisitionContrast", "ComplexImageComponent", "ImageType", *ORDER),
 )
 """What tells the volumes of a multi-frame image apart."""
 _FRAME_CODES = ("AcquisitionContrast", "ComplexImageComponent", "AcquisitionType")
@@ -192,7 +200,8 @@ def _read_frames(image: Dataset, shared: Dataset, frames: Any) -> Facts:
         orientations.append(facts.pop("ImageOrientationPatient", None))
         for keyword, values in varying.items():
             values.append(facts.get(keyword))
-        facts.pop("ImageType", None)  # the image's own says what its frames have in common
+        for keyword in ("ImageType", *ORDER):  # the image's own says what its frames share
+            facts.pop(keyword, None)
         for keyword, value in facts.items():
             values = found.setdefault(keyword, [])
             if value not in values:
@@ -205,6 +214,11 @@ def _read_frames(image: Dataset, shared: Dataset, frames: Any) -> Facts:
         if any(value != values[0] for value in values)
     }:
         flat[FRAME_FACTS] = differing
+    flat.update(
+        (keyword, values[0])
+        for keyword in ORDER
+        if keyword not in differing and (values := varying[keyword])[0] is not None
+    )
     flat.update(_read_pulse_sequence(image))
     return flat
 

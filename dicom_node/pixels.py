@@ -5,7 +5,7 @@ there before any memory is asked for, and no value is guessed.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +107,15 @@ def read_rescale(header: Dataset) -> tuple[float, float]:
     return slope[0], intercept[0]
 
 
-def decode(path: Path, shape: tuple[int, int]) -> Iterator[NDArray[np.generic]]:
-    """Yield the stored values of each frame of a file, each of `shape` (rows, columns).
+def decode(
+    path: Path, shape: tuple[int, int], frames: Sequence[int]
+) -> Iterator[NDArray[np.generic]]:
+    """Yield the stored values of frames of a file, each of `shape` (rows, columns).
+
+    Args:
+        path: of the file.
+        shape: of every frame.
+        frames: their indices, from 0.
 
     Raises:
         UnusableStudy: `pixel_length` when the pixels do not fill the frames that the header
@@ -117,21 +124,21 @@ def decode(path: Path, shape: tuple[int, int]) -> Iterator[NDArray[np.generic]]:
     try:
         image = dcmread(path)
         stored = image.PixelData
-        frames = _integer(image, "NumberOfFrames", absent=1)
+        count = _integer(image, "NumberOfFrames", absent=1)
         if image.file_meta.TransferSyntaxUID.is_encapsulated:
-            sizes = {_measure(f) for f in generate_frames(stored, number_of_frames=frames)}
+            sizes = {_measure(f) for f in generate_frames(stored, number_of_frames=count)}
             complete = sizes <= {shape, None}
         else:
-            length = frames * shape[0] * shape[1] * image.BitsAllocated // 8
+            length = count * shape[0] * shape[1] * image.BitsAllocated // 8
             complete = len(stored) == length + length % 2
         if complete:
-            yield from iter_pixels(image, raw=True)
+            yield from iter_pixels(image, raw=True, indices=frames)
             return
     except (*READ_ERRORS, RuntimeError) as error:
         raise UnusableStudy(
             "pixel_decode", f"pixels cannot be decoded ({type(error).__name__})"
         ) from None
-    raise UnusableStudy("pixel_length", f"pixels do not fill {frames} frames of {shape}")
+    raise UnusableStudy("pixel_length", f"pixels do not fill {count} frames of {shape}")
 
 
 def _measure(codestream: bytes) -> tuple[int, int] | None:

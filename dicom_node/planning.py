@@ -155,6 +155,8 @@ class Planner:
         contents = _list_contents(*sources.values())
         compared = _list_contents(*filter(None, [truth]))
         uids = {label: each.series_instance_uid for label, each in sources.items()}
+        frames = {label: each.frames for label, each in sources.items() if each.frames}
+        truth_frames = () if truth is None else truth.frames
         because = (
             f"rule {rule.name} expects {make.target}, and no series of the study is one"
             if truth is None
@@ -172,6 +174,8 @@ class Planner:
                 *(f"{label}={uid}" for label, uid in uids.items()),
                 *(f"{uid}:{sha256}" for uid, sha256 in contents),
                 *(f"truth={uid}:{sha256}" for uid, sha256 in compared),
+                *(f"{label}:frames={numbers}" for label, numbers in frames.items()),
+                *([f"truth:frames={truth_frames}"] if truth_frames else []),
             ),
             study_instance_uid=study.study_instance_uid,
             generation=study.generation,
@@ -184,6 +188,8 @@ class Planner:
             source_instances=tuple(contents),
             truth=None if truth is None else truth.series_instance_uid,
             truth_instances=tuple(compared),
+            source_frames=frames,
+            truth_frames=truth_frames,
             model_id=card.id,
             model_digest=card.digest,
             seed=self.policy.seed,

@@ -8,7 +8,7 @@ image, phases, repeats), and so may one multi-frame image. They are told apart h
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,9 @@ from dicom_node.headers import (
     FRAME_FACTS,
     FRAME_ORIENTATIONS,
     FRAME_POSITIONS,
+    FRAMES,
     IMAGE_MODALITIES,
+    ORDER,
     PROBLEM,
 )
 
@@ -33,7 +35,8 @@ _GAPS = {"EchoTime": 0.4, "InversionTime": 40.0, "FlipAngle": 0.9, "DiffusionBVa
 """Values of these attributes that differ by more than this (ms, degrees, s/mm2) tell volumes
 apart; scanners let them vary by less inside one volume."""
 _Number = int | float
-_ORDER = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime")
+Problem = tuple[str, str] | None
+_Volume = tuple[list[int], Problem]
 
 
 def split_series(instances: Iterable[Instance]) -> list[Series]:
@@ -51,9 +54,6 @@ def split_series(instances: Iterable[Instance]) -> list[Series]:
         largest = _find_largest_b_value(parts)
         volumes += [_build(volume, problem, largest) for volume, problem in _split(parts)]
     return volumes
-
-
-Problem = tuple[str, str] | None
 
 
 def count_voxels(series: Series) -> int:
@@ -82,29 +82,43 @@ def _split_frames(instance: Instance) -> list[Instance]:
     columns = [
         _classes(values, _GAPS[keyword]) if keyword in _GAPS else list(map(str, values))
         for keyword, values in differing.items()
+        if keyword not in ORDER
     ]
     kinds: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for frame, kind in enumerate(zip(*columns, strict=True)):
-        kinds[kind].append(frame)
-    if len(kinds) == 1:
+    for frame in range(len(facts[FRAME_POSITIONS])):
+        kinds[tuple(column[frame] for column in columns)].append(frame)
+    volumes = [volume for kind in kinds.values() for volume in _split_repeated(kind, facts)]
+    if len(volumes) == 1 and volumes[0][1] is None:
         return [instance]
-    several = [
-        "several_volumes",
-        f"one multi-frame image holds {len(kinds)} volumes, which are not taken apart for a job",
-    ]
-    return [
-        replace(
-            instance,
-            header={
-                **{key: value for key, value in facts.items() if key != FRAME_FACTS},
-                **{keyword: values[frames[0]] for keyword, values in differing.items()},
-                FRAME_POSITIONS: [facts[FRAME_POSITIONS][frame] for frame in frames],
-                FRAME_ORIENTATIONS: [facts[FRAME_ORIENTATIONS][frame] for frame in frames],
-                PROBLEM: facts.get(PROBLEM, several),
-            },
-        )
-        for frames in kinds.values()
-    ]
+    return [_choose_frames(instance, frames, problem) for frames, problem in volumes]
+
+
+def _split_repeated(frames: Sequence[int], facts: Mapping[str, Any]) -> list[_Volume]:
+    """Tell the volumes apart whose frames share positions."""
+    positions, orientations = facts[FRAME_POSITIONS], facts[FRAME_ORIENTATIONS]
+    differing = facts[FRAME_FACTS]
+
+    def read(keyword: str, k: int) -> Any:
+        return differing[keyword][frames[k]] if keyword in differing else None
+
+    places = [_round(positions[frame], orientations[frame]) for frame in frames]
+    volumes = _find_repeats(places, read)
+    return [([frames[k] for k in volume], problem) for volume, problem in volumes]
+
+
+def _choose_frames(instance: Instance, frames: Sequence[int], problem: Problem) -> Instance:
+    """Return a multi-frame image as if it held some of its frames only."""
+    facts = dict(_facts(instance))
+    for keyword, values in facts.pop(FRAME_FACTS).items():
+        seen = [values[frame] for frame in frames]
+        if keyword not in ORDER or all(value == seen[0] for value in seen):
+            facts[keyword] = seen[0]
+    for keyword in (FRAME_POSITIONS, FRAME_ORIENTATIONS):
+        facts[keyword] = [facts[keyword][frame] for frame in frames]
+    facts[FRAMES] = [frame + 1 for frame in frames]
+    if problem is not None:
+        facts.setdefault(PROBLEM, problem)
+    return replace(instance, header=facts)
 
 
 def _split(instances: Sequence[Instance]) -> list[tuple[list[Instance], Problem]]:
@@ -141,31 +155,48 @@ def _split_repeats(instances: list[Instance]) -> list[tuple[list[Instance], Prob
         return [([instance], None) for instance in instances]
     if any("MOSAIC" in _facts(instance).get("ImageType", ()) for instance in instances):
         return [(instances, ("mosaic", "whole volumes are tiled into single images (mosaic)"))]
-    places: dict[Any, list[Instance]] = defaultdict(list)
-    for instance in instances:
-        places[_place(instance)].append(instance)
-    repeats = max(len(group) for group in places.values())
-    if repeats == 1 or None in places:
-        return [(instances, None)]
+    places = [_place(instance) for instance in instances]
+    volumes = _find_repeats(places, lambda keyword, k: _value(instances[k], keyword))
+    return [([instances[k] for k in volume], problem) for volume, problem in volumes]
+
+
+def _find_repeats(places: Sequence[Any], read: Callable[[str, int], Any]) -> list[_Volume]:
+    """Return the volumes of planes that share positions, as the indices of their planes.
+
+    Args:
+        places: of the planes; None where it is not known.
+        read: gives what a keyword of `ORDER` says of the plane with this index.
+    """
+    everything = list(range(len(places)))
+    at_place: dict[Any, list[int]] = defaultdict(list)
+    for k in everything:
+        at_place[places[k]].append(k)
+    repeats = max(len(group) for group in at_place.values())
+    if repeats == 1 or None in at_place:
+        return [(everything, None)]
     if repeats > MOST_REPEATS:
         problem = ("time_series", f"{repeats} images at one position: a time series, not a volume")
-        return [(instances, problem)]
-    for keyword in _ORDER:
-        by_value: dict[Any, list[Instance]] = defaultdict(list)
-        for instance in instances:
-            by_value[_value(instance, keyword)].append(instance)
-        if len(by_value) == repeats and len(instances) == repeats * len(places):
+        return [(everything, problem)]
+    for keyword in ORDER:
+        by_value: dict[Any, list[int]] = defaultdict(list)
+        for k in everything:
+            by_value[read(keyword, k)].append(k)
+        if len(by_value) == repeats and len(everything) == repeats * len(at_place):
             return [(volume, None) for volume in by_value.values()]
     problem = ("duplicate_position", f"{repeats} images share a position and nothing tells why")
-    return [(instances, problem)]
+    return [(everything, problem)]
 
 
 def _place(instance: Instance) -> Any:
-    position = _facts(instance).get("ImagePositionPatient")
-    orientation = _facts(instance).get("ImageOrientationPatient")
+    facts = _facts(instance)
+    return _round(facts.get("ImagePositionPatient"), facts.get("ImageOrientationPatient"))
+
+
+def _round(position: Sequence[float] | None, orientation: Sequence[float] | None) -> Any:
+    """Return where a plane lies, so that two which lie alike are equal; None when it says not."""
     if not position or not orientation:
         return None
-    return tuple(round(number, 1) for number in position), tuple(round(n, 2) for n in orientation)
+    return tuple(round(n, 1) for n in position), tuple(round(n, 2) for n in orientation)
 
 
 def _build(
@@ -184,6 +215,7 @@ def _build(
         frame_of_reference_uid=first.get("FrameOfReferenceUID"),
         problem=problem or _reading_problem(ordered),
         largest_b_value=largest_b_value,
+        frames=tuple(first.get(FRAMES, ())),
     )
 
 

@@ -6,7 +6,8 @@ not one is refused by name. One hole is bridged, and told: a slice missing from 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +42,18 @@ class _Plane:
     header: Dataset
 
 
-def read_volume(paths: Sequence[Path]) -> tuple[Volume, tuple[Dataset, ...]]:
+def read_volume(
+    paths: Sequence[Path], frames: Collection[int] = ()
+) -> tuple[Volume, tuple[Dataset, ...]]:
     """Read the one volume that the files of a series hold.
 
     Values are stored values times Rescale Slope plus Rescale Intercept: HU for CT, the unit that
     Units (0054,1001) names for PT, arbitrary for MR. A slice that is missing, where `geometry`
     bears it, is the mean of its neighbors and has no header, which is how the caller knows of it.
+
+    Args:
+        paths: of the files.
+        frames: numbers, from 1, of the frames of a multi-frame image that are it; empty: all.
 
     Returns:
         The volume, float32 (slices, rows, columns), with a right-handed affine: slice 0 lies
@@ -62,7 +69,7 @@ def read_volume(paths: Sequence[Path]) -> tuple[Volume, tuple[Dataset, ...]]:
     """
     with config.disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's texts repeat values, and values are of patients
-        planes = [plane for path in paths for plane in _read_planes(path)]
+        planes = [plane for path in paths for plane in _read_planes(path, frames)]
         shape = _check_planes(planes)
         stack = _stack(planes)
         planes = [planes[k] for k in stack.order]
@@ -79,17 +86,21 @@ def read_volume(paths: Sequence[Path]) -> tuple[Volume, tuple[Dataset, ...]]:
     return volume, tuple(plane.header for plane in planes)
 
 
-def _read_planes(path: Path) -> list[_Plane]:
+def _read_planes(path: Path, wanted: Collection[int]) -> list[_Plane]:
     try:
         image = dcmread(path, stop_before_pixels=True)
         syntax = UID(image.file_meta.TransferSyntaxUID)
         frames = image.get("PerFrameFunctionalGroupsSequence")
-        headers = [_flatten(image, k) for k in range(len(frames))] if frames else [image]
+        if frames:
+            chosen = [k for k in range(len(frames)) if not wanted or k + 1 in wanted]
+            headers = {k: _flatten(image, k) for k in chosen}
+        else:
+            headers = {0: image}
     except READ_ERRORS as error:
         raise UnusableStudy(
             "unreadable", f"an instance cannot be read as DICOM ({type(error).__name__})"
         ) from None
-    return [_Plane(path=path, frame=k, syntax=syntax, header=h) for k, h in enumerate(headers)]
+    return [_Plane(path=path, frame=k, syntax=syntax, header=h) for k, h in headers.items()]
 
 
 def _flatten(image: Dataset, frame: int) -> Dataset:
@@ -140,10 +151,11 @@ def _read_array(
 ) -> NDArray[np.float32]:
     scales = [read_rescale(plane.header) for plane in planes]
     array = np.empty((slots[-1] + 1, *shape), np.float32)  # (slices, rows, columns)
-    places = {(plane.path, plane.frame): k for k, plane in enumerate(planes)}
-    for path in dict.fromkeys(plane.path for plane in planes):
-        for frame, stored in enumerate(decode(path, shape)):
-            k = places[path, frame]
+    places: dict[Path, dict[int, int]] = defaultdict(dict)
+    for k, plane in enumerate(planes):
+        places[plane.path][plane.frame] = k
+    for path, frames in places.items():
+        for k, stored in zip(frames.values(), decode(path, shape, list(frames)), strict=True):
             slope, intercept = scales[k]
             array[slots[k]] = stored.astype(np.float64) * slope + intercept
     for slot in sorted(set(range(len(array))) - set(slots)):

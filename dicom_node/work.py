@@ -145,7 +145,8 @@ class Attempt:
             raise JobFailed(str(error)) from None
         sources = {}
         for label, instances in contents.items():
-            volume, headers = read_volume([self._check(instance) for instance in instances])
+            paths = [self._check(instance) for instance in instances]
+            volume, headers = read_volume(paths, self.plan.source_frames.get(label, ()))
             sources[label] = SourceSeries(
                 series_instance_uid=self.plan.sources[label], datasets=headers, volume=volume
             )
@@ -213,7 +214,8 @@ class Attempt:
         reference = sources[next(iter(self.plan.sources))].volume
         card = load_card(self._node.models_folder, self.plan.model_id)
         try:
-            real, _ = read_volume([self._check(instance) for instance in truth])
+            paths = [self._check(instance) for instance in truth]
+            real, _ = read_volume(paths, self.plan.truth_frames)
             figures = compare_with_truth(synthesis, real, reference, card=card)
         except (UnusableStudy, UnusableInput) as error:
             return {**told, "problem": error.code}

@@ -4,7 +4,7 @@ The real series, when it was held back, is only looked at here: it is aligned to
 source and, for MR, brought to the standard scale, which is the only way to subtract the two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def compare(
     target: ContrastLabel,
     modality: str,
     sources: Mapping[ContrastLabel, Sequence[Path]],
+    frames: Mapping[ContrastLabel, Collection[int]],
     image: Sequence[Path],
     uncertainty: Sequence[Path],
     real: Sequence[Path],
@@ -64,6 +65,7 @@ def compare(
         target: what was made.
         modality: of the target.
         sources: label to files; the first is the reference, whose grid the synthetic one has.
+        frames: label to the frames that are the source, where its image holds others as well.
         image: files of the synthetic series.
         uncertainty: files of the Parametric Map, or none.
         real: files of the held-back series of the target, or none.
@@ -75,7 +77,8 @@ def compare(
     values = np.asarray(synthetic.array, np.float32)
     covered = np.abs(values - pad_value) > np.finfo(np.float32).eps
     volumes = {
-        label: to_image(_as_float(read_volume(files)[0])) for label, files in sources.items()
+        label: to_image(_as_float(read_volume(files, frames.get(label, ()))[0]))
+        for label, files in sources.items()
     }
     reference = next(iter(volumes.values()))
     truth: FloatArray | None = None

@@ -176,6 +176,7 @@ def _compare(parcel: Parcel, outcome: Outcome, fetched: Fetched, models: Path) -
             ]
             for label, series in plan.sources.items()
         },
+        frames=plan.source_frames,
         image=files(Role.IMAGE),
         uncertainty=files(Role.UNCERTAINTY),
         real=parcel.held_back.get(plan.target, ()),

@@ -63,6 +63,11 @@ def read_plan(document: Mapping[str, Any], generation: int) -> SynthesisPlan:
             "truth_instances": tuple(
                 (uid, sha) for uid, sha in document.get("truth_instances", ())
             ),
+            "source_frames": {
+                ContrastLabel(key): tuple(frames)
+                for key, frames in document.get("source_frames", {}).items()
+            },
+            "truth_frames": tuple(document.get("truth_frames", ())),
             "created_at": datetime.fromisoformat(document["created_at"]),
         }
     )

@@ -224,6 +224,24 @@ def test_what_differs_among_frames_is_kept_for_each(image: Dataset, tmp_path: Pa
     assert header["AcquisitionContrast"] == "MIXED"
 
 
+def test_phases_of_frames_are_read_as_of_single_frame_images(
+    image: Dataset, tmp_path: Path
+) -> None:
+    image.PerFrameFunctionalGroupsSequence = [
+        make_group("FrameContentSequence", TemporalPositionIndex=phase, FrameAcquisitionNumber=3)
+        for phase in (1, 2)
+    ]
+    for frame, delay in zip(image.PerFrameFunctionalGroupsSequence, (50.0, 450.0), strict=True):
+        frame.update(
+            make_group("CardiacSynchronizationSequence", NominalCardiacTriggerDelayTime=delay)
+        )
+
+    header = read_header(write(image, tmp_path))
+
+    assert header[FRAME_FACTS] == {"TemporalPositionIdentifier": [1, 2], "TriggerTime": [50, 450]}
+    assert header["AcquisitionNumber"] == 3
+
+
 @pytest.mark.parametrize("keyword", ["RepetitionTime", "EchoTime", "InversionTime"])
 def test_time_below_zero_is_left_out(image: Dataset, tmp_path: Path, keyword: str) -> None:
     setattr(image, keyword, -5)

@@ -61,7 +61,7 @@ def test_frames_that_are_not_there_take_no_memory(tmp_path: Path, frames: int) -
     path.write_bytes(encode(image))
 
     with pytest.raises(UnusableStudy) as refusal:
-        list(decode(path, (image.Rows, image.Columns)))
+        list(decode(path, (image.Rows, image.Columns), [0]))
 
     assert refusal.value.code == "pixel_length"
 

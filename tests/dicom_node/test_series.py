@@ -178,7 +178,52 @@ def test_volumes_that_share_a_multi_frame_image_are_told_apart(
     headers = [each.instances[0].header or {} for each in volumes]
     assert [header[keyword] for header in headers] == [first, second]
     assert [len(header[FRAME_POSITIONS]) for header in headers] == [8, 8]
-    assert all(each.problem and each.problem[0] == "several_volumes" for each in volumes)
+    assert [each.frames for each in volumes] == [tuple(range(1, 9)), tuple(range(9, 17))]
+    assert [each.problem for each in volumes] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "keyword", ["TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"]
+)
+def test_phases_that_share_a_multi_frame_image_are_told_apart(keyword: str) -> None:
+    first, second = split_series([make_multi_frame(**{keyword: [1.0] * 8 + [2.0] * 8})])
+
+    assert (first.frames, second.frames) == (tuple(range(1, 9)), tuple(range(9, 17)))
+    assert [(each.instances[0].header or {})[keyword] for each in (first, second)] == [1.0, 2.0]
+    assert (first.problem, second.problem) == (None, None)
+
+
+def test_many_frames_at_one_position_are_a_time_series_beside_the_other_volumes() -> None:
+    places = [[0.0, 0.0, 5.0 * k] for k in range(8)]
+    image = make_header(
+        **{
+            FRAME_POSITIONS: places * 7,
+            FRAME_ORIENTATIONS: [AXIAL] * 56,
+            FRAME_FACTS: {"DiffusionBValue": [0.0] * 8 + [1000.0] * 48},
+        }
+    )
+
+    plain, weighted = split_series([make_instance("1", image)])
+
+    assert plain.problem is None
+    assert weighted.problem is not None
+    assert weighted.problem[0] == "time_series"
+
+
+def test_order_of_acquisition_inside_a_volume_parts_nothing() -> None:
+    packages = [float(k % 2) for k in range(16)]
+    places = [[0.0, 0.0, 5.0 * k] for k in range(16)]
+    header = make_header(
+        **{
+            FRAME_POSITIONS: places,
+            FRAME_ORIENTATIONS: [AXIAL] * 16,
+            FRAME_FACTS: {"AcquisitionNumber": packages},
+        }
+    )
+
+    (volume,) = split_series([make_instance("1", header)])
+
+    assert (volume.frames, volume.problem) == ((), None)
 
 
 def test_echo_time_that_jitters_among_frames_is_one_volume() -> None:

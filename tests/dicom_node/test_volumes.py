@@ -290,6 +290,20 @@ def test_enhanced_image_reads_like_the_classic_series(tmp_path: Path) -> None:
     assert headers[0].PatientID == "PHANTOM-1"
 
 
+def test_frames_of_one_volume_are_read_alone(tmp_path: Path) -> None:
+    first, second = make_series(), make_series(volume=make_volume(seed=1))
+    for image in second:
+        image.EchoTime = 100
+    expected, _ = read_volume(write_files([make_enhanced(second)], tmp_path / "alone"))
+    both = write_files([make_enhanced(first, second)], tmp_path / "both")
+
+    volume, headers = read_volume(both, (2, 4, 6, 8, 10, 12))
+
+    np.testing.assert_array_equal(volume.array, expected.array)
+    np.testing.assert_array_equal(volume.affine, expected.affine)
+    assert [h.ReferencedFrameNumber for h in headers] == [12, 10, 8, 6, 4, 2]
+
+
 def test_frames_without_functional_groups_are_refused(tmp_path: Path) -> None:
     enhanced = make_enhanced()
     del enhanced.PerFrameFunctionalGroupsSequence

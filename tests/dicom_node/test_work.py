@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from dicom_node import work
+from dicom_node.demonstration.validators import find_errors
 from dicom_node.domain import Mode, Role
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Job
 from dicom_node.status import read_status
 from doubles.bench import CONFIGURATION, Bench
 from doubles.models import write_copying_model
-from doubles.series import make_series
+from doubles.series import make_enhanced, make_series, require_validators
 from synthesis.errors import UntrustedModel, UnusableInput
 from synthesis.phantom import render
 from synthesis.types import QualityReport, Synthesis, Verdict, Volume
@@ -213,17 +214,92 @@ def test_lease_is_renewed_while_the_job_runs(bench, job, monkeypatch):
     assert renewed == [True]
 
 
-def compare_in_shadow_mode(folder: Path, models: Path, target: str) -> tuple[Bench, Job]:
-    """Receive the T1w and T2w of a phantom, and make `target` beside the real one."""
+def render_heads(*labels: str) -> dict[str, Volume]:
+    """Return images of one phantom."""
     phantom = render(seed=8, spacing=(5.0, 3.0, 3.0))
     affine = np.zeros((4, 4))
     affine[[2, 1, 0, 3], [0, 1, 2, 3]] = *phantom.spacing, 1
     affine[:3, 3] = -90, -110, -70
+    arrays = {
+        label: np.rint(phantom.images[label] / phantom.images[label].max() * 1000)
+        for label in labels
+    }
+    return {
+        label: Volume(array=array.astype(np.float32), affine=affine, coordinate_system="PATIENT")
+        for label, array in arrays.items()
+    }
+
+
+def make_two_echoes() -> tuple[Dataset, list[Dataset]]:
+    """Return an enhanced image of a proton density and a T2 weighted echo, and the second alone."""
+    heads = render_heads("T1w", "T2w")
+    early, late = (make_series("T2w", heads[label]) for label in ("T1w", "T2w"))
+    for image in early:
+        image.EchoTime, image.SeriesDescription = 20, "dual echo"
+    return make_enhanced(early, late), late
+
+
+def test_one_volume_of_an_enhanced_image_is_the_source_of_a_job(tmp_path, models):
+    enhanced, late = make_two_echoes()
+    bench = Bench(tmp_path / "data", models)
+    bench.receive([enhanced])
+    bench.judge()
+    told = bench.ledger.read_judgement(enhanced.StudyInstanceUID).series
+    assert [each.label.contrast for each in told] == ["PDw", "T2w"]
+
+    done = run(bench, bench.claim("FLAIR"))
+
+    assert done.state is JobState.DONE, done.reason
+    count = len(late)
+    assert done.plan.source_frames == {"T2w": tuple(range(2, 2 * count + 1, 2))}
+    derived = bench.ledger.derived(done.plan.plan_id)
+    paths = [bench.store.path(each.path) for each in derived]
+    images = [dcmread(path) for path in paths if "image" in path.name]
+    assert len(images) == count
+    for k, image in enumerate(images):
+        [source] = image.SourceImageSequence
+        [series] = image.ReferencedSeriesSequence
+        near = {2 * (j + 1) for j in (k - 1, k, k + 1) if 0 <= j < count}
+        assert source.ReferencedSOPInstanceUID == enhanced.SOPInstanceUID
+        assert set(source.ReferencedFrameNumber) == near
+        assert series.ReferencedInstanceSequence[0].ReferencedFrameNumber == sorted(near)[::-1]
+        assert list(image.ImagePositionPatient) == list(late[k].ImagePositionPatient)
+    received = bench.ledger.read_instances(enhanced.StudyInstanceUID)
+    sent = [bench.store.path(each.path) for each in received]
+    assert find_errors(require_validators(), paths, sent) == []
+    bench.ledger.close()
+
+
+def test_one_volume_of_an_enhanced_image_is_what_shadow_mode_compares_with(tmp_path, models):
+    enhanced, late = make_two_echoes()
+    others = make_series("T1w", render_heads("T1w")["T1w"], number=2)
+
+    figures = [
+        compare_in_shadow_mode(tmp_path / name, models, "T2w", [*others, *images])[1].quality
+        for name, images in (("enhanced", [enhanced]), ("classic", late))
+    ]
+
+    enhanced_ones, classic_ones = (each["comparison"] for each in figures)
+    assert enhanced_ones == classic_ones
+    assert enhanced_ones["ssim"] > 0
+
+
+def make_pair() -> list[Dataset]:
+    """Return the T1w and T2w of a phantom."""
+    heads = render_heads("T1w", "T2w")
+    return [
+        image
+        for number, (label, volume) in enumerate(heads.items(), 1)
+        for image in make_series(label, volume, number=number)
+    ]
+
+
+def compare_in_shadow_mode(
+    folder: Path, models: Path, target: str, images: Sequence[Dataset]
+) -> tuple[Bench, Job]:
+    """Receive images, and make `target` of them beside the real one."""
     bench = Bench(folder, models)
-    for number, label in enumerate(("T1w", "T2w"), 1):
-        array = np.rint(phantom.images[label] / phantom.images[label].max() * 1000)
-        volume = Volume(array=array.astype(np.float32), affine=affine, coordinate_system="PATIENT")
-        bench.receive(make_series(label, volume, number=number))
+    bench.receive(images)
     rules = tuple(
         rule.model_copy(update={"mode": Mode.SHADOW}) for rule in bench.configuration.routing.rules
     )
@@ -234,7 +310,7 @@ def compare_in_shadow_mode(folder: Path, models: Path, target: str) -> tuple[Ben
 
 
 def test_shadow_mode_compares_with_the_real_series_and_sends_nothing(tmp_path, models):
-    bench, done = compare_in_shadow_mode(tmp_path / "data", models, "T1w")
+    bench, done = compare_in_shadow_mode(tmp_path / "data", models, "T1w", make_pair())
 
     assert done.state is JobState.DONE, done.reason
     comparison = done.quality["comparison"]
@@ -256,7 +332,7 @@ def test_real_series_that_cannot_be_compared_with_is_no_fault_of_the_job(
     error = UnusableInput("registration", "the real series cannot be aligned")
     monkeypatch.setattr(work, "compare_with_truth", fail(error))
 
-    bench, done = compare_in_shadow_mode(tmp_path / "data", models, "T2w")
+    bench, done = compare_in_shadow_mode(tmp_path / "data", models, "T2w", make_pair())
 
     assert done.state is JobState.DONE
     assert done.quality["comparison"]["problem"] == "registration"

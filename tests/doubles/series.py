@@ -1,7 +1,8 @@
 """Small acquired-looking series, and their files."""
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -110,10 +111,17 @@ def make_head(fluid: float) -> NDArray[np.float32]:
     return head * 300
 
 
-def make_enhanced() -> Dataset:
-    """Return a multi-frame image of one stack, as an enhanced MR would hold it."""
-    instances = make_series()
-    enhanced = instances[0]
+def make_enhanced(*volumes: Sequence[Dataset]) -> Dataset:
+    """Return a multi-frame image of stacks that differ in echo time, as an enhanced MR holds them.
+
+    The frames of one position follow one another. Without arguments there is one stack, each slice
+    of which has a slope of its own.
+    """
+    stacks = volumes or [make_series()]
+    for k, instance in enumerate(() if volumes else stacks[0], 1):
+        instance.RescaleSlope = str(k)
+    instances = [instance for position in zip(*stacks, strict=True) for instance in position]
+    enhanced = deepcopy(instances[0])
     enhanced.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
     shared, frames = Dataset(), []
     measures, orientation = Dataset(), Dataset()
@@ -121,10 +129,14 @@ def make_enhanced() -> Dataset:
     orientation.ImageOrientationPatient = enhanced.ImageOrientationPatient
     shared.PixelMeasuresSequence = [measures]
     shared.PlaneOrientationSequence = [orientation]
-    for k, instance in enumerate(instances):
+    for instance in instances:
         frame, position, values = Dataset(), Dataset(), Dataset()
         position.ImagePositionPatient = instance.ImagePositionPatient
-        values.RescaleSlope, values.RescaleIntercept, values.RescaleType = str(k + 1), "0", "US"
+        values.RescaleSlope = instance.get("RescaleSlope", "1")
+        values.RescaleIntercept, values.RescaleType = "0", "US"
+        echo = Dataset()
+        echo.EffectiveEchoTime = float(instance.EchoTime)
+        frame.MREchoSequence = [echo]
         frame.PlanePositionSequence = [position]
         frame.PixelValueTransformationSequence = [values]
         frames.append(frame)
@@ -132,8 +144,9 @@ def make_enhanced() -> Dataset:
     enhanced.SharedFunctionalGroupsSequence = [shared]
     enhanced.PerFrameFunctionalGroupsSequence = frames
     enhanced.PixelData = b"".join(instance.PixelData for instance in instances)
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-        delattr(enhanced, keyword)
+    plane = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+    for keyword in (*plane, "EchoTime", "RescaleSlope"):
+        enhanced.pop(keyword, None)
     return enhanced
 
 

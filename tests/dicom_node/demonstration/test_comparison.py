@@ -20,6 +20,7 @@ def comparison(tmp_path_factory):
             label: [path for path in parcel.files if path.parent.name == label]
             for label in ("FLAIR", "T1w")
         },
+        frames={},
         image=real,
         uncertainty=[],
         real=real,
