@@ -15,7 +15,10 @@ METHODS = {
     "mean_image": "synthesis.methods.baselines:MeanImage",
     "copy": "synthesis.methods.baselines:MatchedCopy",
     "linear": "synthesis.methods.baselines:VoxelwiseLinear",
+    "forest": "synthesis.methods.forest:RandomForest",
     "boosting": "synthesis.methods.boosting:Boosting",
+    "dictionary": "synthesis.methods.dictionary:CoupledDictionary",
+    "anchored": "synthesis.methods.anchored:AnchoredRegression",
     "unet25d": "synthesis.methods.unet:UNet25D",
 }
 

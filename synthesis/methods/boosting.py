@@ -1,8 +1,7 @@
 """Traditional: gradient-boosted trees on patch features, voxel by voxel (after REPLICA, Jog 2017).
 
-The features of a voxel are its value, its neighbors, rings farther out, Gaussians at several
-scales, gradient magnitude, depth below the mask's surface and position in the mask; the regressor
-is histogram gradient boosting (Friedman 2001; Ke 2017). Two quantile regressors give the band.
+The features are those of `features`; the regressor is histogram gradient boosting (Friedman 2001;
+Ke 2017). Two quantile regressors give the band.
 Trees are kept as plain arrays: scikit-learn trains them, nothing pickled is ever read.
 """
 
@@ -15,17 +14,14 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from scipy import ndimage
 
+from synthesis.methods.features import compute_features, draw_voxels
 from synthesis.synthesizer import Parameters, Synthesizer
 from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, Prediction
 
 FOREST = "forest.safetensors"
 BASELINES = "baselines.json"
-RINGS_MM = (3.0, 6.0, 10.0)
-SIGMAS_MM = (1.0, 2.5, 5.0)
 BLOCK = 200_000
-LEFT_RIGHT = 2
 
 
 class BoostingParameters(Parameters):
@@ -66,7 +62,7 @@ class Boosting(Synthesizer[BoostingParameters]):
         self.forests_, self.baselines_ = {}, {}
         generator = np.random.default_rng(seed)
         for target in self.task.targets:
-            x, y = self._training_set(cases, target, generator)
+            x, y = draw_voxels(cases, self.task, target, p.voxels_per_person, generator)
             for name, loss, quantile in (
                 ("mean", p.loss, None),
                 ("lower", "quantile", 0.05),
@@ -86,26 +82,6 @@ class Boosting(Synthesizer[BoostingParameters]):
                 key = f"{target}.{name}"
                 self.forests_[key], self.baselines_[key] = _read_forest(regressor)
         return self
-
-    def _training_set(
-        self, cases: Sequence[Case], target: ContrastLabel, generator: np.random.Generator
-    ) -> tuple[FloatArray, FloatArray]:
-        p = self.parameters
-        rows, values = [], []
-        for case in cases:
-            if target not in case.images or not set(self.task.sources) <= set(case.images):
-                continue
-            places = np.flatnonzero(case.mask)
-            truth = case.images[target].ravel()[places]
-            count = min(p.voxels_per_person, places.size)
-            # drawn evenly: seeing bone more often than it is would bias every doubtful voxel
-            picked = generator.choice(places.size, count, replace=False)
-            features = compute_features(
-                [case.images[s] for s in self.task.sources], case.mask, case.spacing
-            )
-            rows.append(features[:, picked].T)
-            values.append(truth[picked])
-        return np.concatenate(rows), np.concatenate(values)
 
     def predict(
         self,
@@ -141,57 +117,6 @@ class Boosting(Synthesizer[BoostingParameters]):
         self.forests_ = load_file(folder / FOREST)
         self.baselines_ = json.loads((folder / BASELINES).read_text())
         return self
-
-
-def compute_features(
-    images: Sequence[FloatArray], mask: MaskArray, spacing: tuple[float, float, float]
-) -> FloatArray:
-    """Return (features, voxels of the mask in C order), float32.
-
-    Distances are in millimetres, so that a feature means the same on every grid.
-    """
-    depth = ndimage.distance_transform_edt(mask, sampling=spacing).astype(np.float32)
-    columns = [depth[mask]]
-    for axis, _ in enumerate(mask.shape):
-        where = np.nonzero(mask)[axis].astype(np.float32)
-        half = max(1.0, float(where.max() - where.min()) / 2)
-        place = (where - where.mean()) / half
-        columns.append(np.abs(place) if axis == LEFT_RIGHT else place)
-    for image in images:
-        inside = np.where(mask, image, 0).astype(np.float32)
-        columns.append(inside[mask])
-        for offset in _neighbors():
-            columns.append(_shifted(inside, offset)[mask])
-        for ring in RINGS_MM:
-            for axis in range(3):
-                steps = max(1, round(ring / spacing[axis]))
-                for sign in (-1, 1):
-                    move = [0, 0, 0]
-                    move[axis] = sign * steps
-                    columns.append(_shifted(inside, (move[0], move[1], move[2]))[mask])
-        weight = mask.astype(np.float32)
-        for sigma in SIGMAS_MM:
-            sigmas = [sigma / s for s in spacing]
-            smooth = ndimage.gaussian_filter(inside, sigmas, truncate=3)
-            smooth = smooth / np.maximum(ndimage.gaussian_filter(weight, sigmas, truncate=3), 1e-3)
-            columns.append(smooth[mask])
-        gradient = ndimage.gaussian_gradient_magnitude(inside, [1.0 / s for s in spacing])
-        columns.append(gradient[mask])
-    return np.stack(columns).astype(np.float32)
-
-
-def _neighbors() -> list[tuple[int, int, int]]:
-    return [(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)]
-
-
-def _shifted(array: FloatArray, offset: tuple[int, int, int]) -> FloatArray:
-    out = np.zeros_like(array)
-    target, source = [], []
-    for step, size in zip(offset, array.shape, strict=True):
-        target.append(slice(max(0, -step), min(size, size - step)))
-        source.append(slice(max(0, step), min(size, size + step)))
-    out[tuple(target)] = array[tuple(source)]
-    return out
 
 
 def _read_forest(regressor: Any) -> tuple[NDArray[np.float64], float]:

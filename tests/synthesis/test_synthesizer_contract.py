@@ -1,5 +1,6 @@
 """What every method of the table promises, checked on each of them."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from synthesis.errors import MissingSource, SynthesisError
-from synthesis.methods import METHODS, build_method
+from synthesis.methods import METHODS, build_method, learner
+from synthesis.methods.baselines import MatchedCopy, MeanImage
 from synthesis.metrics import mean_absolute_error
 from synthesis.phantom import render
 from synthesis.preprocessing import measure_scale
@@ -19,9 +21,14 @@ from synthesis.types import Anchor, Case, ContrastLabel, SynthesisTask
 T1W, T2W, FLAIR = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR"))
 TASK = SynthesisTask(sources=(T1W, FLAIR), targets=(T2W,), required=(T1W, FLAIR))
 QUICK: dict[str, dict[str, Any]] = {
+    "forest": {"trees": 10, "voxels_per_person": 3000},
     "boosting": {"trees": 20, "voxels_per_person": 4000},
-    "unet25d": {"width": 8, "levels": 3, "steps": 60, "crop": 48, "batch": 4},
+    "dictionary": {"atoms": 128, "radius": 1, "patches_per_person": 2000},
+    "anchored": {"anchors": 32, "radius": 1, "patches_per_person": 3000, "neighbors": 512},
+    "unet25d": {"width": 8, "levels": 3, "steps": 200, "crop": 40, "batch": 4},
 }
+
+LEARNERS = ["unet25d"]
 
 
 def make_case(seed: int) -> Case:
@@ -111,31 +118,45 @@ def test_missing_source_and_unknown_target_are_refused(trained: Synthesizer[Any]
         trained.check_request({T1W: case.images[T1W]}, ContrastLabel("PET"))
 
 
-@pytest.mark.parametrize("name", ["boosting", "unet25d"])
-def test_learning_beats_the_mean_image(name: str, cases: list[Case]) -> None:
+def test_learning_beats_the_matched_copy(trained: Synthesizer[Any], cases: list[Case]) -> None:
+    if isinstance(trained, MatchedCopy | MeanImage):
+        pytest.skip("what the others are measured by")
     case = make_case(9)
-    parameters = QUICK[name] | ({"steps": 250} if name == "unet25d" else {})
-    mean = build_method("mean_image", TASK, {}).fit(cases, seed=3)
-    learnt = build_method(name, TASK, parameters).fit(cases, seed=3)
+    copy = build_method("copy", TASK, {}).fit(cases, seed=3)
 
     errors = [
         mean_absolute_error(case.images[T2W], predict(method, case).mean, case.mask)
-        for method in (mean, learnt)
+        for method in (copy, trained)
     ]
 
-    assert errors[1] < 0.7 * errors[0]
+    assert errors[1] < 0.8 * errors[0]
 
 
-def test_training_resumes_where_it_was_stopped(cases: list[Case], tmp_path: Path) -> None:
-    parameters = QUICK["unet25d"] | {"steps": 8}
-    whole = build_method("unet25d", TASK, parameters).fit(
-        cases, seed=3, checkpoint=tmp_path / "whole"
-    )
-    again = build_method("unet25d", TASK, parameters).fit(
-        cases, seed=3, checkpoint=tmp_path / "whole"
-    )
+@pytest.mark.parametrize("name", LEARNERS)
+def test_training_that_is_cut_off_goes_on_to_the_same_weights(
+    name: str, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "SAVE_EVERY", 2)
+    parameters = QUICK[name] | {"steps": 4}
+    whole = build_method(name, TASK, parameters, device="cpu").fit(cases, seed=3)
 
-    np.testing.assert_array_equal(predict(whole, cases[0]).mean, predict(again, cases[0]).mean)
+    cut_off = build_method(name, TASK, parameters, device="cpu")
+    update, done = cut_off.update, itertools.count()
+
+    def lose_power(*arguments: Any) -> Any:
+        if next(done) == 3:
+            raise KeyboardInterrupt
+        return update(*arguments)
+
+    monkeypatch.setattr(cut_off, "update", lose_power)
+    with pytest.raises(KeyboardInterrupt):
+        cut_off.fit(cases, seed=3, checkpoint=tmp_path)
+    again = build_method(name, TASK, parameters, device="cpu")
+    again.fit(cases, seed=3, checkpoint=tmp_path)
+
+    assert next(done) == 4
+    for key, value in whole.network_.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), again.network_.state_dict()[key].numpy())
 
 
 def test_importing_synthesis_loads_no_torch() -> None:
