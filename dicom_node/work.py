@@ -37,7 +37,7 @@ from dicom_node.store import Store
 from dicom_node.volumes import read_volume
 from synthesis import types
 from synthesis.engine import synthesize
-from synthesis.errors import MissingSource, UntrustedModel, UnusableInput
+from synthesis.errors import MissingExtra, MissingSource, UntrustedModel, UnusableInput
 from synthesis.evaluation import compare_with_truth
 from synthesis.registry import load_card
 
@@ -89,7 +89,7 @@ def _finish(job: "Attempt") -> None:
     except (UnusableStudy, UnusableInput) as error:
         job.ledger.refuse_job(plan_id, attempt, [f"{error.code}: {error}"])
         logger.warning("job.held plan=%s code=%s", plan_id, error.code)
-    except (JobFailed, MissingSource, UntrustedModel) as error:
+    except (JobFailed, MissingExtra, MissingSource, UntrustedModel) as error:
         job.ledger.fail_job(plan_id, attempt, f"{type(error).__name__}: {error}")
         logger.error("job.failed plan=%s error=%s", plan_id, type(error).__name__)
 
@@ -121,6 +121,7 @@ class Attempt:
             JobFailed: the sources are gone, or the derived instances are not what they must be.
             MissingSource: the model needs a contrast that the plan does not have.
             UntrustedModel: the model is not the one that was planned with.
+            MissingExtra: a library that the model needs is not installed here.
             StorageError: the store or the ledger does not answer.
         """
         with self._timed("read"):

@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
-from synthesis.errors import MissingSource, UnusableInput
+from synthesis.errors import MissingSource, UntrustedModel, UnusableInput
 from synthesis.preprocessing import (
     correct_bias,
     describe_transform,
@@ -30,6 +30,7 @@ from synthesis.quality import check_input, check_output, join
 from synthesis.registration import MINIMUM_DISTINCTNESS, register_rigid
 from synthesis.registry import LEARNT, ModelCard, load_card, load_method
 from synthesis.types import (
+    UNITS_PER_NORMALIZED,
     ContrastLabel,
     FloatArray,
     MaskArray,
@@ -38,9 +39,6 @@ from synthesis.types import (
     Verdict,
     Volume,
 )
-
-UNITS_PER_NORMALIZED = 1000.0
-"""Of every target: MR median tissue 0.5 is 500 on the standard scale, CT 0.04 is 40 HU."""
 
 
 class _Steps:
@@ -143,8 +141,13 @@ def synthesize(
 def _find_mask(image: sitk.Image, card: ModelCard, folder: Path) -> tuple[sitk.Image, bool]:
     """Return the mask on the image's grid, and whether the source had to be masked."""
     if card.skull == "stripped":
-        from synthesis.methods.brain_mask import find_brain  # noqa: PLC0415 - torch only here
+        from synthesis.methods.brain_mask import WEIGHTS, find_brain  # noqa: PLC0415 - torch
 
+        if not (folder / LEARNT / WEIGHTS).exists():
+            raise UntrustedModel(
+                f"{folder / LEARNT}: the card says skull: stripped, which wants {WEIGHTS} there to "
+                "mask whole heads; that of a shipped model will do"
+            )
         mask, stripped = find_brain(image, folder / LEARNT)
         return mask, not stripped
     body = mask_body(sitk.GetArrayFromImage(image).astype(np.float32))

@@ -2,7 +2,8 @@
 
     SynthesisError
     ├── MissingSource        the method needs a contrast that was not given
-    ├── UntrustedModel       a model folder does not match its card's digests
+    ├── UntrustedModel       a model folder does not match its card
+    ├── MissingExtra         a library that a model needs is not installed
     ├── UnusableInput        the volumes cannot be worked with: `code` names the reason
     └── TrainingError        an experiment or a manifest is wrong
 
@@ -20,6 +21,20 @@ class MissingSource(SynthesisError):  # noqa: N818 - named after what happened
 
 class UntrustedModel(SynthesisError):  # noqa: N818
     """A model folder is absent, incomplete or altered."""
+
+
+class MissingExtra(SynthesisError):  # noqa: N818
+    """A library that a model needs is not installed.
+
+    Args:
+        library: its name.
+        extra: the optional dependency of this package that brings it.
+    """
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f"{library} is not installed, which this model needs: pip install 'dicom_node[{extra}]'"
+        )
 
 
 class UnusableInput(SynthesisError):  # noqa: N818

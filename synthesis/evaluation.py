@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import yaml
 
-from synthesis.engine import UNITS_PER_NORMALIZED, synthesize
+from synthesis.engine import synthesize
 from synthesis.errors import UnusableInput
 from synthesis.methods.baselines import LANDMARKS, match_histogram
 from synthesis.metrics import (
@@ -37,7 +37,15 @@ from synthesis.preprocessing import (
 )
 from synthesis.registration import Registration, register_rigid
 from synthesis.registry import CONSTANTS, LEARNT, Metric, ModelCard
-from synthesis.types import ContrastLabel, FloatArray, MaskArray, Synthesis, Verdict, Volume
+from synthesis.types import (
+    UNITS_PER_NORMALIZED,
+    ContrastLabel,
+    FloatArray,
+    MaskArray,
+    Synthesis,
+    Verdict,
+    Volume,
+)
 
 BONE_HU = 200.0
 FEWEST_VOXELS = 1000

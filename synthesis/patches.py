@@ -1,14 +1,18 @@
 """Slices for 2.5-D methods: one implementation of stacking, padding and views for all of them."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from synthesis.types import MaskArray
+from synthesis.types import FloatArray, MaskArray
 
 THICK_FROM = 1.6
 """Slices this many times farther apart than the pixels in plane are thick: never interpolated."""
 MARGIN = 8
+WINDOW = 8.0
+"""A tile's size over the standard deviation of the window that it is weighted by."""
+LEAST_WEIGHT = 1e-3
 VIEWS = (0, 1, 2)
 """Slice axes of a canonical volume: 0 axial, 1 coronal, 2 sagittal."""
 
@@ -30,6 +34,25 @@ def batches(count: int, size: int) -> Iterator[slice]:
     """Yield slices that cover `range(count)` in pieces of at most `size`."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
+
+
+def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
+    """Return where tiles begin along an axis: from its start to its end, at least overlapping so.
+
+    `tile` is at most `length`.
+    """
+    room = length - tile
+    count = int(np.ceil(room / max(1, round(tile * (1 - overlap))))) + 1
+    return sorted({round(start) for start in np.linspace(0, room, count)})
+
+
+def tile_weights(tile: Sequence[int]) -> FloatArray:
+    """Return a Gaussian window, by which overlapping tiles are averaged without seams."""
+    sides = [
+        np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) * WINDOW / size) ** 2) for size in tile
+    ]
+    window = functools.reduce(np.multiply.outer, sides)
+    return np.maximum(window, LEAST_WEIGHT).astype(np.float32)
 
 
 def bounding_box(mask: MaskArray) -> tuple[slice, slice, slice]:

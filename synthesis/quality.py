@@ -116,14 +116,29 @@ def check_input(
     spacing: tuple[float, float, float],
     folder: Path,
 ) -> QualityReport:
-    """Judge normalized sources on the model grid against the table of the model in `folder`."""
+    """Judge normalized sources on the model grid against the table of the model in `folder`.
+
+    A model without a table is one that was trained elsewhere: its sources may be anything but
+    noise, and the answer is a warning.
+    """
     if int(mask.sum()) < MINIMUM_VOXELS:
         reason = f"only {int(mask.sum())} voxels of the model grid are covered"
         return QualityReport(verdict=Verdict.REFUSE, reasons=(reason,))
-    table = json.loads((folder / TABLE).read_text())
-    precision, farthest = np.array(table["precision"]), float(table["farthest"])
     reasons: list[tuple[int, str]] = []
     figures: dict[str, float] = {}
+    for label, array in sources.items():
+        ratio = noise_ratio(array, mask, spacing)
+        figures[f"noise.{label}"] = ratio
+        if ratio > NOISE_RATIO:
+            reasons.append(
+                (2, f"{label} is noise: neighbors differ like strangers (ratio {ratio:.2f}, "
+                    f"refused above {NOISE_RATIO})")
+            )  # fmt: skip
+    if not (folder / TABLE).exists():
+        reasons.append((1, "the model has no table of its training images to compare with"))
+        return _report(reasons, figures)
+    table = json.loads((folder / TABLE).read_text())
+    precision, farthest = np.array(table["precision"]), float(table["farthest"])
     for label, array in sources.items():
         numbers = describe(array, mask, spacing)
         distances = {
@@ -132,13 +147,7 @@ def check_input(
         }
         nearest = min(distances, key=lambda other: distances[other])
         odds = (distances[label] ** 2 - distances[nearest] ** 2) / 2
-        ratio = noise_ratio(array, mask, spacing)
-        figures |= {f"distance.{label}": distances[label], f"noise.{label}": ratio}
-        if ratio > NOISE_RATIO:
-            reasons.append(
-                (2, f"{label} is noise: neighbors differ like strangers (ratio {ratio:.2f}, "
-                    f"refused above {NOISE_RATIO})")
-            )  # fmt: skip
+        figures[f"distance.{label}"] = distances[label]
         alike = any({label, nearest} <= group for group in SAME_LOOK)
         if odds > SWAP_LOG_ODDS and not alike:
             reasons.append((2, f"the series labelled {label} looks like {nearest}"))

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from dicom_node.domain import ContrastLabel
 from dicom_node.volumes import read_volume
 from synthesis import metrics
-from synthesis.engine import UNITS_PER_NORMALIZED
 from synthesis.preprocessing import measure_scale, resample, to_image
 from synthesis.registration import register_rigid
-from synthesis.types import Anchor, FloatArray, MaskArray, Volume
+from synthesis.types import UNITS_PER_NORMALIZED, Anchor, FloatArray, MaskArray, Volume
 
 FEWEST_VOXELS = 1000
 """Fewer voxels in common are no comparison."""

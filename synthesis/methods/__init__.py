@@ -1,6 +1,7 @@
-"""The method table: name to import path, so that listing methods loads none of their libraries.
+"""The method tables: name to import path, so that listing methods loads none of their libraries.
 
-Third parties add methods through the entry point group `synthesis.methods`.
+Third parties bring networks by a card alone, see `brought`, and add methods through the entry point
+group `synthesis.methods`.
 """
 
 import importlib
@@ -21,6 +22,11 @@ METHODS = {
     "anchored": "synthesis.methods.anchored:AnchoredRegression",
     "unet25d": "synthesis.methods.unet:UNet25D",
 }
+BROUGHT = {
+    "onnx": "synthesis.methods.onnx_network:OnnxNetwork",
+    "monai_bundle": "synthesis.methods.monai_bundle:MonaiBundle",
+}
+"""Methods that serve what was trained elsewhere."""
 
 
 def build_method(
@@ -29,13 +35,16 @@ def build_method(
     """Return an untrained method that computes on a device, see `Synthesizer`.
 
     Raises:
-        SynthesisError: no method has that name.
+        SynthesisError: no method has that name, or what an entry point names is not there.
     """
-    table = METHODS | {e.name: e.value for e in entry_points(group="synthesis.methods")}
+    table = METHODS | BROUGHT | {e.name: e.value for e in entry_points(group="synthesis.methods")}
     if name not in table:
         raise SynthesisError(f"unknown method {name!r}; known: {', '.join(sorted(table))}")
     module, _, attribute = table[name].partition(":")
-    method = getattr(importlib.import_module(module), attribute)
+    try:
+        method = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SynthesisError(f"method {name!r} is not at {table[name]}: {error}") from error
     built: Synthesizer[Any] = method(
         task, method.parameters_type.model_validate(parameters), device=device
     )

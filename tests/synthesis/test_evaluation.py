@@ -6,13 +6,20 @@ from datetime import date
 import numpy as np
 import pytest
 
-from synthesis.engine import UNITS_PER_NORMALIZED
 from synthesis.errors import UnusableInput
 from synthesis.evaluation import align, compare_with_truth, place_truth
 from synthesis.metrics import measure_range
 from synthesis.phantom import render
 from synthesis.registry import ModelCard, TargetCard, TrainingCard
-from synthesis.types import ContrastLabel, FloatArray, QualityReport, Synthesis, Verdict, Volume
+from synthesis.types import (
+    UNITS_PER_NORMALIZED,
+    ContrastLabel,
+    FloatArray,
+    QualityReport,
+    Synthesis,
+    Verdict,
+    Volume,
+)
 
 PHANTOM = render(seed=8, spacing=(5.0, 3.0, 3.0))
 SHIFT_MM = np.array([6.0, -4.0, 5.0])
