@@ -19,7 +19,7 @@ import yaml
 from synthesis.engine import synthesize
 from synthesis.errors import UnusableInput
 from synthesis.methods.baselines import LANDMARKS, match_histogram
-from synthesis.metrics import (
+from synthesis.metrics.ours import (
     coverage,
     mean_absolute_error,
     peak_signal_to_noise,

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from synthesis.datasets import cached_cases
 from synthesis.errors import TrainingError
 from synthesis.methods import build_method
-from synthesis.metrics import coverage, peak_signal_to_noise, structural_similarity
+from synthesis.metrics.ours import coverage, peak_signal_to_noise, structural_similarity
 from synthesis.people import Manifest, read_manifest
 from synthesis.quality import TABLE, fit_table
 from synthesis.registry import CARD, CONSTANTS, LEARNT, hash_files

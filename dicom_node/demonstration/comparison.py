@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dicom_node.domain import ContrastLabel
 from dicom_node.volumes import read_volume
-from synthesis import metrics
+from synthesis.metrics import ours as metrics
 from synthesis.preprocessing import measure_scale, resample, to_image
 from synthesis.registration import register_rigid
 from synthesis.types import UNITS_PER_NORMALIZED, Anchor, FloatArray, MaskArray, Volume

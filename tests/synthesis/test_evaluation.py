@@ -8,7 +8,7 @@ import pytest
 
 from synthesis.errors import UnusableInput
 from synthesis.evaluation import align, compare_with_truth, place_truth
-from synthesis.metrics import measure_range
+from synthesis.metrics.ours import measure_range
 from synthesis.phantom import render
 from synthesis.registry import ModelCard, TargetCard, TrainingCard
 from synthesis.types import (

@@ -12,7 +12,7 @@ import pytest
 from synthesis.errors import MissingSource, SynthesisError
 from synthesis.methods import METHODS, build_method, learner
 from synthesis.methods.baselines import MatchedCopy, MeanImage
-from synthesis.metrics import mean_absolute_error
+from synthesis.metrics.ours import mean_absolute_error
 from synthesis.phantom import render
 from synthesis.preprocessing import measure_scale
 from synthesis.synthesizer import Synthesizer
