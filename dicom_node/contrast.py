@@ -27,6 +27,9 @@ SKEWED = 0.01
 OBLIQUE = 0.8
 """A plane whose normal has no component above this is oblique."""
 
+REPEATED = frozenset({"time_series", "duplicate_position"})
+"""Codes of problems of a series whose slices lie at the same places."""
+
 Vocabulary = Mapping[ContrastLabel, Contrast]
 
 
@@ -56,7 +59,8 @@ def describe(
     shared = {} if series.largest_b_value is None else {"DiffusionBValue": series.largest_b_value}
     header = Reading({**own, **shared})
     origin, derivation, why = find_origin(header, contrasts, is_own=is_own, creator_uid=creator_uid)
-    label = label_header(series.modality, header, contrasts)
+    is_repeated = series.problem is not None and series.problem[0] in REPEATED
+    label = label_header(series.modality, header, contrasts, is_repeated=is_repeated)
     if derivation == "capture":
         label = _abstain((), "a picture of a screen has no contrast of its own")
     attributes = {**label.attributes, **({"derivation": derivation} if derivation else {})}
@@ -92,16 +96,29 @@ def find_origin(
     return Origin.ACQUIRED, "", ""
 
 
-def label_header(modality: str, header: Header, contrasts: Contrasts) -> Label:
-    """Return what a volume with this header is, or an abstention with what it could be."""
+def label_header(
+    modality: str, header: Header, contrasts: Contrasts, *, is_repeated: bool = False
+) -> Label:
+    """Return what a volume with this header is, or an abstention with what it could be.
+
+    Args:
+        modality: of the series.
+        header: of one image.
+        contrasts: the vocabulary.
+        is_repeated: its slices are imaged again and again, as one watches an agent arrive.
+    """
     if modality not in IMAGE_MODALITIES:
         return _label_other(modality)
     vocabulary = contrasts.of_modality.get(modality, {})
     evidence = _weigh(header, contrasts, vocabulary)
     label = _decide(evidence, vocabulary)
-    label = _see_agent(label, header, contrasts, vocabulary)
+    label = _see_agent(label, header, contrasts, vocabulary, is_repeated=is_repeated)
     if label.contrast is not None and label.confidence < contrasts.minimum_confidence:
-        label = _abstain((label.contrast,), "the evidence is too weak to say it", label.evidence)
+        enhanced = vocabulary[label.contrast].with_agent
+        could_be = [label.contrast]
+        if enhanced is not None and "contrast_agent" not in label.attributes:
+            could_be.append(enhanced)
+        label = _abstain(tuple(could_be), "the evidence is too weak to say it", label.evidence)
     return replace(label, attributes={**_read_attributes(header, contrasts), **label.attributes})
 
 
@@ -319,7 +336,14 @@ def _quote(evidence: _Evidence) -> tuple[str, ...]:
     return (*said, *wrongly, *seen)
 
 
-def _see_agent(label: Label, header: Header, contrasts: Contrasts, vocabulary: Vocabulary) -> Label:
+def _see_agent(
+    label: Label,
+    header: Header,
+    contrasts: Contrasts,
+    vocabulary: Vocabulary,
+    *,
+    is_repeated: bool,
+) -> Label:
     """Turn T1w into T1c (CT into CTc) where a contrast agent was given."""
     if label.contrast is None:
         changed = (vocabulary[each].with_agent for each in label.candidates)
@@ -330,6 +354,9 @@ def _see_agent(label: Label, header: Header, contrasts: Contrasts, vocabulary: V
     given, why = _read_agent(header, contrasts)
     enhanced = vocabulary[label.contrast].with_agent
     if given is None and enhanced is not None:
+        why = why or _first_match(contrasts.contrast_agent.doubtful, header)
+        if not why and is_repeated:
+            why = "one place was imaged again and again, as an agent is watched"
         if why:
             return _abstain((label.contrast, enhanced), why, label.evidence)
         sure = min(label.confidence, contrasts.contrast_agent.silent_confidence)

@@ -130,6 +130,8 @@ class Agent(Strict):
         denied: header facts that say no.
         silent_confidence: highest confidence of a label that an agent would change, where neither
             header nor description tells whether one was given: many scanners leave it out.
+        doubtful: header facts of what is done with an agent as often as without: no label, then,
+            where neither header nor description tells.
         words: words of a description that say yes.
         unless_words: words beside which `words` mean something else ("post" beside "fossa").
         not_words: words of a description that say no.
@@ -138,6 +140,7 @@ class Agent(Strict):
     given: Condition
     denied: Condition
     silent_confidence: float = Field(default=0.89, ge=0, le=1)
+    doubtful: tuple[Exclusion, ...] = ()
     words: tuple[str, ...]
     unless_words: tuple[str, ...]
     not_words: tuple[str, ...]

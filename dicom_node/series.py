@@ -29,7 +29,7 @@ from dicom_node.headers import (
 
 MOST_REPEATS = 4
 """A position imaged more often than this is a time series (functional, dynamic, diffusion in many
-directions), not a volume that was repeated."""
+directions), not a volume that was repeated; so is a slice or a few that are no volume once."""
 
 _GAPS = {"EchoTime": 0.4, "InversionTime": 40.0, "FlipAngle": 0.9, "DiffusionBValue": 0.5}
 """Values of these attributes that differ by more than this (ms, degrees, s/mm2) tell volumes
@@ -174,7 +174,7 @@ def _find_repeats(places: Sequence[Any], read: Callable[[str, int], Any]) -> lis
     repeats = max(len(group) for group in at_place.values())
     if repeats == 1 or None in at_place:
         return [(everything, None)]
-    if repeats > MOST_REPEATS:
+    if repeats > MOST_REPEATS or len(at_place) < geometry.FEWEST_SLICES:
         problem = ("time_series", f"{repeats} images at one position: a time series, not a volume")
         return [(everything, problem)]
     for keyword in ORDER:

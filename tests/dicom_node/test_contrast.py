@@ -567,6 +567,56 @@ def test_series_that_the_ledger_knows_is_our_own() -> None:
     assert "ledger" in why
 
 
+HEART = {**ACQUISITIONS["CT"], "BodyPartExamined": "HEART"}
+
+
+@pytest.mark.parametrize(
+    ("expected", "facts"),
+    [
+        pytest.param(None, {}, id="nothing told"),
+        pytest.param("CT", {"SeriesDescription": "Calcium Score 3.0"}, id="without"),
+        pytest.param("CTc", {"SeriesDescription": "CTA 0.75 B26f"}, id="with"),
+        pytest.param("CTc", {"ContrastBolusAgent": "IOHEXOL"}, id="header"),
+    ],
+)
+def test_heart_of_which_no_agent_is_told_has_no_label(
+    expected: str | None, facts: dict[str, object]
+) -> None:
+    found = label(**{**HEART, **facts})
+
+    assert found.contrast == expected
+    assert expected or found.candidates == ("CT", "CTc")
+
+
+def test_phase_of_the_heart_beat_tells_of_a_heart() -> None:
+    assert label(**{**ACQUISITIONS["CT"], "ScanOptions": ["TP70PC1165"]}).contrast is None
+
+
+@pytest.mark.parametrize("code", ["time_series", "duplicate_position"])
+def test_place_that_is_imaged_again_and_again_has_no_label_without_word_of_an_agent(
+    code: str,
+) -> None:
+    def tell(**facts: object) -> Label | None:
+        series = replace(describe_facts(**{**ACQUISITIONS["CT"], **facts}), problem=(code, "why"))
+        return describe(series, CONTRASTS).label
+
+    silent, given = tell(), tell(ContrastBolusAgent="IOHEXOL")
+
+    assert silent is not None
+    assert (silent.contrast, silent.candidates) == (None, ("CT", "CTc"))
+    assert given is not None
+    assert given.contrast == "CTc"
+
+
+def test_code_of_the_scanner_alone_names_no_t1w() -> None:
+    coded = {"AcquisitionContrast": "T1", "SeriesDescription": None}
+
+    alone, described = label(**coded), label(**{**coded, "SeriesDescription": "T1 sag"})
+
+    assert (alone.contrast, alone.candidates) == (None, ("T1w", "T1c"))
+    assert described.contrast == "T1w"
+
+
 def test_problem_of_a_series_stands_in_its_evidence() -> None:
     series = Series(
         series_instance_uid="1",

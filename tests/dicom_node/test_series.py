@@ -80,6 +80,12 @@ def test_many_images_at_one_position_are_a_time_series() -> None:
     assert find_problem(instances) == "time_series"
 
 
+def test_slice_that_is_imaged_twice_is_a_time_series() -> None:
+    first, second = (make_series(slices=1, AcquisitionNumber=float(k)) for k in (1, 2))
+
+    assert find_problem([*first, *rename(second, "2.2")]) == "time_series"
+
+
 @pytest.mark.parametrize(
     ("facts", "code"),
     [

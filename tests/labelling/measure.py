@@ -83,6 +83,7 @@ def judge(
                 modality=str(header.get("Modality", "")),
                 origin=Origin.ACQUIRED,
                 instances=(instance,),
+                problem=truth.problem,
             ),
             contrasts,
         )

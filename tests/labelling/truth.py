@@ -44,7 +44,8 @@ class Truth:
 
     Attributes:
         name: set and place, for tables.
-        modality: of the header.
+        header: of its first image.
+        problem: of the volume, where its files are there: why it is none.
         label: a word of the vocabulary, or `UNDECIDABLE`.
         needs_text: nobody could tell with the text hidden.
         agent: whether a contrast agent was given, None where nothing says so.
@@ -54,6 +55,7 @@ class Truth:
     name: str
     held_out: bool
     header: Header
+    problem: tuple[str, str] | None
     label: str
     needs_text: bool
     agent: bool | None
@@ -104,7 +106,7 @@ def read_truth(data: Path) -> list[Truth]:
             if record["set"] != set_name or digest_of(record["facts"]) != entry["digest"]:
                 raise ValueError(f"series {entry['index']} is not the one that was labelled")
             name = f"{set_name} {entry['index']}"
-            found.append(_build(name, set_name, entry, build_header(record["facts"])))
+            found.append(_build(name, set_name, entry, build_header(record["facts"]), None))
     for set_name, entries in truth["files"].items():
         with open_folder(data, set_name) as folder:
             found += [
@@ -112,7 +114,7 @@ def read_truth(data: Path) -> list[Truth]:
                     f"{set_name} {entry['path']}",
                     set_name,
                     entry,
-                    read_series(folder / entry["path"]),
+                    *read_series(folder / entry["path"]),
                 )
                 for entry in entries
             ]
@@ -162,11 +164,11 @@ def open_folder(data: Path, set_name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def read_series(folder: Path) -> Header:
-    """Return the first header of the largest volume in a folder."""
+def read_series(folder: Path) -> tuple[Header, tuple[str, str] | None]:
+    """Return the first header of the largest volume in a folder, and its problem."""
     instances = [instance for group in read_folder(folder).values() for instance in group]
     largest = max(split_series(instances), key=lambda volume: len(volume.instances))
-    return largest.instances[0].header or {}
+    return largest.instances[0].header or {}, largest.problem
 
 
 def hide_text(header: Header) -> Header:
@@ -174,11 +176,18 @@ def hide_text(header: Header) -> Header:
     return {keyword: value for keyword, value in header.items() if keyword not in TEXTS}
 
 
-def _build(name: str, set_name: str, entry: Mapping[str, Any], header: Header) -> Truth:
+def _build(
+    name: str,
+    set_name: str,
+    entry: Mapping[str, Any],
+    header: Header,
+    problem: tuple[str, str] | None,
+) -> Truth:
     return Truth(
         name=name,
         held_out=is_held_out(set_name),
         header=header,
+        problem=problem,
         label=entry["label"],
         needs_text=entry.get("by") == "text",
         agent=entry.get("agent"),
