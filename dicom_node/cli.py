@@ -6,7 +6,6 @@ document goes to standard output and nothing else; log and messages go to standa
 
 import json
 import platform
-import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ import pydicom
 import typer
 from rich.console import Console
 
-from dicom_node import __version__, doctor, node, terminal, withdrawal
+from dicom_node import __version__, decisions, doctor, node, terminal
 from dicom_node.assembly import build_judge
 from dicom_node.audit import configure_logging
 from dicom_node.backfill import Backfill, list_days
@@ -40,8 +39,6 @@ from synthesis.registry import load_cards
 FAILED = 1
 WRONG = 2
 """Exit code for bad arguments and a wrong configuration."""
-
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 app = typer.Typer(
     help="A DICOM node that completes studies. Research use only; no medical device.",
@@ -177,7 +174,7 @@ def explain(
             found = [
                 explain_listed(uid, listed, judge, node.now()) for uid, listed, _ in walk.find(keys)
             ]
-        elif _UID.fullmatch(study) and not Path(study).exists():
+        elif decisions.is_study(study) and not Path(study).exists():
             with _open_ledger(configuration) as ledger:
                 store = Store(configuration.node.store_folder)
                 found = [explain_study(study, ledger, store, judge, node.now())]
@@ -212,7 +209,7 @@ def status(
 
 @app.command()
 def requeue(
-    job: JobId,
+    named: JobOrStudy,
     by: By,
     why: Why,
     config: ConfigFolder = DEFAULT_CONFIG,
@@ -220,9 +217,11 @@ def requeue(
 ) -> None:
     """Let a held or failed job run again; let a done one try again what its peers did not take.
 
+    A study is judged again, by the rules as they are now.
+
     Example: dicom-node requeue 6f1d… --by "M. Meier" --why "the model folder is mounted again"
     """
-    _decide(config, overrides, lambda ledger: ledger.requeue(job, by, why))
+    _decide(config, overrides, lambda ledger: decisions.requeue(ledger, named, by, why))
 
 
 @app.command()
@@ -240,25 +239,24 @@ def release(
 
     Example: dicom-node release 6f1d… --by "M. Meier" --why "looked at; the warning is the implant"
     """
-    if _UID.fullmatch(held):
-        _decide(config, overrides, lambda ledger: ledger.release_study(held, by, why))
-    else:
-        _decide(config, overrides, lambda ledger: ledger.release(held, by, why))
+    _decide(config, overrides, lambda ledger: decisions.release(ledger, held, by, why))
 
 
 @app.command()
 def reject(
-    job: JobId,
+    held: JobOrStudy,
     by: By,
     why: Why,
     config: ConfigFolder = DEFAULT_CONFIG,
     overrides: Overrides = None,
 ) -> None:
-    """Close a held job; its result never goes out.
+    """Close a held job, whose result never goes out; or a held study, of which nothing is made.
+
+    A study that was closed opens again when something new of it comes.
 
     Example: dicom-node reject 6f1d… --by "M. Meier" --why "motion"
     """
-    _decide(config, overrides, lambda ledger: ledger.reject(job, by, why))
+    _decide(config, overrides, lambda ledger: decisions.reject(ledger, held, by, why))
 
 
 @app.command()
@@ -317,11 +315,7 @@ def withdraw(
     configuration = load(config, overrides or [])
     store = Store(configuration.node.store_folder)
     with _open_ledger(configuration) as ledger:
-        found = ledger.find_outdated(job)
-        if not found:
-            raise LookupError(f"no peer took a result of job {job} that is not wanted any more")
-        namespace = configuration.node.installation or store.namespace()
-        withdrawal.withdraw(found[0], ledger, store, namespace, by=by, why=why)
+        decisions.withdraw(ledger, store, configuration.node.installation, job, by, why)
 
 
 @app.command(name="doctor")

@@ -23,7 +23,7 @@ from dicom_node.door_settings import Peer
 from dicom_node.errors import ConfigurationError, DeliveryError, StorageError, WorkerLost
 from dicom_node.executors import JobExecutor, call
 from dicom_node.images import SOP_CLASSES
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import REJECTED, Ledger
 from dicom_node.network import STUDY_ROOT_FIND, VERIFICATION, open_association
 from dicom_node.node_settings import NodeSettings
 from dicom_node.rules import ROUTING_FILE
@@ -146,7 +146,8 @@ def _check_ledger(configuration: Configuration) -> Iterator[Finding]:
     except (ConfigurationError, StorageError) as error:
         yield Finding(check="ledger", state=State.FAILED, detail=str(error))
         return
-    waiting = counts["jobs.held"] + counts["jobs.failed"] + counts["studies.held"]
+    held = counts["studies.held"] - counts.get(f"holds.{REJECTED}", 0)
+    waiting = counts["jobs.held"] + counts["jobs.failed"] + held
     yield Finding(
         check="ledger",
         state=State.OK,

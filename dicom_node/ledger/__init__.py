@@ -22,7 +22,7 @@ with its event row. Read the files in the order of the walk:
 """
 
 from dicom_node.ledger.chronicle import Chronicle
-from dicom_node.ledger.conflicts import PEER_SILENT, UID_CONFLICT, Conflicts
+from dicom_node.ledger.conflicts import PEER_SILENT, REJECTED, UID_CONFLICT, Conflicts
 from dicom_node.ledger.inquiries import Inquiries
 from dicom_node.ledger.judgements import SUPERSEDED, Judgements
 from dicom_node.ledger.notices import Notices
@@ -55,6 +55,7 @@ from dicom_node.ledger.withdrawals import Withdrawals
 __all__ = [
     "HOLD_REASON",
     "PEER_SILENT",
+    "REJECTED",
     "SUPERSEDED",
     "TAKEN",
     "UID_CONFLICT",

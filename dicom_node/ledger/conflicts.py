@@ -23,6 +23,9 @@ UID_CONFLICT = "uid_conflict"
 PEER_SILENT = "peer_silent"
 """Why a study is held: a peer did not say whether it has what is missing here."""
 
+REJECTED = "rejected"
+"""Why a study stays held for good: a person has looked and wants nothing made of it."""
+
 _RELEASABLE = (UID_CONFLICT, PEER_SILENT)
 
 _RELEASED = "study.released"
@@ -99,12 +102,7 @@ class Conflicts(Database):
                 )
             ).rowcount
             if not released:
-                row = connection.execute(
-                    select(study.c.state, study.c.hold_code).where(here)
-                ).one_or_none()
-                if row is None:
-                    raise LookupError(f"the ledger has no study {study_instance_uid}")
-                seen = f"{row.state}, {row.hold_code}" if row.hold_code else row.state
+                seen = _describe_study(connection, study_instance_uid)
                 raise IllegalTransition(
                     f"the study {study_instance_uid} is {seen}; only one that is held, "
                     f"{' or '.join(_RELEASABLE)} can be released"
@@ -118,6 +116,46 @@ class Conflicts(Database):
                 conflicts=len(accepted),
                 up_to=max((row.sequence for row in accepted), default=0),
             )
+
+    def reject_study(self, study_instance_uid: str, by: str, why: str) -> None:
+        """Close a held study: nothing is made of it, nor sent, until something new of it comes.
+
+        Raises:
+            LookupError: the ledger does not know the study.
+            IllegalTransition: the study is not held, or is closed already.
+        """
+        with self._writing() as connection:
+            closed = connection.execute(
+                update(study)
+                .where(
+                    study.c.study_instance_uid == study_instance_uid,
+                    study.c.state == StudyState.HELD,
+                    study.c.hold_code != REJECTED,
+                )
+                .values(hold_code=REJECTED, hold_reason=why)
+            ).rowcount
+            if not closed:
+                seen = _describe_study(connection, study_instance_uid)
+                raise IllegalTransition(
+                    f"the study {study_instance_uid} is {seen}; only one that is held can be closed"
+                )
+            self._note(connection, "study.rejected", study=study_instance_uid, by=by, why=why)
+
+
+def _describe_study(connection: Connection, study_instance_uid: str) -> str:
+    """Return the state of a study, with its code where it is held.
+
+    Raises:
+        LookupError: the ledger does not know the study.
+    """
+    row = connection.execute(
+        select(study.c.state, study.c.hold_code).where(
+            study.c.study_instance_uid == study_instance_uid
+        )
+    ).one_or_none()
+    if row is None:
+        raise LookupError(f"the ledger has no study {study_instance_uid}")
+    return f"{row.state}, {row.hold_code}" if row.hold_code else str(row.state)
 
 
 def _open_conflicts(connection: Connection, study_instance_uid: str) -> Sequence[Row[Any]]:

@@ -218,8 +218,26 @@ def test_a_study_with_contested_uids_is_shown_and_released(run: Run, bench: Benc
     assert run("release", study, "--by", "M. Meier", "--why", "again")[0] == 1
 
 
+def test_held_study_is_closed_and_judged_again_by_its_uid(run: Run, bench: Bench):
+    first = make_series("T1w")
+    bench.receive(first)
+    bench.receive(make_series("T1w", patient_name="PHANTOM^OTHER")[:2])
+    bench.judge()
+    study = first[0].StudyInstanceUID
+    person = ("--by", "M. Meier", "--why", "looked at")
+
+    assert run("reject", study, *person)[0] == 0
+    assert bench.ledger.study_row(study).hold_code == "rejected"
+    assert run("reject", study, *person)[0] == 1
+    assert run("requeue", study, *person)[0] == 0
+    assert bench.ledger.study_row(study).state == "receiving"
+
+
 def test_decision_needs_a_person_and_a_reason(run: Run, held: Job):
     assert run("release", held.plan.plan_id, "--by", "M. Meier")[0] == 2
+    status, _, err = run("release", held.plan.plan_id, "--by", "M. Meier", "--why", " ")
+    assert status == 1
+    assert "a reason" in err
 
 
 def test_command_on_a_node_that_never_ran_ends_with_1(run: Run, bench: Bench, tmp_path: Path):

@@ -151,6 +151,40 @@ def test_only_a_study_held_for_its_conflicts_can_be_released(ledger, code):
         ledger.release_study("1.404", "M. Meier", "why not")
 
 
+def test_closed_study_says_who_and_why_and_is_no_alarm(ledger):
+    receive(ledger, FIRST)
+    assert ledger.hold_study(STUDY, 1, "identity_conflict", "two patients", seen=1)
+
+    ledger.reject_study(STUDY, "M. Meier", "another patient's images are in it")
+
+    row = ledger.study_row(STUDY)
+    assert (row.state, row.hold_code) == (StudyState.HELD, "rejected")
+    assert row.hold_reason == "another patient's images are in it"
+    told = ledger.events(STUDY)[-1]
+    assert (told.name, told.detail["by"]) == ("study.rejected", "M. Meier")
+    with pytest.raises(IllegalTransition, match="held, rejected"):
+        ledger.reject_study(STUDY, "M. Meier", "again")
+
+
+def test_closed_study_opens_again_when_something_comes(ledger):
+    receive(ledger, FIRST)
+    assert ledger.hold_study(STUDY, 1, "identity_conflict", "two patients", seen=1)
+    ledger.reject_study(STUDY, "M. Meier", "looked at")
+
+    receive(ledger, make_instance(2))
+
+    assert ledger.study_row(STUDY).state is StudyState.RECEIVING
+
+
+def test_only_a_held_study_can_be_closed(ledger):
+    receive(ledger, FIRST)
+
+    with pytest.raises(IllegalTransition, match="receiving"):
+        ledger.reject_study(STUDY, "M. Meier", "why not")
+    with pytest.raises(LookupError):
+        ledger.reject_study("1.404", "M. Meier", "why not")
+
+
 def test_a_uid_in_two_studies_contests_both(ledger):
     receive_and_judge(ledger)
     stranger = make_instance(1, "second", study_instance_uid=ELSEWHERE)
