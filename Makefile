@@ -22,10 +22,11 @@ ORTHANC := orthanc orthanc-dicomweb
 CHECKERS := dcmtk dicom3tools
 DATABASE := postgresql
 CUTTERS := e2fsprogs mount strace
+BROWSER := chromium
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast lint bench labels durability fuzz siege train lock clean
+.PHONY: help demo serve admin test test-fast lint bench labels durability fuzz siege train lock clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,12 +38,15 @@ demo: $(RUNTIME)  ## Complete one study from end to end and write demo/report.ht
 serve: $(RUNTIME)  ## Run the node in the foreground with the folder CONFIG.
 	@exec $(BIN)/dicom-node serve --config "$(CONFIG)"
 
+admin: $(RUNTIME)  ## Serve the admin page beside the node, with the folder CONFIG. See docs/admin.md.
+	@exec $(BIN)/dicom-node admin --config "$(CONFIG)"
+
 test: $(TOOLS)  ## Run every ring: unit, integration, acceptance.
-	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS)
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(TOOLS)  ## Run the unit and integration rings.
-	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS)
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER)
 	$(BIN)/python -m pytest -m "not acceptance and not gpu" $(PYTEST_ARGS)
 
 bench: $(TOOLS)  ## Measure the door and the sender beside others; about 35 minutes. BENCH_ARGS=--help.

@@ -19,6 +19,8 @@ import typer
 from rich.console import Console
 
 from dicom_node import __version__, decisions, doctor, node, terminal
+from dicom_node.admin.accounts import Accounts, Role
+from dicom_node.admin.server import AdminServer
 from dicom_node.assembly import build_judge
 from dicom_node.audit import configure_logging
 from dicom_node.backfill import Backfill, list_days
@@ -47,6 +49,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+accounts = typer.Typer(
+    help="Who may log in to the admin page.\n\nExample: dicom-node account list",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(accounts, name="account")
 
 ConfigFolder = Annotated[
     Path,
@@ -318,6 +327,73 @@ def withdraw(
         decisions.withdraw(ledger, store, configuration.node.installation, job, by, why)
 
 
+@app.command()
+def admin(config: ConfigFolder = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
+    """Serve the admin page in the foreground until SIGTERM or Ctrl-C.
+
+    It runs beside the node, and without it. See docs/admin.md.
+
+    Example: dicom-node admin --config config
+    """
+    configure_logging()
+    server = AdminServer(load(config, overrides or []), node.now)
+    typer.echo(f"ready admin={server.open()}")
+    sys.stdout.flush()
+    server.run()
+
+
+@accounts.command(name="set")
+def set_account(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Kept with all that it decides.")],
+    role: Annotated[
+        Role, typer.Option(help="viewer looks; operator decides, too; admin sees who did what.")
+    ],
+    config: ConfigFolder = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+) -> None:
+    """Make an account, or give one another password and role.
+
+    The password is asked for, or is the first line of standard input.
+
+    Example: dicom-node account set "M. Meier" --role operator
+    """
+    kept = _open_accounts(config, overrides)
+    if sys.stdin.isatty():
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    kept.put(name, role, password, node.now())
+
+
+@accounts.command(name="remove")
+def remove_account(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    config: ConfigFolder = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+) -> None:
+    """Take an account away; who is logged in with it is logged out.
+
+    Example: dicom-node account remove "M. Meier"
+    """
+    _open_accounts(config, overrides).remove(name)
+
+
+@accounts.command(name="list")
+def list_accounts(
+    config: ConfigFolder = DEFAULT_CONFIG, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Print who may log in.
+
+    Example: dicom-node account list
+    """
+    found = _open_accounts(config, overrides).read()
+    if as_json:
+        _print_json({name: {"role": account.role} for name, account in found.items()})
+        return
+    for name, account in found.items():
+        typer.echo(f"{name}: {account.role}, since {account.changed_at:%Y-%m-%d}")
+
+
 @app.command(name="doctor")
 def examine(
     config: ConfigFolder = DEFAULT_CONFIG, overrides: Overrides = None, as_json: AsJson = False
@@ -374,6 +450,11 @@ def version(as_json: AsJson = False) -> None:
         _print_json(versions)
     else:
         typer.echo(" ".join(f"{name} {number}" for name, number in versions.items()))
+
+
+def _open_accounts(config: Path, overrides: list[str] | None) -> Accounts:
+    _set_up_quiet()
+    return Accounts(load(config, overrides or []).node.data_folder)
 
 
 def _decide(config: Path, overrides: list[str] | None, decide: Callable[[Ledger], None]) -> None:

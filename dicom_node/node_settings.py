@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 from uuid import UUID
 
@@ -31,12 +31,15 @@ from dicom_node.value_types import (
     Alias,
     Count,
     Duration,
+    HostName,
     IPNetwork,
     Port,
     Strict,
 )
 
 NODE_FILE = "node.yaml"
+
+_Files = TypeVar("_Files", TLS, "WebCertificate")
 
 
 class Assembly(Strict):
@@ -272,6 +275,55 @@ class Web(Strict):
         return self
 
 
+class WebCertificate(Strict):
+    """What the admin page shows a browser.
+
+    Attributes:
+        certificate: PEM file with the certificate and its chain.
+        key: PEM file with the private key, without passphrase; mode 0600 and the page's own user,
+            or mode 0640 and root.
+    """
+
+    certificate: Path
+    key: Path
+
+
+class Admin(Strict):
+    """The admin page, which `dicom-node admin` serves beside the node.
+
+    Attributes:
+        host: address to listen on.
+        port: 0 is any free one.
+        names: under which browsers call it, beside `host`; a request for any other is refused.
+            Only localhost needs no entry.
+        tls: certificate and key; needed for any address that other machines can reach.
+        idle: a person who does nothing for so long has to log in again.
+        longest: so long after logging in, too, whatever the person does.
+        attempts: so many wrong passwords in a row lock an account, four times as many an address.
+        lock: for so long.
+        patient_names: operators and admins see whose study it is; each look is kept in the ledger.
+    """
+
+    host: Address = "127.0.0.1"
+    port: Port = 8090
+    names: tuple[HostName, ...] = ()
+    tls: WebCertificate | None = None
+    idle: Duration = timedelta(minutes=15)
+    longest: Duration = timedelta(hours=8)
+    attempts: Count = 5
+    lock: Duration = timedelta(minutes=5)
+    patient_names: bool = False
+
+    @model_validator(mode="after")
+    def _is_not_overheard(self) -> Self:
+        if not ipaddress.ip_address(self.host).is_loopback and self.tls is None:
+            raise ValueError(
+                f"tls, because {self.host} can be reached from other machines and passwords go "
+                "over the connection"
+            )
+        return self
+
+
 class NodeSettings(Strict):
     """node.yaml.
 
@@ -290,6 +342,7 @@ class NodeSettings(Strict):
         ledger: where the record of everything is.
         executor: where jobs run.
         web: where the node tells how it is.
+        admin: the page on which people watch the node and decide.
     """
 
     ae_title: AETitle
@@ -306,6 +359,7 @@ class NodeSettings(Strict):
     ledger: LedgerSettings = SQLiteLedger()
     executor: ExecutorSettings = EmbeddedExecutor()
     web: Web = Web()
+    admin: Admin = Admin()
 
     @field_validator("peers")
     @classmethod
@@ -382,18 +436,20 @@ def _locate(node: NodeSettings, folder: Path) -> NodeSettings:
     if isinstance(executor, DaskExecutor):
         executor = executor.model_copy(update={"tls": _locate_tls(executor.tls, folder)})
     tls = _locate_tls(node.receiver.tls, folder)
+    shown = _locate_tls(node.admin.tls, folder)
     return node.model_copy(
         update={
             "data_folder": (folder / node.data_folder).resolve(),
             "models_folder": (folder / node.models_folder).resolve(),
             "receiver": node.receiver.model_copy(update={"tls": tls}),
             "executor": executor,
+            "admin": node.admin.model_copy(update={"tls": shown}),
         }
     )
 
 
-def _locate_tls(tls: TLS | None, folder: Path) -> TLS | None:
-    return tls and TLS(**{name: (folder / path).resolve() for name, path in tls})
+def _locate_tls(tls: _Files | None, folder: Path) -> _Files | None:
+    return tls and type(tls)(**{name: (folder / path).resolve() for name, path in tls})
 
 
 def _is_here(host: str) -> bool:

@@ -38,7 +38,7 @@ def read_status(ledger: Ledger, study: str | None, now: datetime) -> dict[str, A
         "jobs": [_job(job, now) for job in jobs],
         "shadow": _summarize_comparisons(jobs),
         "deliveries": describe_deliveries(ledger.deliveries(study)),
-        "destinations": _destinations(ledger, now),
+        "destinations": describe_destinations(ledger, now),
         "conflicts": [
             _conflict(row, each, now)
             for row in rows
@@ -142,7 +142,8 @@ def describe_deliveries(deliveries: Iterable[Delivery]) -> list[dict[str, Any]]:
     ]
 
 
-def _destinations(ledger: Ledger, now: datetime) -> list[dict[str, Any]]:
+def describe_destinations(ledger: Ledger, now: datetime) -> list[dict[str, Any]]:
+    """Return how each peer stands that something is or was to be sent to, as JSON types."""
     outages = ledger.outages()
     found = []
     for peer, backlog in ledger.backlogs().items():

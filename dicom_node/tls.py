@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dicom_node.door_settings import TLS, Peer
 from dicom_node.errors import ConfigurationError, DeliveryError
-from dicom_node.node_settings import NodeSettings
+from dicom_node.node_settings import NodeSettings, WebCertificate
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2; TLS 1.3 has only such."""
@@ -255,25 +255,18 @@ def _load_server(files: TLS) -> ssl.SSLContext:
     return context
 
 
+def serve_browsers(files: WebCertificate) -> ssl.SSLContext:
+    """Return what the admin page is served with: browsers show no certificate.
+
+    Raises:
+        ConfigurationError: the files cannot be used.
+    """
+    return _load_own(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files, "admin.tls")
+
+
 def _load(context: ssl.SSLContext, files: TLS) -> ssl.SSLContext:
     """Return `context` with the profile, the node's certificate and its authorities."""
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_ciphers(CIPHERS)
-    _check_key(files.key)
-    try:
-        context.load_cert_chain(files.certificate, files.key, password=_refuse_password)
-    except _PasswordError:
-        raise _fault(
-            "key", files.key, "a key with a passphrase", "one without, which only the node can read"
-        ) from None
-    except OSError as error:
-        raise _fault(
-            "certificate",
-            files.certificate,
-            describe_failure(error),
-            "a PEM file that fits the key",
-        ) from None
+    _load_own(context, files, "receiver.tls")
     try:
         context.load_verify_locations(files.ca)
     except OSError as error:
@@ -285,7 +278,34 @@ def _load(context: ssl.SSLContext, files: TLS) -> ssl.SSLContext:
     return context
 
 
-def _check_key(key: Path) -> None:
+def _load_own(context: ssl.SSLContext, files: TLS | WebCertificate, where: str) -> ssl.SSLContext:
+    """Return `context` with the profile and a certificate of ours; `where` is its place."""
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers(CIPHERS)
+    _check_key(files.key, where)
+    try:
+        context.load_cert_chain(files.certificate, files.key, password=_refuse_password)
+    except _PasswordError:
+        raise _fault(
+            "key",
+            files.key,
+            "a key with a passphrase",
+            "one without, which only the node can read",
+            where,
+        ) from None
+    except OSError as error:
+        raise _fault(
+            "certificate",
+            files.certificate,
+            describe_failure(error),
+            "a PEM file that fits the key",
+            where,
+        ) from None
+    return context
+
+
+def _check_key(key: Path, where: str) -> None:
     """Refuse a private key that others can read.
 
     Only its owner, or the group where root owns it (a packaged service has such keys): what
@@ -297,7 +317,9 @@ def _check_key(key: Path) -> None:
     try:
         found = key.stat()
     except OSError as error:
-        raise _fault("key", key, str(error.strerror), "a PEM file with a private key") from None
+        raise _fault(
+            "key", key, str(error.strerror), "a PEM file with a private key", where
+        ) from None
     mode = stat.S_IMODE(found.st_mode)
     allowed = _KEY_OF_ROOT if found.st_uid == _ROOT else _OWN_KEY
     if mode & ~allowed or found.st_uid not in {_ROOT, os.geteuid()}:
@@ -306,6 +328,7 @@ def _check_key(key: Path) -> None:
             key,
             f"mode {mode:04o}, owner {found.st_uid}",
             "mode 0600 and the node's own user, or mode 0640 and root: others can read the key",
+            where,
         )
 
 
@@ -355,7 +378,7 @@ def _refuse_password() -> str:
     raise _PasswordError
 
 
-def _fault(key: str, path: Path, seen: str, wanted: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"node.yaml: receiver.tls.{key} : seen {path} ({seen}), wanted {wanted}"
-    )
+def _fault(
+    key: str, path: Path, seen: str, wanted: str, where: str = "receiver.tls"
+) -> ConfigurationError:
+    return ConfigurationError(f"node.yaml: {where}.{key} : seen {path} ({seen}), wanted {wanted}")

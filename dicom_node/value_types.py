@@ -97,3 +97,4 @@ AETitle = Annotated[str, PlainValidator(_read_ae_title), _text(minLength=1, maxL
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from highdicom import Volume
+from highdicom import Volume, imread
 from numpy.typing import NDArray
 from pydicom import Dataset, config, dcmread
 from pydicom.uid import UID
@@ -84,6 +84,34 @@ def read_volume(
             frame_of_reference_uid=header.get("FrameOfReferenceUID") or None,
         )
     return volume, tuple(plane.header for plane in planes)
+
+
+def read_map(path: Path, like: Volume) -> NDArray[np.float32]:
+    """Return the frames of a Parametric Map of ours, each where its position lies on a grid.
+
+    A slice that the source lacks has no frame; it is filled as `read_volume` fills it.
+
+    Args:
+        path: of the one file that holds it.
+        like: a volume on its grid.
+
+    Returns:
+        Array (slices, rows, columns) in the map's units.
+    """
+    image = imread(path)
+    to_index = np.linalg.inv(like.affine)
+    array = np.zeros(like.array.shape, np.float32)
+    missing = set(range(len(array)))
+    for frame, group in zip(
+        image.get_frames(), image.PerFrameFunctionalGroupsSequence, strict=True
+    ):
+        position = group.PlanePositionSequence[0].ImagePositionPatient
+        slot = round(float((to_index @ [*position, 1])[0]))
+        array[slot] = frame
+        missing.discard(slot)
+    for slot in missing:
+        array[slot] = (array[slot - 1] + array[slot + 1]) / 2
+    return array
 
 
 def _read_planes(path: Path, wanted: Collection[int]) -> list[_Plane]:

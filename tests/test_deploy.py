@@ -26,10 +26,13 @@ def read_scale():
     return yaml.safe_load((DEPLOY / "compose.scale.yaml").read_text())
 
 
-def read_unit():
+UNITS = ("dicom-node.service", "dicom-node-admin.service")
+
+
+def read_unit(name="dicom-node.service"):
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str
-    parser.read(DEPLOY / "dicom-node.service")
+    parser.read(DEPLOY / name)
     return parser
 
 
@@ -148,8 +151,9 @@ def test_pacs_of_the_box_and_shipped_configuration_know_each_other():
     ]
 
 
-def test_unit_is_hardened():
-    service = read_unit()["Service"]
+@pytest.mark.parametrize("unit", UNITS)
+def test_unit_is_hardened(unit):
+    service = read_unit(unit)["Service"]
     expected = {
         "NoNewPrivileges": "yes",
         "ProtectSystem": "strict",
@@ -165,13 +169,14 @@ def test_unit_is_hardened():
 
 
 @pytest.mark.integration
-def test_systemd_accepts_the_unit():
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_accepts_the_unit(unit):
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("systemd-analyze is not here: apt-get install systemd")
 
     said = subprocess.run(
-        [analyze, "verify", DEPLOY / "dicom-node.service"],
+        [analyze, "verify", DEPLOY / unit],
         capture_output=True,
         text=True,
         check=False,

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-from highdicom import imread
 from numpy.typing import NDArray
 
 from dicom_node.domain import ContrastLabel
-from dicom_node.volumes import read_volume
+from dicom_node.volumes import read_map, read_volume
 from synthesis.metrics import ours as metrics
 from synthesis.preprocessing import measure_scale, resample, to_image
 from synthesis.registration import register_rigid
@@ -100,7 +99,7 @@ def compare(
         grid=synthetic,
         covered=covered,
         sources={label: _array(resample(one, grid)) for label, one in volumes.items()},
-        half_width=_read_map(uncertainty, synthetic) if uncertainty else None,
+        half_width=read_map(uncertainty[0], synthetic) if uncertainty else None,
         real=truth,
         figures=figures,
     )
@@ -115,27 +114,6 @@ def _measure(truth: FloatArray, values: FloatArray, mask: MaskArray) -> dict[str
         "psnr_db": metrics.peak_signal_to_noise(truth, values, mask),
         "ssim": metrics.structural_similarity(truth, values, mask),
     }
-
-
-def _read_map(files: Sequence[Path], like: Volume) -> FloatArray:
-    """Return the frames of a Parametric Map, each put where its position lies on the grid.
-
-    A slice that the source lacks has no frame; it is filled as `read_volume` fills it.
-    """
-    image = imread(files[0])
-    to_index = np.linalg.inv(like.affine)
-    array = np.zeros(like.array.shape, np.float32)
-    missing = set(range(len(array)))
-    for frame, group in zip(
-        image.get_frames(), image.PerFrameFunctionalGroupsSequence, strict=True
-    ):
-        position = group.PlanePositionSequence[0].ImagePositionPatient
-        slot = round(float((to_index @ [*position, 1])[0]))
-        array[slot] = frame
-        missing.discard(slot)
-    for slot in missing:
-        array[slot] = (array[slot - 1] + array[slot + 1]) / 2
-    return array
 
 
 def _as_float(volume: Volume) -> Volume:

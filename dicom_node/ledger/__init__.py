@@ -14,6 +14,7 @@ with its event row. Read the files in the order of the walk:
     withdrawals  results that went out and are taken back
     promises     what peers say that they keep
     chronicle    events, counts, retention
+    overview     what the admin page shows of all of it
     tenure       which node has the ledger
     database     connection and transactions (below all of them)
     engines      SQLite and PostgreSQL: durability, one writer at a time
@@ -27,6 +28,7 @@ from dicom_node.ledger.inquiries import Inquiries
 from dicom_node.ledger.judgements import SUPERSEDED, Judgements
 from dicom_node.ledger.notices import Notices
 from dicom_node.ledger.outbox import TAKEN, Outbox
+from dicom_node.ledger.overview import Overview, Show, StudyGlance
 from dicom_node.ledger.promises import Promises
 from dicom_node.ledger.queue import HOLD_REASON, Queue
 from dicom_node.ledger.reception import UID_NONCONFORMANT, Reception
@@ -75,6 +77,8 @@ __all__ = [
     "Outdated",
     "Receipt",
     "Report",
+    "Show",
+    "StudyGlance",
     "StudyNotice",
     "StudyRow",
     "Unconfirmed",
@@ -92,6 +96,7 @@ class Ledger(
     Withdrawals,
     Promises,
     Chronicle,
+    Overview,
     Tenure,
 ):
     """The ledger, open between `open` and `close`; safe to share between threads.

@@ -64,7 +64,7 @@ class Judgements(Database):
         """
         with self._reading() as connection:
             row = connection.execute(
-                _select_studies(study.c.study_instance_uid == study_instance_uid)
+                select_studies(study.c.study_instance_uid == study_instance_uid)
             ).one_or_none()
         if row is None:
             raise LookupError(f"the ledger has no study {study_instance_uid}")
@@ -76,7 +76,7 @@ class Judgements(Database):
             return [
                 _read_study(row)
                 for row in connection.execute(
-                    _select_studies().order_by(
+                    select_studies().order_by(
                         study.c.last_received.desc(), study.c.study_instance_uid
                     )
                 )
@@ -350,7 +350,8 @@ class Judgements(Database):
         return len(unwanted)
 
 
-def _select_studies(*conditions: ColumnElement[bool]) -> Select[Any]:
+def select_studies(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """Return the query whose rows are the columns of `StudyRow`."""
     seen = (
         select(func.count())
         .select_from(instance)

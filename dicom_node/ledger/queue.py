@@ -259,7 +259,7 @@ class Queue(Database):
         if study is not None:
             query = query.where(job.c.study_instance_uid == study)
         with self._reading() as connection:
-            return [_read_job(row) for row in connection.execute(query)]
+            return [read_job(row) for row in connection.execute(query)]
 
     def derived(self, plan_id: str) -> list[DerivedInstance]:
         """Return what a job wrote, in the order image, report, uncertainty and of the numbers."""
@@ -435,7 +435,7 @@ def _running(connection: Connection, plan_id: str, attempt: int) -> Row[Any] | N
 
 
 def _select_job(connection: Connection, plan_id: str) -> Job:
-    return _read_job(_row(connection, plan_id))
+    return read_job(_row(connection, plan_id))
 
 
 def _was_on_its_way(connection: Connection, plan_id: str) -> bool:
@@ -458,7 +458,8 @@ def _select_contents(connection: Connection, contents: Sequence[tuple[str, str]]
     return found
 
 
-def _read_job(row: Row[Any]) -> Job:
+def read_job(row: Row[Any]) -> Job:
+    """Return the job of a row of its table."""
     return Job(
         plan=read_plan(row.plan, row.generation),
         state=row.state,

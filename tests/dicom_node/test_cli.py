@@ -1,4 +1,6 @@
+import io
 import json
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -249,10 +251,42 @@ def test_command_on_a_node_that_never_ran_ends_with_1(run: Run, bench: Bench, tm
 
 @pytest.mark.parametrize(
     "command",
-    ["serve", "check", "explain", "status", "requeue", "release", "reject", "doctor", "version"],
+    [
+        *("serve", "check", "explain", "status", "requeue", "release", "reject", "doctor"),
+        *("version", "admin", "account"),
+    ],
 )
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main([command, "--help"])
 
     assert f"Example: dicom-node {command}" in capsys.readouterr().out
+
+
+def test_account_is_made_listed_and_taken_away(
+    run: Run, bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO("correct horse staple\n"))
+    assert run("account", "set", "M. Meier", "--role", "operator")[0] == 0
+
+    assert json.loads(run("account", "list", "--json")[1]) == {"M. Meier": {"role": "operator"}}
+    assert run("account", "remove", "M. Meier")[0] == 0
+    assert run("account", "remove", "M. Meier")[0] == 1
+    assert run("account", "list", "--json")[1] == "{}\n"
+
+
+def test_page_that_others_could_overhear_is_refused(run: Run, bench: Bench):
+    status, _, err = run("admin", overrides=[*bench.overrides, "admin.host=0.0.0.0"])
+
+    assert status == 2
+    assert err.startswith("node.yaml: line ")
+    assert "admin : seen a whole section, wanted tls, because 0.0.0.0" in err
+
+
+def test_page_whose_address_is_taken_says_so(run: Run, bench: Bench):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, err = run("admin", overrides=[*bench.overrides, f"admin.port={port}"])
+
+    assert status == 2
+    assert f"port {port}" in err
