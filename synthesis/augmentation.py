@@ -40,14 +40,17 @@ class Batch:
     Attributes:
         stack: (batch, sources, slices, rows, columns); absent sources are zero.
         condition: (batch, sources + targets), availability of each source, one-hot target.
-        truth: (batch, 1, rows, columns).
-        weight: (batch, 1, rows, columns), one inside the mask.
+        truth: (batch, 1, rows, columns), or with all slices if they were asked for.
+        weight: same shape as `truth`, one inside the mask.
+        labels: (batch, rows, columns) int64 of the center slice, -1 where the person has none; None
+            if they were not asked for.
     """
 
     stack: Tensor
     condition: Tensor
     truth: Tensor
     weight: Tensor
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +62,14 @@ class _Person:
         present: the contrasts that the person has.
         filled: per slice axis, the slices that hold some of the mask.
         middles: per slice axis, (slices, 2) center of the mask in each slice.
+        labels: (1, slices, rows, columns) float; -1 where the person has none.
     """
 
     volume: Tensor
     present: tuple[ContrastLabel, ...]
     filled: tuple[NDArray[np.int64], ...]
     middles: tuple[NDArray[np.float64], ...]
+    labels: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +115,20 @@ class Stock:
         slices: int,
         views: tuple[int, ...],
         generator: np.random.Generator,
+        whole: bool = False,
+        labels: bool = False,
     ) -> Batch:
-        """Draw a batch of `count` samples of `slices` x `size` x `size` pixels."""
+        """Draw a batch of `count` samples of `slices` x `size` x `size` pixels.
+
+        Args:
+            count: samples.
+            size: rows and columns.
+            slices: odd, or even if all of them are asked for.
+            views: slice axes to draw from.
+            generator: of all choices.
+            whole: truth and weight of all slices and not of the center slice alone.
+            labels: the center slice's labels, too.
+        """
         picks = generator.choice(len(self._people), count, p=self._weights)
         choices = [self._choose(self._people[int(i)], views, generator) for i in picks]
         points = torch.from_numpy(np.stack([c.points for c in choices])).to(self.device)
@@ -130,13 +147,23 @@ class Stock:
         stack = _disturb(images[:, channels], images, others.to(self.device), generator)
         given = condition[:, : len(channels), None, None, None].to(self.device)
         middle = slices // 2
+        kept = slice(None) if whole else middle
         targets = torch.tensor([self.labels.index(c.target) for c in choices], device=self.device)
         return Batch(
             stack=torch.where(inside, stack * given, 0),
             condition=condition.to(self.device),
-            truth=images[torch.arange(count, device=self.device), targets, middle][:, None],
-            weight=inside[:, 0, middle][:, None].float(),
+            truth=images[torch.arange(count, device=self.device), targets, kept][:, None],
+            weight=inside[:, 0, kept][:, None].float(),
+            labels=self._cut_labels(choices, points, size) if labels else None,
         )
+
+    def _cut_labels(self, choices: Sequence[_Choice], points: Tensor, size: int) -> Tensor:
+        """Return (batch, size, size), the center slice's labels where the reference lies."""
+        cuts = [
+            _cut(choice.person.labels, matrices[-1:], 1, size, 1, mode="nearest")[0, 0]
+            for choice, matrices in zip(choices, points, strict=True)
+        ]
+        return torch.stack(cuts).long()
 
     def _load(self, case: Case) -> _Person:
         volume = torch.zeros(len(self.labels) + 1, *case.mask.shape)
@@ -152,8 +179,10 @@ class Stock:
             columns = (mask.sum(axis=1) * np.arange(mask.shape[2])).sum(axis=1) / areas
             filled.append(np.flatnonzero(mask.any(axis=(1, 2))))
             middles.append(np.stack([rows, columns], axis=1))
+        labels = np.full(case.mask.shape, -1) if case.labels is None else case.labels
         return _Person(
             volume=volume.to(self.device),
+            labels=torch.from_numpy(labels.astype(np.float32))[None].to(self.device),
             present=tuple(label for label in self.labels if label in case.images),
             filled=tuple(filled),
             middles=tuple(middles),
@@ -252,7 +281,15 @@ def _sampling_coordinates(shape: tuple[int, ...]) -> NDArray[np.float64]:
     return matrix
 
 
-def _cut(volume: Tensor, points: Tensor, slices: int, size: int, thickness: int) -> Tensor:
+def _cut(
+    volume: Tensor,
+    points: Tensor,
+    slices: int,
+    size: int,
+    thickness: int,
+    *,
+    mode: str = "bilinear",
+) -> Tensor:
     """Return (channels, slices, size, size), each channel sampled by its own matrix."""
     parts = min(thickness, PARTS)
     device = volume.device
@@ -263,7 +300,10 @@ def _cut(volume: Tensor, points: Tensor, slices: int, size: int, thickness: int)
     places = torch.stack([a, r, c, torch.ones_like(a)], dim=-1).view(1, -1, 4)
     grid = places @ points.transpose(1, 2)  # (channels, points, 3)
     found = functional.grid_sample(
-        volume[:, None], grid.view(-1, slices * parts, size, size, 3), align_corners=True
+        volume[:, None],
+        grid.view(-1, slices * parts, size, size, 3),
+        mode=mode,
+        align_corners=True,
     )
     return found.view(-1, slices, parts, size, size).mean(dim=2)
 

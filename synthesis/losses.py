@@ -1,6 +1,7 @@
 """Losses for training, each a pure function of prediction, truth and weight maps.
 
-Arrays are (batch, 1, rows, columns), normalized units.
+Arrays are (batch, 1, rows, columns), normalized units; plain errors and the gradient take slices
+before the rows, too.
 """
 
 import torch
@@ -21,9 +22,9 @@ def masked_square(prediction: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
 
 
 def gradient_l1(prediction: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted mean absolute difference of the in-plane forward differences."""
+    """Return the weighted mean absolute difference of the forward differences along each axis."""
     total = prediction.new_zeros(())
-    for axis in (2, 3):
+    for axis in range(2, prediction.ndim):
         w = weight.narrow(axis, 1, weight.shape[axis] - 1)
         total = total + masked_l1(prediction.diff(dim=axis), truth.diff(dim=axis), w)
     return total

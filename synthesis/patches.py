@@ -1,4 +1,4 @@
-"""Slices for 2.5-D methods: one implementation of stacking, padding and views for all of them."""
+"""Pieces of volumes for networks: views, boxes, and tiles whose weights hide their seams."""
 
 import functools
 from collections.abc import Iterator, Sequence

@@ -38,6 +38,8 @@ class Synthesizer(ABC, Generic[P]):
     """
 
     parameters_type: ClassVar[type[Parameters]]
+    research_only: ClassVar[bool] = False
+    """Whether no card may offer the method for more than research, however well it scores."""
 
     def __init__(self, task: SynthesisTask, parameters: P, *, device: str = "auto") -> None:
         self.task = task

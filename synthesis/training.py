@@ -263,7 +263,18 @@ def register(experiment: Experiment, learnt: Path, models_folder: Path) -> Path:
     """Move what was learnt into a model folder and write its card; returns the folder.
 
     The card's texts come from the experiment file; figures are added by `synthesis evaluate`.
+
+    Raises:
+        TrainingError: the card offers a method for more than research that is only for that.
     """
+    method = build_method(experiment.method, experiment.task, experiment.parameters)
+    offered = {
+        t: f["state"] for t, f in experiment.card["targets"].items() if f["state"] != "research"
+    }
+    if method.research_only and offered:
+        raise TrainingError(
+            f"{experiment.model}: {experiment.method} is for research only; the card says {offered}"
+        )
     folder = models_folder / experiment.model
     shutil.copytree(learnt, folder / LEARNT, dirs_exist_ok=True)
     manifest = read_manifest(experiment.people)

@@ -61,12 +61,15 @@ class Player:
     network: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def update(self, loss: Tensor) -> None:
-        """Take one step down the gradient of the loss, which is cut to length 1."""
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), LONGEST_GRADIENT)
-        self.optimizer.step()
+
+def descend(loss: Tensor, *players: Player) -> None:
+    """Let the players take one step down the gradient of the loss, each cut to length 1."""
+    for player in players:
+        player.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    for player in players:
+        torch.nn.utils.clip_grad_norm_(player.network.parameters(), LONGEST_GRADIENT)
+        player.optimizer.step()
 
 
 class Learner(Synthesizer[L]):
@@ -105,7 +108,7 @@ class Learner(Synthesizer[L]):
         """Take one step with every network; returns the loss that is reported."""
         player = players[NETWORK]
         loss = self.loss(player.network, batch, generator)
-        player.update(loss)
+        descend(loss, player)
         return loss.detach()
 
     def finish(self, players: Mapping[str, Player]) -> None:

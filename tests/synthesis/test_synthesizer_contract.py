@@ -12,23 +12,38 @@ import pytest
 from synthesis.errors import MissingSource, SynthesisError
 from synthesis.methods import METHODS, build_method, learner
 from synthesis.methods.baselines import MatchedCopy, MeanImage
+from synthesis.methods.cyclegan import CycleGAN
 from synthesis.metrics.ours import mean_absolute_error
-from synthesis.phantom import render
+from synthesis.phantom import NAMES, render
 from synthesis.preprocessing import measure_scale
 from synthesis.synthesizer import Synthesizer
 from synthesis.types import Anchor, Case, ContrastLabel, SynthesisTask
 
 T1W, T2W, FLAIR = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR"))
 TASK = SynthesisTask(sources=(T1W, FLAIR), targets=(T2W,), required=(T1W, FLAIR))
+SMALL = {"width": 8, "levels": 2, "crop": 32, "batch": 4, "learning_rate": 5e-3}
+LESION = [[NAMES.index("lesion"), NAMES.index("enhancing")]]
 QUICK: dict[str, dict[str, Any]] = {
     "forest": {"trees": 10, "voxels_per_person": 3000},
     "boosting": {"trees": 20, "voxels_per_person": 4000},
     "dictionary": {"atoms": 128, "radius": 1, "patches_per_person": 2000},
     "anchored": {"anchors": 32, "radius": 1, "patches_per_person": 3000, "neighbors": 512},
+    "cnn": {"width": 16, "steps": 150, "crop": 32, "batch": 4},
+    "unet2d": {"width": 8, "levels": 2, "steps": 150, "crop": 32, "batch": 8},
+    "unet3d": {"width": 8, "levels": 2, "steps": 100, "crop": 16, "batch": 4, "tile": 32},
+    "gan": SMALL | {"steps": 200, "discriminator_width": 8},
+    "reggan": SMALL | {"steps": 200, "discriminator_width": 8, "registration_width": 4},
+    "cyclegan": SMALL | {"steps": 10, "discriminator_width": 8},
+    "task_loss": SMALL | {"steps": 250, "segmenter_width": 4, "regions": LESION},
+    "attention": SMALL | {"steps": 250, "edge_weight": 0.1, "regions": LESION},
+    "joint": SMALL | {"steps": 200, "segmenter_width": 4, "regions": LESION},
+    "diffusion": SMALL | {"steps": 250},
+    "bridge": SMALL | {"steps": 250},
+    "flow": SMALL | {"steps": 250},
     "unet25d": {"width": 8, "levels": 3, "steps": 200, "crop": 40, "batch": 4},
 }
 
-LEARNERS = ["unet25d"]
+LEARNERS = ["bridge", "joint", "reggan", "unet25d", "unet3d"]
 
 
 def make_case(seed: int) -> Case:
@@ -39,7 +54,13 @@ def make_case(seed: int) -> Case:
         image = phantom.images[label]
         scaled = measure_scale(image, mask, Anchor()).forward(image)
         images[label] = np.where(mask, scaled, 0).astype(np.float32)
-    return Case(subject=f"phantom-{seed}", images=images, mask=mask, spacing=phantom.spacing)
+    return Case(
+        subject=f"phantom-{seed}",
+        images=images,
+        mask=mask,
+        spacing=phantom.spacing,
+        labels=phantom.tissues,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +142,8 @@ def test_missing_source_and_unknown_target_are_refused(trained: Synthesizer[Any]
 def test_learning_beats_the_matched_copy(trained: Synthesizer[Any], cases: list[Case]) -> None:
     if isinstance(trained, MatchedCopy | MeanImage):
         pytest.skip("what the others are measured by")
+    if isinstance(trained, CycleGAN):
+        pytest.skip("nothing ties it to the truth; research only")
     case = make_case(9)
     copy = build_method("copy", TASK, {}).fit(cases, seed=3)
 

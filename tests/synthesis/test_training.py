@@ -16,7 +16,7 @@ from synthesis.devices import choose_device
 from synthesis.errors import SynthesisError, TrainingError
 from synthesis.methods import build_method
 from synthesis.speed import make_head
-from synthesis.training import judge_without, read_cases, read_experiment
+from synthesis.training import judge_without, read_cases, read_experiment, register
 from synthesis.types import Case, ContrastLabel, SynthesisTask
 
 T1W, T2W, FLAIR = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR"))
@@ -129,6 +129,18 @@ def test_people_left_out_are_judged_by_what_the_others_taught(
     assert all(row["psnr_db"] > 40 and row["ssim"] > 0.95 for row in full)
     kept = json.loads((tmp_path / "work" / "line-without-there" / "figures.json").read_text())
     assert len(kept) == len(rows)
+
+
+def test_method_for_research_only_is_never_offered_for_more(
+    experiment: Path, tmp_path: Path
+) -> None:
+    target = {"modality": "MR", "state": "candidate", "units": "standard scale"}
+    settings = read_experiment(experiment).model_copy(
+        update={"method": "cyclegan", "card": {"targets": {"T2w": target}}}
+    )
+
+    with pytest.raises(TrainingError, match="research only"):
+        register(settings, tmp_path, tmp_path / "models")
 
 
 def test_leaving_nobody_out_is_an_error(experiment: Path, tmp_path: Path) -> None:

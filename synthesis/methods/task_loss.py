@@ -1,0 +1,79 @@
+"""Task-driven by its loss: a frozen segmenter says what of the answer matters.
+
+First a segmenter of the real targets is learnt; then it is frozen, and the answer must give the
+features that the real target gives it (AFP, Longuefosse 2025) or the segmentation itself (Dice).
+The segmenter that judges a finished model must be another one.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from synthesis.augmentation import Batch
+from synthesis.methods.learner import NETWORK, Player, descend
+from synthesis.methods.segmentation import (
+    TaskDriven,
+    TaskParameters,
+    classify,
+    cross_entropy,
+    dice_loss,
+    feature_distance,
+)
+from synthesis.networks import SegmentationUNet
+
+SEGMENTER = "segmenter"
+
+
+class TaskLossParameters(TaskParameters):
+    """Hyper-parameters of `TaskLoss`.
+
+    Attributes:
+        segmenter_share: share of the steps in which the segmenter is learnt, at the beginning.
+        task: what the frozen segmenter compares.
+    """
+
+    segmenter_share: float = 0.25
+    task: Literal["features", "dice"] = "features"
+
+
+class TaskLoss(TaskDriven[TaskLossParameters]):
+    """The encoder-decoder with a frozen segmenter in its loss."""
+
+    parameters_type = TaskLossParameters
+
+    def build_helpers(self) -> dict[str, nn.Module]:
+        """Return the segmenter."""
+        return {SEGMENTER: self.build_segmenter()}
+
+    def update(
+        self,
+        players: Mapping[str, Player],
+        batch: Batch,
+        step: int,
+        generator: np.random.Generator,
+    ) -> Tensor:
+        """Move the segmenter as long as it learns, and then the network."""
+        p = self.parameters
+        segmenter = players[SEGMENTER].network
+        target, classes = self.name_target(batch), classify(batch, p.regions)
+        if step < p.segmenter_share * p.steps:
+            with torch.autocast(batch.truth.device.type, torch.bfloat16):
+                odds = segmenter(batch.truth, target)
+            loss = cross_entropy(odds, classes) + dice_loss(odds, classes)
+            descend(loss, players[SEGMENTER])
+            return loss.detach()
+        assert isinstance(segmenter, SegmentationUNet)  # noqa: S101 - as built above
+        segmenter.eval().requires_grad_(False)
+        output = self.forward(players[NETWORK].network, batch)
+        made = output[:, :1] * batch.weight
+        with torch.autocast(made.device.type, torch.bfloat16):
+            if p.task == "features":
+                task = feature_distance(segmenter, made, batch.truth, target)
+            else:
+                task = dice_loss(segmenter(made, target), classes)
+        loss = self.regression(output, batch)
+        descend(loss + p.task_weight * task, players[NETWORK])
+        return loss.detach()
