@@ -21,8 +21,8 @@ pytestmark = pytest.mark.acceptance
 PACS = "ORTHANC"
 """The AE title under which the PACS of the shipped configuration calls."""
 
-TIMES = 20
-"""How often the PACS sends each result back as it is."""
+ECHOES = 10_000
+"""How many instances the PACS sends back, over and over the same, as they are."""
 
 IDENTITIES = 5
 """As how many other patients it sends each result."""
@@ -93,8 +93,9 @@ def test_pacs_that_sends_everything_back_makes_no_job(make, study, phantom, tmp_
             tmp_path / "node" / "data" / "store" / each.path
             for each in ledger.derived(before.plan.plan_id)
         ]
+        times = str(-(-ECHOES // len(made)))
         back = storescu(
-            node.port, *made, called=AE_TITLE, calling=PACS, options=["--repeat", str(TIMES)]
+            node.port, *made, called=AE_TITLE, calling=PACS, options=["--repeat", times]
         )
         assert back.returncode == 0, back.stderr
         patient = dcmread(made[0]).PatientID
