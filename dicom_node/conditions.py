@@ -86,6 +86,17 @@ OPERATORS = (
 JOINS = ("all_of", "any_of", "none_of")
 
 
+def _tell_editors(schema: dict[str, Any]) -> None:
+    """Let the JSON Schema of a condition say what `Condition` checks of its keys together."""
+    for about in schema["properties"].values():
+        about["anyOf"] = [each for each in about["anyOf"] if each != {"type": "null"}]
+    schema["oneOf"] = [
+        *({"required": [name], "maxProperties": 1} for name in JOINS),
+        *({"required": ["keyword", name], "maxProperties": 2} for name in OPERATORS),
+        {"required": ["keyword", "at_least", "at_most"], "maxProperties": 3},
+    ]
+
+
 class Condition(BaseModel):
     """One match on a header, or a join of matches.
 
@@ -104,7 +115,7 @@ class Condition(BaseModel):
         none_of: none of these conditions holds.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_tell_editors)
 
     keyword: _Keywords | None = None
     equals: _Value | None = None
@@ -130,6 +141,9 @@ class Condition(BaseModel):
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> "Condition":
+        for name in sorted(self.model_fields_set):
+            if getattr(self, name) is None:
+                raise ValueError(f"a value for {name}, or no such key")
         used = [name for name in OPERATORS + JOINS if getattr(self, name) is not None]
         if used != ["at_least", "at_most"] and len(used) != 1:
             raise ValueError(

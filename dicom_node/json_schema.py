@@ -28,7 +28,7 @@ from dicom_node.rules import (
 
 FOLDER = "schema"
 """Beside the files that they are of."""
-_TYPES: dict[str, type[BaseModel]] = {
+TYPES: dict[str, type[BaseModel]] = {
     NODE_FILE: NodeSettings,
     CONTRASTS_FILE: Contrasts,
     ROUTING_FILE: Routing,
@@ -66,7 +66,7 @@ def write_schemas(folder: Path) -> list[Path]:
 
 def build_schemas() -> Iterator[tuple[str, str]]:
     """Yield the file name and the text of each schema."""
-    for name, kind in _TYPES.items():
+    for name, kind in TYPES.items():
         found = kind.model_json_schema(schema_generator=_Described)
         document: dict[str, Any] = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",

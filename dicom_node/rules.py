@@ -42,7 +42,14 @@ def _read_ids(value: object) -> tuple[object, ...]:
 ModelIds = Annotated[
     tuple[str, ...],
     BeforeValidator(_read_ids),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            ]
+        }
+    ),
 ]
 
 

@@ -17,6 +17,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|min|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"(\d+) ?(B|KiB|MiB|GiB)")
+_AE_TITLE = re.compile(r"(?! )[ -\[\]-~]{1,16}(?<! )")
 _FINGERPRINT = re.compile(r"[0-9A-F]{2}(:[0-9A-F]{2}){31}")
 _BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
@@ -63,7 +64,7 @@ def _read_storage_class(value: object) -> str:
 
 
 def _read_ae_title(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"(?! )[ -\[\]-~]{1,16}(?<! )", value):
+    if not isinstance(value, str) or not _AE_TITLE.fullmatch(value):
         raise ValueError("an AE title: 1 to 16 ASCII characters, no backslash, no outer space")
     return value
 
@@ -87,13 +88,17 @@ Duration = Annotated[
     timedelta, PlainValidator(_read_duration), _text(pattern=f"^{_DURATION.pattern}$")
 ]
 Size = Annotated[int, PlainValidator(_read_size), _text(pattern=f"^{_SIZE.pattern}$")]
-Network = Annotated[IPNetwork, PlainValidator(_read_network), _text()]
-Address = Annotated[str, PlainValidator(_read_address), _text()]
+Network = Annotated[
+    IPNetwork, PlainValidator(_read_network), _text(pattern=r"^[0-9A-Fa-f.:]+(/\d+)?$")
+]
+Address = Annotated[str, PlainValidator(_read_address), _text(pattern="^[0-9A-Fa-f.:]+$")]
 StorageClass = Annotated[
     str, PlainValidator(_read_storage_class), _text(enum=sorted(STORAGE_CLASSES))
 ]
-Fingerprint = Annotated[str, PlainValidator(_read_fingerprint), _text()]
-AETitle = Annotated[str, PlainValidator(_read_ae_title), _text(minLength=1, maxLength=16)]
+Fingerprint = Annotated[
+    str, PlainValidator(_read_fingerprint), _text(pattern="^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}$")
+]
+AETitle = Annotated[str, PlainValidator(_read_ae_title), _text(pattern=f"^{_AE_TITLE.pattern}$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]

@@ -468,6 +468,7 @@ def test_mistakes_of_all_files_are_told_at_once(folder):
         ),
         ("{keyword: Modality, equal: MR}", 'any_series.equal : seen "MR", wanted no such key'),
         ("{keyword: Modality}", "a condition needs exactly one of equals"),
+        ("{keyword: Modality, equals: }", "wanted a value for equals, or no such key"),
         ("{keyword: Modality, equals: MR, contains: MR}", "seen: equals, contains"),
         ("{any_of: [{keyword: Modality, at_least: x}]}", "any_series.any_of.0.at_least : seen"),
         ("{keyword: EchoTime, one_of: [true]}", "any_series.one_of.0 : seen true, wanted a text"),
