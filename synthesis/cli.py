@@ -1,4 +1,4 @@
-"""The command `synthesis`: models, predict, approve, prepare, train, benchmark, evaluate.
+"""The command `synthesis`: models, predict, approve, prepare, train, benchmark, evaluate, results.
 
 No PACS is needed.
 
@@ -287,6 +287,49 @@ def evaluate(
             "" if entry.baseline_value is None else f"{entry.baseline_value:.4g} {entry.baseline}",
         )
     console.print(table)
+
+
+@app.command()
+def results(
+    table: Annotated[
+        list[Path] | None, typer.Option(help="Table files; all of the experiments' when none.")
+    ] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only rows of this name.")] = None,
+    page_only: Annotated[bool, typer.Option(help="Compute nothing, write the page.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the rows' JSON.")] = Path("results"),
+    page: Annotated[Path, typer.Option(help="Page to write.")] = Path("docs/results.md"),
+    work: Work = DEFAULT_WORK,
+    device: Device = "cpu",
+) -> None:
+    """Compute the rows of the tables that are absent or stale, and write the page of all rows.
+
+    A stopped command goes on with the row that it was at, and several may run beside one another.
+    With --device cuda the rows that have a recipe for a GPU are computed by it.
+
+    Example: synthesis results --row copy --row linear
+    """
+    from synthesis.results import compute_absent  # noqa: PLC0415
+    from synthesis.results_page import write_page  # noqa: PLC0415
+
+    tables = table or sorted(Path("config/experiments/results").glob("*.yaml"))
+    if not tables:
+        raise typer.BadParameter("no table below config/experiments/results; name one by --table")
+    failed = False
+    for path in [] if page_only else tables:
+        for done, outcome in compute_absent(
+            path,
+            results=out,
+            work=work,
+            data_folder=_data_folder(must_exist=False),
+            device=device,
+            only=row or (),
+        ):
+            typer.echo(f"{done.table}, {done.name}, {done.fold.name}: {outcome}")
+            failed = failed or outcome.startswith("failed")
+            write_page(tables, out, page)
+    write_page(tables, out, page)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

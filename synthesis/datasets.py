@@ -17,18 +17,44 @@ from synthesis.types import Anchor, Case, ContrastLabel
 UNITS = 1000
 """Values are kept as int16 in thousandths of a normalized unit: the units that pictures are in."""
 
+PREPARATION = 1
+"""Raised when people are prepared otherwise than before: prepared cases and results are then stale.
+
+Rounding and the speed of the preparation do not raise it, a new order of its steps does.
+"""
+
+
+def cases_folder(work: Path, spacing_mm: float, anchor: Anchor) -> Path:
+    """Return where cases of this grid and scale are kept below `work`."""
+    return work / f"cases-{spacing_mm:g}mm-p{anchor.percentile:g}-v{PREPARATION}"
+
 
 def cached_cases(
-    people: list[Person], data_folder: Path, cache: Path, *, spacing_mm: float, anchor: Anchor
+    people: list[Person],
+    data_folder: Path,
+    cache: Path,
+    *,
+    spacing_mm: float,
+    anchor: Anchor,
+    brain_mask: Path | None = None,
 ) -> Iterator[Case]:
     """Yield each person's case, prepared once and kept below `cache`.
 
+    Args:
+        people: whose cases.
+        data_folder: where images lie.
+        cache: see `cases_folder`.
+        spacing_mm: of the grid.
+        anchor: of the scale.
+        brain_mask: folder of a brain mask's weights, for whole heads.
+
     Raises:
-        TrainingError: a person is not prepared and there are no images.
+        TrainingError: a person is not prepared and there are no images, or other images than the
+            manifest's.
     """
     cache.mkdir(parents=True, exist_ok=True)
     for person in people:
-        path = cache / f"{person.subject}.npz"
+        path = cache / f"{person.name}.npz"
         if not path.exists():
             if not data_folder.is_dir():
                 raise TrainingError(
@@ -38,7 +64,10 @@ def cached_cases(
             # the image library is loaded only when there is something to prepare
             from synthesis.preparation import prepare  # noqa: PLC0415
 
-            write_case(path, prepare(person, data_folder, spacing_mm=spacing_mm, anchor=anchor))
+            case = prepare(
+                person, data_folder, spacing_mm=spacing_mm, anchor=anchor, brain_mask=brain_mask
+            )
+            write_case(path, case)
         yield read_case(path)
 
 

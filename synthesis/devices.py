@@ -35,3 +35,8 @@ def exact() -> Iterator[None]:
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     ):
         yield
+
+
+def name_gpu() -> str:
+    """Return what the GPU in use calls itself."""
+    return torch.cuda.get_device_name()

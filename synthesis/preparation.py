@@ -15,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from synthesis.errors import TrainingError
 from synthesis.patches import bounding_box
-from synthesis.people import Person
+from synthesis.people import WHOLE_HEAD, Person, digest_images
 from synthesis.preprocessing import (
     correct_bias,
     make_grid,
@@ -57,15 +57,26 @@ def _read_series(folder: Path) -> sitk.Image:
 
 
 def prepare(
-    person: Person, data_folder: Path, *, spacing_mm: float, anchor: Anchor, seed: int = 0
+    person: Person,
+    data_folder: Path,
+    *,
+    spacing_mm: float,
+    anchor: Anchor,
+    seed: int = 0,
+    brain_mask: Path | None = None,
 ) -> Case:
     """Read a person's images onto the model grid of the first contrast, normalized.
 
     CT is kept in HU divided by 1000; MR is scaled by its own percentiles inside the mask.
 
     Raises:
-        TrainingError: the person has no usable mask.
+        TrainingError: the person has no usable mask, or the images are others than the manifest's.
+        UnusableInput: the brain mask found no adult brain.
     """
+    if person.sha256 is not None and digest_images(person, data_folder) != person.sha256:
+        raise TrainingError(
+            f"{person.subject}: the images at {data_folder} are others than the manifest says"
+        )
     images = {
         ContrastLabel(label): to_canonical(read_image(data_folder, path))
         for label, path in person.images.items()
@@ -79,7 +90,7 @@ def prepare(
             transform = register_rigid(reference, image, seed=seed).transform
         outside = HU_LOW if label == "CT" else 0.0
         on_grid[label] = resample(image, grid, transform, outside=outside)
-    mask = _mask(person, on_grid, grid, data_folder)
+    mask = _mask(person, on_grid, grid, data_folder, brain_mask)
     arrays: dict[ContrastLabel, FloatArray] = {}
     inside = sitk.GetArrayFromImage(mask) > 0
     for label, image in on_grid.items():
@@ -104,8 +115,16 @@ def prepare(
 
 
 def _mask(
-    person: Person, on_grid: Mapping[ContrastLabel, sitk.Image], grid: sitk.Image, folder: Path
+    person: Person,
+    on_grid: Mapping[ContrastLabel, sitk.Image],
+    grid: sitk.Image,
+    folder: Path,
+    brain_mask: Path | None,
 ) -> sitk.Image:
+    if person.mask == WHOLE_HEAD and brain_mask is not None:
+        from synthesis.methods.brain_mask import find_brain  # noqa: PLC0415 - torch
+
+        return find_brain(next(iter(on_grid.values())), brain_mask)[0]
     arrays = {label: sitk.GetArrayFromImage(image) for label, image in on_grid.items()}
     if person.mask == "nonzero":
         # resampling left small negative values outside some brains
@@ -113,7 +132,7 @@ def _mask(
         inside = _fill(inside)
     elif person.mask == "body":
         inside = mask_body(arrays[ContrastLabel("T1w")])
-    elif person.mask == "whole head":
+    elif person.mask == WHOLE_HEAD:
         raise TrainingError(f"{person.subject}: a whole head without a mask is for testing only")
     else:
         label = to_canonical(sitk.ReadImage(folder / person.mask, sitk.sitkUInt8))

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from synthesis.datasets import cached_cases
+from synthesis.datasets import cached_cases, cases_folder
 from synthesis.errors import TrainingError
 from synthesis.methods import build_method
 from synthesis.metrics.ours import coverage, peak_signal_to_noise, structural_similarity
@@ -113,7 +113,7 @@ def read_cases(experiment: Experiment, *, data_folder: Path, work: Path) -> dict
     """
     manifest = read_manifest(experiment.people)
     contrasts = frozenset(experiment.sources) | frozenset(experiment.targets)
-    cache = work / f"cases-{experiment.spacing_mm:g}mm-p{experiment.anchor.percentile:g}"
+    cache = cases_folder(work, experiment.spacing_mm, experiment.anchor)
     return {
         split: [
             case

@@ -49,15 +49,25 @@ def build_method(
     Raises:
         SynthesisError: no method has that name, or what an entry point names is not there.
     """
-    table = METHODS | BROUGHT | {e.name: e.value for e in entry_points(group="synthesis.methods")}
-    if name not in table:
-        raise SynthesisError(f"unknown method {name!r}; known: {', '.join(sorted(table))}")
-    module, _, attribute = table[name].partition(":")
+    path = find_method(name)
+    module, _, attribute = path.partition(":")
     try:
         method = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise SynthesisError(f"method {name!r} is not at {table[name]}: {error}") from error
+        raise SynthesisError(f"method {name!r} is not at {path}: {error}") from error
     built: Synthesizer[Any] = method(
         task, method.parameters_type.model_validate(parameters), device=device
     )
     return built
+
+
+def find_method(name: str) -> str:
+    """Return where a method's class is, as `module:class`.
+
+    Raises:
+        SynthesisError: no method has that name.
+    """
+    table = METHODS | BROUGHT | {e.name: e.value for e in entry_points(group="synthesis.methods")}
+    if name not in table:
+        raise SynthesisError(f"unknown method {name!r}; known: {', '.join(sorted(table))}")
+    return table[name]

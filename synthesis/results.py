@@ -1,0 +1,503 @@
+"""The table of results: rows that are computed once, each kept as JSON under the digest it has.
+
+A row is a method, a set of tasks and a fold: the method learns from the fold's training people and
+answers for its test people. Its key covers the method's code, the code that judges, all settings,
+and the people with the digest of their images; a row whose key has changed is stale. Each row runs
+in a process of its own, so that its memory is its own; a stopped fit goes on where it was.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import multiprocessing
+import platform
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from synthesis.datasets import PREPARATION, cached_cases, cases_folder
+from synthesis.errors import TrainingError
+from synthesis.fingerprint import fingerprint
+from synthesis.judging import judge
+from synthesis.methods import build_method, find_method
+from synthesis.people import Manifest, Person, read_manifest
+from synthesis.pictures import write_strip
+from synthesis.synthesizer import Synthesizer
+from synthesis.types import Anchor, Case, ContrastLabel, SynthesisTask
+
+FIXED = "fixed"
+"""The fold that is the manifest's own split."""
+LEARNT, FITTED = "learnt", "fitted.json"
+KIBIBYTE, MEGABYTE = 1024, 1_000_000
+LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch")
+
+logger = logging.getLogger(__name__)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Bar(_Strict):
+    """By how much a row must beat another one, over the site folds pooled."""
+
+    over: str
+    figure: str
+    margin: float
+
+
+class Table(_Strict):
+    """Whom and what the rows of a table compare; the file's name is the table's.
+
+    Attributes:
+        people: manifest, relative to the file.
+        datasets: data sets whose people take part.
+        middle_slices: slices about the middle of each mask that are learnt from and judged; all
+            when None.
+        brain_mask: folder of a brain mask's weights for whole heads, relative to the file.
+        task_sets: name to tasks, each `T1w + T2w -> FLAIR`.
+        folds: name to the sites that are tested, each site once; they are not learnt from.
+        validation: people who are watched in a site fold: the first who is not tested.
+        pictured: a person whose pictures may be published; those of the fixed split are.
+        pictured_tasks: tasks that pictures are of.
+        baselines: rows that every row is compared with.
+        bars: what the rows are measured against.
+    """
+
+    title: str
+    people: Path
+    datasets: tuple[str, ...]
+    spacing_mm: float
+    anchor: Anchor = Anchor()
+    middle_slices: int | None = None
+    brain_mask: Path | None = None
+    task_sets: Mapping[str, tuple[str, ...]]
+    folds: Mapping[str, tuple[str, ...]]
+    validation: tuple[str, ...]
+    pictured: str | None = None
+    pictured_tasks: tuple[str, ...] = ()
+    baselines: tuple[str, ...]
+    bars: tuple[Bar, ...] = ()
+
+
+class Recipe(_Strict):
+    """What a row is given: minutes to learn each model, and the method's parameters."""
+
+    minutes: float
+    parameters: Mapping[str, Any] = {}
+
+
+class RowSettings(_Strict):
+    """One method in the table; the file's name is the row's.
+
+    Attributes:
+        label: what the page calls it.
+        tasks: a task set of the table.
+        fit: `once`: one model that takes any subset of the sources serves all tasks; `each`: one
+            model per task.
+        folds: `fixed`, and `site` for all folds by site.
+        gpu: what it is given where there is a GPU; its rows stand beside the others.
+        twin: a row that differs in one thing, with which this one is compared.
+    """
+
+    method: str
+    label: str
+    tasks: str
+    fit: Literal["once", "each"]
+    folds: tuple[Literal["fixed", "site"], ...]
+    seed: int = 2026
+    minutes: float
+    parameters: Mapping[str, Any] = {}
+    gpu: Recipe | None = None
+    twin: str | None = None
+
+
+class Fold(_Strict):
+    """People by what a row may do with them; nobody is in two of the three."""
+
+    name: str
+    train: tuple[Person, ...]
+    validation: tuple[Person, ...]
+    test: tuple[Person, ...]
+
+
+class Row(_Strict):
+    """A row to compute.
+
+    Attributes:
+        name: of its files, without suffix.
+        recipe: minutes and parameters on the device at hand.
+    """
+
+    table: str
+    name: str
+    settings: RowSettings
+    recipe: Recipe
+    on_gpu: bool
+    tasks: tuple[str, ...]
+    fold: Fold
+
+
+def read_table(path: Path) -> Table:
+    """Read a table's file; paths within are made relative to it."""
+    table = Table.model_validate(yaml.safe_load(path.read_text()))
+    changes: dict[str, Any] = {"people": path.parent / table.people}
+    if table.brain_mask is not None:
+        changes["brain_mask"] = path.parent / table.brain_mask
+    return table.model_copy(update=changes)
+
+
+def parse_task(task: str) -> tuple[tuple[ContrastLabel, ...], ContrastLabel]:
+    """Return sources and target of `T1w + T2w -> FLAIR`."""
+    left, _, right = task.partition("->")
+    return tuple(ContrastLabel(s.strip()) for s in left.split("+")), ContrastLabel(right.strip())
+
+
+def make_folds(table: Table, manifest: Manifest) -> dict[str, Fold]:
+    """Return the fixed split and the folds by site.
+
+    Raises:
+        TrainingError: a site is tested twice or never, or nobody is left to watch.
+    """
+    people = [p for p in manifest.people if p.dataset in table.datasets]
+    folds = {
+        FIXED: Fold(
+            name=FIXED,
+            train=tuple(p for p in people if p.split == "train"),
+            validation=tuple(p for p in people if p.split == "validation"),
+            test=tuple(p for p in people if p.split == "test"),
+        )
+    }
+    tested = [site for sites in table.folds.values() for site in sites]
+    if sorted(tested) != sorted({p.site for p in people}):
+        raise TrainingError(
+            f"folds test the sites {sorted(tested)}; the people are of "
+            f"{sorted({p.site for p in people})}, each to be tested once"
+        )
+    for name, sites in table.folds.items():
+        watched = next(
+            (
+                p
+                for subject in table.validation
+                for p in people
+                if p.subject == subject and p.site not in sites
+            ),
+            None,
+        )
+        if watched is None:
+            raise TrainingError(f"fold {name}: everyone of {table.validation} is tested in it")
+        folds[name] = Fold(
+            name=name,
+            train=tuple(p for p in people if p.site not in sites and p.subject != watched.subject),
+            validation=(watched,),
+            test=tuple(p for p in people if p.site in sites),
+        )
+    return folds
+
+
+def list_rows(path: Path, *, on_gpu: bool = False) -> list[Row]:
+    """Return every row of the table at `path`, whose settings lie in the folder of its name."""
+    table = read_table(path)
+    folds = make_folds(table, read_manifest(table.people))
+    rows = []
+    for file in sorted((path.parent / path.stem).glob("*.yaml")):
+        settings = RowSettings.model_validate(yaml.safe_load(file.read_text()))
+        recipe = Recipe(minutes=settings.minutes, parameters=settings.parameters)
+        is_on_gpu = on_gpu and settings.gpu is not None
+        if is_on_gpu and settings.gpu is not None:
+            recipe = settings.gpu
+        for fold in folds.values():
+            if ("fixed" if fold.name == FIXED else "site") not in settings.folds:
+                continue
+            rows.append(
+                Row(
+                    table=path.stem,
+                    name=f"{file.stem}{'-gpu' if is_on_gpu else ''}",
+                    settings=settings,
+                    recipe=recipe,
+                    on_gpu=is_on_gpu,
+                    tasks=table.task_sets[settings.tasks],
+                    fold=fold,
+                )
+            )
+    # the fixed split first, and what is quick before what is slow
+    return sorted(rows, key=lambda r: (r.fold.name != FIXED, r.recipe.minutes))
+
+
+def row_path(row: Row, results: Path) -> Path:
+    """Return where a row's JSON is kept."""
+    return results / row.table / row.fold.name / f"{row.name}.json"
+
+
+def key_of_fit(row: Row, table: Table) -> str:
+    """Return the digest of all that decides what is learnt."""
+    mask = None
+    if table.brain_mask is not None:
+        mask = [hashlib.sha256(f.read_bytes()).hexdigest() for f in _mask_files(table.brain_mask)]
+    facts = {
+        "code": fingerprint(find_method(row.settings.method)),
+        "preparation": PREPARATION,
+        "method": row.settings.method,
+        "recipe": row.recipe.model_dump(mode="json"),
+        "fit": row.settings.fit,
+        "seed": row.settings.seed,
+        "tasks": row.tasks,
+        "spacing_mm": table.spacing_mm,
+        "anchor": [table.anchor.percentile, table.anchor.value],
+        "middle_slices": table.middle_slices,
+        "brain_mask": mask,
+        "train": [p.model_dump(mode="json") for p in row.fold.train],
+        "validation": [p.model_dump(mode="json") for p in row.fold.validation],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def key_of(row: Row, table: Table) -> str:
+    """Return the digest of all that decides a row's figures."""
+    facts = {
+        "fit": key_of_fit(row, table),
+        "judge": fingerprint("synthesis.judging:judge"),
+        "test": [p.model_dump(mode="json") for p in row.fold.test],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def is_fresh(row: Row, table: Table, results: Path) -> bool:
+    """Whether the row's JSON is there under the key that it would have now."""
+    path = row_path(row, results)
+    return path.exists() and bool(json.loads(path.read_text())["key"] == key_of(row, table))
+
+
+def compute_absent(
+    path: Path,
+    *,
+    results: Path,
+    work: Path,
+    data_folder: Path,
+    device: str,
+    only: Sequence[str] = (),
+) -> Iterator[tuple[Row, str]]:
+    """Compute the rows that are absent or stale, and yield each with what became of it.
+
+    A row that another process computes is left to it.
+
+    Args:
+        path: the table's file.
+        results: where rows are kept.
+        work: where prepared people and fits are kept.
+        data_folder: where images lie.
+        device: see `Synthesizer`.
+        only: names of rows; all of them when empty.
+    """
+    table = read_table(path)
+    on_gpu = device.startswith("cuda")
+    for row in list_rows(path, on_gpu=on_gpu):
+        if (only and row.name not in only) or is_fresh(row, table, results):
+            continue
+        with _claim(work / "rows" / f"{row.table}-{row.fold.name}-{row.name}.lock") as is_ours:
+            if not is_ours:
+                yield row, "is being computed by another process"
+                continue
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                try:
+                    pool.submit(compute, row, table, results, work, data_folder, device).result()
+                except Exception as error:  # one row that fails costs no other row
+                    logger.exception("%s, %s", row.name, row.fold.name)
+                    yield row, f"failed: {error}"
+                    continue
+            yield row, "computed"
+
+
+def compute(
+    row: Row, table: Table, results: Path, work: Path, data_folder: Path, device: str
+) -> None:
+    """Fit, predict and judge one row, and write its JSON and its picture."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    started = time.monotonic()
+    # before anything is learnt: the code may change on disk meanwhile
+    key, folder = key_of(row, table), work / "rows" / key_of_fit(row, table)
+    cases = {
+        split: [_cut(case, table.middle_slices) for case in members]
+        for split, members in read_people(row.fold, table, data_folder, work).items()
+    }
+    methods: dict[str, Synthesizer[Any]] = {}
+    minutes = 0.0
+    for number, task in enumerate(_tasks_to_fit(row)):
+        method, taken = _fit(row, task, cases, folder / str(number), device)
+        minutes += taken / 60
+        for name in row.tasks:
+            sources, target = parse_task(name)
+            if target in task.targets and set(sources) <= set(task.sources):
+                methods.setdefault(name, method)
+    pictured = table.pictured if row.fold.name == FIXED else None
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    taken_by_task: list[float] = []
+    path = row_path(row, results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name in row.tasks:
+        sources, target = parse_task(name)
+        figures[name] = {}
+        for person, case in zip(row.fold.test, cases["test"], strict=True):
+            if not {*sources, target} <= set(case.images):
+                continue
+            given = {label: case.images[label] for label in sources}
+            at = time.monotonic()
+            answer = methods[name].predict(
+                given, target=target, mask=case.mask, spacing=case.spacing, seed=row.settings.seed
+            )
+            taken_by_task.append(time.monotonic() - at)
+            figures[name][person.subject] = judge(case, target, answer)
+            if person.subject == pictured and name in table.pictured_tasks:
+                write_strip(path.with_name(f"{row.name}-{_slug(name)}.png"), case, target, answer)
+        logger.info("%s, %s: %s judged", row.name, row.fold.name, name)
+    document = {
+        "key": key,
+        "method": row.settings.method,
+        "recipe": row.recipe.model_dump(mode="json"),
+        "people": {
+            split: [p.subject for p in getattr(row.fold, split)]
+            for split in ("train", "validation", "test")
+        },
+        "fit_minutes": round(minutes, 2),
+        "predict_seconds": round(float(np.mean(taken_by_task)), 3) if taken_by_task else None,
+        "row_minutes": round((time.monotonic() - started) / 60, 2),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBIBYTE / MEGABYTE),
+        "machine": _describe_machine(on_gpu=row.on_gpu),
+        "figures": _rounded(figures),
+    }
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    temporary.rename(path)
+
+
+def read_people(fold: Fold, table: Table, data_folder: Path, work: Path) -> dict[str, list[Case]]:
+    """Return the prepared cases of each part of a fold."""
+    cache = cases_folder(work, table.spacing_mm, table.anchor)
+    return {
+        split: list(
+            cached_cases(
+                list(getattr(fold, split)),
+                data_folder,
+                cache,
+                spacing_mm=table.spacing_mm,
+                anchor=table.anchor,
+                brain_mask=table.brain_mask,
+            )
+        )
+        for split in ("train", "validation", "test")
+    }
+
+
+def _fit(
+    row: Row, task: SynthesisTask, cases: Mapping[str, list[Case]], folder: Path, device: str
+) -> tuple[Synthesizer[Any], float]:
+    """Return the method that learnt the task, and the seconds that it took; kept below `folder`."""
+    method = build_method(row.settings.method, task, dict(row.recipe.parameters), device=device)
+    if (folder / FITTED).exists():
+        taken = json.loads((folder / FITTED).read_text())["seconds"]
+        return method.restore(folder / LEARNT), float(taken)
+    learnt = folder / LEARNT
+    learnt.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    contrasts = {*task.sources, *task.targets}
+    needed = {*task.required, *task.targets} if task.required else set()
+    usable = {
+        split: [
+            case
+            for case in cases[split]
+            if len(contrasts & set(case.images)) > 1 and needed <= set(case.images)
+        ]
+        for split in ("train", "validation")
+    }
+    method.fit(
+        usable["train"],
+        validation=usable["validation"],
+        seed=row.settings.seed,
+        budget=timedelta(minutes=row.recipe.minutes),
+        checkpoint=folder / "progress",
+    )
+    method.save(learnt)
+    taken = time.monotonic() - started
+    (folder / FITTED).write_text(json.dumps({"seconds": taken}))
+    return method, taken
+
+
+def _tasks_to_fit(row: Row) -> list[SynthesisTask]:
+    parsed = [parse_task(task) for task in row.tasks]
+    if row.settings.fit == "each":
+        return [
+            SynthesisTask(sources=sources, targets=(target,), required=sources)
+            for sources, target in parsed
+        ]
+    return [
+        SynthesisTask(
+            sources=tuple(dict.fromkeys(s for sources, _ in parsed for s in sources)),
+            targets=tuple(dict.fromkeys(target for _, target in parsed)),
+        )
+    ]
+
+
+def _cut(case: Case, slices: int | None) -> Case:
+    """Return the slices about the middle of the case's mask."""
+    if slices is None or case.mask.shape[0] <= slices:
+        return case
+    weights = case.mask.sum(axis=(1, 2))
+    middle = round(float((weights * np.arange(weights.size)).sum() / weights.sum()))
+    start = min(max(middle - slices // 2, 0), weights.size - slices)
+    kept = slice(start, start + slices)
+    return replace(
+        case,
+        images={label: image[kept] for label, image in case.images.items()},
+        mask=case.mask[kept],
+        labels=None if case.labels is None else case.labels[kept],
+    )
+
+
+@contextmanager
+def _claim(path: Path) -> Iterator[bool]:
+    """Hold a lock file, or yield False where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _mask_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("brain_mask*"))
+
+
+def _describe_machine(*, on_gpu: bool) -> str:
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    if on_gpu:
+        from synthesis.devices import name_gpu  # noqa: PLC0415 - torch only where it is needed
+
+        return f"{name_gpu()}; {libraries}"
+    return f"{platform.machine()} CPU; {libraries}"
+
+
+def _slug(task: str) -> str:
+    sources, target = parse_task(task)
+    return "-".join([*sources, "to", target])
+
+
+def _rounded(figures: Any) -> Any:
+    if isinstance(figures, dict):
+        return {name: _rounded(value) for name, value in figures.items()}
+    return float(f"{figures:.5g}")

@@ -1,0 +1,355 @@
+"""The table of results: folds without leaks, rows that know when they are stale, the page."""
+
+import fcntl
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from synthesis import results
+from synthesis.comparison import bootstrap, compare, decide
+from synthesis.datasets import cases_folder, write_case
+from synthesis.errors import TrainingError
+from synthesis.fingerprint import fingerprint
+from synthesis.people import read_manifest
+from synthesis.results import (
+    compute,
+    is_fresh,
+    key_of,
+    list_rows,
+    make_folds,
+    read_table,
+    row_path,
+)
+from synthesis.results_page import write_page
+from synthesis.speed import make_head
+from synthesis.types import Anchor, Case, ContrastLabel
+
+SHIPPED = sorted(Path("config/experiments/results").glob("*.yaml"))
+T1W, T2W, FLAIR = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR"))
+SITES = ("north", "south", "west")
+
+
+def make_case(subject: str, seed: int) -> Case:
+    image, mask = make_head((20, 24, 22), seed=seed)
+    other = make_head((20, 24, 22), seed=seed + 100)[0]
+    labels = np.zeros(mask.shape, np.uint8)
+    labels[8:12, 8:14, 8:14] = 1
+    return Case(
+        subject=subject,
+        images={T1W: image, FLAIR: other, T2W: (image + other) / 2},
+        mask=mask,
+        labels=labels,
+        spacing=(1.0, 1.0, 1.0),
+    )
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table of two rows on people of three sites, all of whom are prepared below `work`."""
+    people = [
+        {
+            "subject": f"{site}-{number}",
+            "dataset": "set",
+            "site": site,
+            "split": {"north": "train", "south": "validation", "west": "test"}[site],
+            "mask": "nonzero",
+            "images": {"T1w": "none", "T2w": "none", "FLAIR": "none"},
+        }
+        for site in SITES
+        for number in (1, 2)
+    ]
+    manifest = {"datasets": {"set": {"licence": "none", "skull": "stripped"}}, "people": people}
+    (tmp_path / "people.yaml").write_text(yaml.safe_dump(manifest))
+    cache = cases_folder(tmp_path / "work", 1.0, Anchor())
+    cache.mkdir(parents=True)
+    for seed, person in enumerate(people):
+        write_case(cache / f"{person['subject']}.npz", make_case(str(person["subject"]), seed))
+    path = tmp_path / "toy.yaml"
+    facts = {
+        "title": "Toy",
+        "people": "people.yaml",
+        "datasets": ["set"],
+        "spacing_mm": 1.0,
+        "middle_slices": 16,
+        "task_sets": {"all": ["T1w -> T2w", "T1w + FLAIR -> T2w"]},
+        "folds": {site: [site] for site in SITES},
+        "validation": ["north-1", "south-1"],
+        "pictured": "west-1",
+        "pictured_tasks": ["T1w -> T2w"],
+        "baselines": ["copy"],
+        "bars": [{"over": "copy", "figure": "psnr_db", "margin": 1.0}],
+    }
+    path.write_text(yaml.safe_dump(facts))
+    (tmp_path / "toy").mkdir()
+    for name in ("copy", "linear"):
+        row = {
+            "method": name,
+            "label": name,
+            "tasks": "all",
+            "fit": "once",
+            "folds": ["fixed", "site"],
+            "minutes": 1,
+        }
+        (tmp_path / "toy" / f"{name}.yaml").write_text(yaml.safe_dump(row))
+    return path
+
+
+def run(table: Path, row: results.Row) -> Path:
+    folder = table.parent
+    compute(row, read_table(table), folder / "results", folder / "work", folder / "none", "cpu")
+    return row_path(row, folder / "results")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
+def test_shipped_folds_test_everyone_once_and_teach_no_test_person(path: Path) -> None:
+    shipped = read_table(path)
+    manifest = read_manifest(shipped.people)
+
+    folds = make_folds(shipped, manifest)
+
+    for fold in folds.values():
+        parts = [{p.subject for p in part} for part in (fold.train, fold.validation, fold.test)]
+        assert all(parts)
+        assert not parts[0] & parts[2]
+        assert not parts[1] & parts[2]
+        assert not parts[0] & parts[1]
+    by_site = [fold for name, fold in folds.items() if name != "fixed"]
+    tested = [p.subject for fold in by_site for p in fold.test]
+    people = [p.subject for p in manifest.people if p.dataset in shipped.datasets]
+    assert sorted(tested) == sorted(people)
+    for fold in by_site:
+        assert not {p.site for p in fold.train} & {p.site for p in fold.test}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
+def test_shipped_rows_name_known_methods_and_their_parameters(path: Path) -> None:
+    rows = [*list_rows(path), *list_rows(path, on_gpu=True)]
+
+    assert len({task for row in rows for task in row.tasks}) >= 12
+    for row in rows:
+        module, _, name = results.find_method(row.settings.method).partition(":")
+        method = getattr(importlib.import_module(module), name)
+        method.parameters_type.model_validate(dict(row.recipe.parameters))
+
+
+def test_no_slice_of_a_test_person_reaches_training(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: set[bytes] = set()
+    build = results.build_method
+
+    def spy(*arguments: Any, **keywords: Any) -> Any:
+        method = build(*arguments, **keywords)
+        fit = method.fit
+
+        def watched(cases: Any, *, validation: Any = (), **rest: Any) -> Any:
+            taught.update(_slices([*cases, *validation]))
+            return fit(cases, validation=validation, **rest)
+
+        monkeypatch.setattr(method, "fit", watched)
+        return method
+
+    monkeypatch.setattr(results, "build_method", spy)
+    for row in list_rows(table):
+        taught.clear()
+        run(table, row)
+        people = results.read_people(
+            row.fold, read_table(table), table.parent / "none", table.parent / "work"
+        )
+        assert taught
+        assert taught <= set(_slices([*people["train"], *people["validation"]]))
+        assert not taught & set(_slices(people["test"]))
+
+
+def _slices(cases: list[Case]) -> Iterator[bytes]:
+    for case in cases:
+        for label, image in case.images.items():
+            for number, part in enumerate(image):
+                if case.mask[number].any():
+                    yield label.encode() + part.tobytes()
+
+
+def test_site_that_no_fold_tests_is_an_error(table: Path) -> None:
+    facts = yaml.safe_load(table.read_text())
+    del facts["folds"]["west"]
+    table.write_text(yaml.safe_dump(facts))
+
+    with pytest.raises(TrainingError, match="west"):
+        list_rows(table)
+
+
+def test_finished_row_is_fresh_until_its_settings_or_people_change(table: Path) -> None:
+    row = list_rows(table)[0]
+    kept = table.parent / "results"
+    assert not is_fresh(row, read_table(table), kept)
+
+    run(table, row)
+
+    assert is_fresh(row, read_table(table), kept)
+    changed = row.model_copy(update={"recipe": row.recipe.model_copy(update={"minutes": 2.0})})
+    assert not is_fresh(changed, read_table(table), kept)
+    other = row.fold.train[0].model_copy(update={"sha256": "0" * 64})
+    fold = row.fold.model_copy(update={"train": (other, *row.fold.train[1:])})
+    assert not is_fresh(row.model_copy(update={"fold": fold}), read_table(table), kept)
+
+
+def test_command_computes_what_is_absent_and_leaves_what_another_computes(table: Path) -> None:
+    folder = table.parent
+    lock = folder / "work" / "rows" / "toy-north-copy.lock"
+    lock.parent.mkdir()
+
+    def run_all() -> dict[str, str]:
+        found = results.compute_absent(
+            table,
+            results=folder / "results",
+            work=folder / "work",
+            data_folder=folder / "none",
+            device="cpu",
+            only=["copy"],
+        )
+        return {row.fold.name: outcome for row, outcome in found}
+
+    for row in list_rows(table):
+        if row.fold.name in ("south", "west"):
+            run(table, row)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        first = run_all()
+
+    assert first == {"fixed": "computed", "north": "is being computed by another process"}
+    assert run_all() == {"north": "computed"}
+    assert run_all() == {}
+
+
+def test_row_that_is_judged_anew_is_not_learnt_anew(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = next(r for r in list_rows(table) if r.name == "linear")
+    first = json.loads(run(table, row).read_text())
+
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("learnt again")
+
+    monkeypatch.setattr("synthesis.methods.baselines.VoxelwiseLinear.fit", refuse)
+    again = json.loads(run(table, row).read_text())
+
+    assert again["figures"] == first["figures"]
+
+
+def test_row_holds_every_figure_of_every_test_person(table: Path) -> None:
+    row = next(r for r in list_rows(table) if r.name == "linear" and r.fold.name == "fixed")
+
+    path = run(table, row)
+
+    kept = json.loads(path.read_text())
+    assert kept["people"]["test"] == ["west-1", "west-2"]
+    figures = kept["figures"]["T1w + FLAIR -> T2w"]["west-1"]
+    assert figures["psnr_db"] > 40  # T2w is the mean of the two sources
+    assert figures["lesion_contrast"] == pytest.approx(1, abs=0.05)
+    assert {"ssim", "mae", "gradient_ratio", "through_plane_ratio", "tissue_dice"} <= set(figures)
+    assert kept["peak_mb"] > 10
+    assert path.with_name("linear-T1w-to-T2w.png").exists()
+
+
+def test_page_pools_the_site_folds_and_says_what_is_not_shown(table: Path) -> None:
+    for row in list_rows(table):
+        if row.name == "copy" or row.fold.name != "fixed":
+            run(table, row)
+    page = table.parent / "results.md"
+
+    write_page([table], table.parent / "results", page)
+
+    text = page.read_text()
+    assert "Not computed yet: linear (fixed)" in text
+    assert "| linear | 6 |" in text
+    assert "bar 1" in text
+    assert "**reached**" in text
+    assert "west-2" in text
+    assert "Any subset of the sources" in text
+
+
+def test_code_that_a_method_does_not_run_changes_no_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "brought_code.py"
+
+    def digest(text: str) -> str:
+        source.write_text(text)
+        for cached in ("_tree", "_definitions", "_imports"):
+            getattr(sys.modules["synthesis.fingerprint"], cached).cache_clear()
+        return fingerprint("brought_code:answer")
+
+    monkeypatch.setattr("synthesis.fingerprint.PACKAGE", "brought_code")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plain = digest("FACTOR = 2\ndef help(): return FACTOR\ndef answer(): return help()\n")
+
+    same = digest(
+        '"""Words."""\nFACTOR = 2\ndef other(): return 3\ndef help():\n    """Word."""\n'
+        "    return FACTOR  # word\ndef answer(): return help()\n"
+    )
+    another = digest("FACTOR = 3\ndef help(): return FACTOR\ndef answer(): return help()\n")
+
+    assert same == plain
+    assert another != plain
+
+
+def test_digest_follows_the_arithmetic_of_a_method_into_other_modules() -> None:
+    from synthesis import fingerprint as module
+
+    names = module._names_of(
+        module._definitions("synthesis.methods.unet")["EncoderDecoder"], "synthesis.methods.unet"
+    )
+
+    assert ("synthesis.losses", "masked_l1") in names
+    assert ("synthesis.networks", "ConditionedUNet") in names
+
+
+def test_keys_differ_between_methods_and_folds(table: Path) -> None:
+    rows = list_rows(table)
+
+    assert len({key_of(row, read_table(table)) for row in rows}) == len(rows) == 8
+
+
+def test_interval_is_of_people_and_the_same_every_time() -> None:
+    values = [20.0, 21.0, 22.0, 23.0]
+
+    found = bootstrap(values)
+
+    assert found == bootstrap(values)
+    assert found.mean == 21.5
+    assert found.low is not None
+    assert found.high is not None
+    assert 20 <= found.low < 21.5 < found.high <= 23
+    assert bootstrap([1.0]).low is None
+
+
+def test_no_paired_test_below_six_people() -> None:
+    five = {str(n): float(n) for n in range(5)}
+    six = {str(n): float(n) for n in range(6)}
+
+    few = compare({k: v + 1 for k, v in five.items()}, five)
+    enough = compare({k: v + 1 for k, v in six.items()}, {**six, "nobody": 1.0})
+
+    assert few is not None
+    assert few.p_value is None
+    assert enough is not None
+    assert enough.p_value is not None
+    assert enough.p_value < 0.05
+    assert enough.interval.n == 6
+    assert compare({"a": 1.0}, {"b": 1.0}) is None
+
+
+def test_interval_that_includes_the_bar_shows_nothing() -> None:
+    interval = bootstrap([1.0, 2.0, 3.0, 4.0])
+
+    assert decide(interval, 2.5) == "not shown"
+    assert decide(interval, 0.5) == "reached"
+    assert decide(interval, 5.0) == "missed"
+    assert decide(bootstrap([9.0]), 0.5) == "not shown"
