@@ -1,6 +1,7 @@
 """Missing is what the PACS has not either: what it is asked, what it answers, and what follows."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -414,6 +415,17 @@ def test_study_that_is_held_for_a_silent_pacs_goes_on_when_it_is_released(
     site.look()
 
     assert site.targets == ["FLAIR"]
+
+
+def test_requests_come_no_faster_than_the_pause_lets_them(make_site: MakeSite) -> None:
+    site = make_site("query.pause=200 ms")
+    site.receive(*acquire("T1w", "T2w", **BRAIN))
+
+    start = time.monotonic()
+    site.look()
+
+    assert site.pacs.asked
+    assert time.monotonic() - start >= 0.2 * len(site.pacs.asked)
 
 
 def test_study_that_reopens_is_asked_about_again(make_site: MakeSite) -> None:
