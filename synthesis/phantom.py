@@ -9,7 +9,7 @@ it comes from a person.
 # ruff: noqa: PLR2004 - an anatomy is a list of measures in millimetres
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,8 @@ def render(
     lesions: int = 4,
     noise: float = 0.012,
     bias: float = 0.15,
+    motion: float = 0.0,
+    randomization: float = 0.0,
 ) -> Phantom:
     """Render a head.
 
@@ -105,6 +107,10 @@ def render(
         noise: standard deviation of Gaussian noise in each of the two receiver channels, as a
             share of the brightest brain tissue.
         bias: amplitude of the smooth receive field.
+        motion: how far the head moves while each MR image is taken, in mm; see `_move`.
+        randomization: standard deviation of the logarithm by which the times and the density of
+            every tissue, and half of it by which those of every sequence, are off: contrasts that
+            no table holds, in the sense of domain randomization (Billot 2023). Tissues stay known.
     """
     generator = np.random.default_rng(seed)
     size = [round(extent / s) for extent, s in zip((180.0, 220.0, 180.0), spacing, strict=True)]
@@ -117,11 +123,17 @@ def render(
     # No tissue is uniform: iron, myelin and vessels below the voxel's size vary it by some percent.
     texture = ndimage.gaussian_filter(generator.normal(0, 1, size), [2.0 / s for s in spacing])
     texture = TEXTURE * texture / texture.std()
+    # these draw from streams of their own: a head is the same with and without them
+    chance, mover = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+    table = [_vary(tissue, randomization, chance) for tissue in TISSUES.values()]
     images = {}
-    for name, sequence in SEQUENCES.items():
-        signal = np.array([_signal(tissue, sequence) for tissue in TISSUES.values()])
+    for name, usual in SEQUENCES.items():
+        sequence = _vary(usual, randomization / 2, chance)
+        signal = np.array([_signal(tissue, sequence) for tissue in table])
         weight = -texture if name in ("T1w", "T1c") else texture
         clean = ndimage.gaussian_filter(signal[tissues], 0.4) * np.exp(bias * field + weight)
+        if motion > 0:
+            clean = _move(clean, motion, spacing, mover)
         scale = 700.0 / max(signal[NAMES.index("white")], signal[NAMES.index("gray")])
         sigma = noise * max(signal[NAMES.index("white")], signal[NAMES.index("gray")])
         channels = generator.normal(0, sigma, (2, *size))
@@ -131,6 +143,39 @@ def render(
     ct = ndimage.gaussian_filter(hu[tissues], 0.4) + generator.normal(0, 12, size)
     images[ContrastLabel("CT")] = np.clip(ct, -1024, 3071).astype(np.float32)
     return Phantom(images=images, tissues=tissues, spacing=spacing)
+
+
+T = TypeVar("T", Tissue, Sequence)
+
+
+def _vary(facts: T, spread: float, generator: np.random.Generator) -> T:
+    """Return the tissue or sequence with every time and density off by a factor."""
+    varied = {
+        name: getattr(facts, name) * float(np.exp(generator.normal(0, spread)))
+        for name in ("t1", "t2", "density", "tr", "te", "ti")
+        if getattr(facts, name, None) is not None
+    }
+    return facts._replace(**varied)
+
+
+def _move(
+    image: NDArray[np.float64],
+    reach: float,
+    spacing: tuple[float, float, float],
+    generator: np.random.Generator,
+) -> NDArray[np.float64]:
+    """Return the image as measured while the head moved in plane.
+
+    A third of the phase encoding lines, drawn at random but never the central ones, is measured
+    with the head displaced by up to `reach` mm, which turns their phase (Haacke 1999, chapter 23).
+    """
+    lines = np.fft.fft2(image, axes=(1, 2))
+    rows, columns = (np.fft.fftfreq(size) for size in image.shape[1:])
+    shift = generator.uniform(-reach, reach, 2) / spacing[1:]
+    turned = np.exp(-2j * np.pi * (rows[:, None] * shift[0] + columns[None, :] * shift[1]))
+    moved = (generator.random(rows.size) < 1 / 3) & (np.abs(rows) > 0.05)
+    lines = np.where(moved[None, :, None], lines * turned[None], lines)
+    return np.abs(np.fft.ifft2(lines, axes=(1, 2)))
 
 
 def _signal(tissue: Tissue, sequence: Sequence) -> float:

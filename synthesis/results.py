@@ -34,6 +34,7 @@ from synthesis.judging import judge
 from synthesis.methods import build_method, find_method
 from synthesis.people import Manifest, Person, read_manifest
 from synthesis.pictures import write_strip
+from synthesis.rendered import render_case
 from synthesis.synthesizer import Synthesizer
 from synthesis.types import Anchor, Case, ContrastLabel, SynthesisTask
 
@@ -41,6 +42,8 @@ FIXED = "fixed"
 """The fold that is the manifest's own split."""
 LEARNT, FITTED = "learnt", "fitted.json"
 KIBIBYTE, MEGABYTE = 1024, 1_000_000
+RANDOMIZATION = 0.2
+"""Of rendered heads: relaxation times that differ by a fifth, as tissues and scanners do."""
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch")
 
 logger = logging.getLogger(__name__)
@@ -109,6 +112,7 @@ class RowSettings(_Strict):
             model per task.
         folds: `fixed`, and `site` for all folds by site.
         gpu: what it is given where there is a GPU; its rows stand beside the others.
+        rendered: rendered heads of random contrasts that teach beside the people, see `rendered`.
         twin: a row that differs in one thing, with which this one is compared.
     """
 
@@ -121,6 +125,7 @@ class RowSettings(_Strict):
     minutes: float
     parameters: Mapping[str, Any] = {}
     gpu: Recipe | None = None
+    rendered: int = 0
     twin: str | None = None
 
 
@@ -261,6 +266,8 @@ def key_of_fit(row: Row, table: Table) -> str:
         "train": [p.model_dump(mode="json") for p in row.fold.train],
         "validation": [p.model_dump(mode="json") for p in row.fold.validation],
     }
+    if row.settings.rendered:
+        facts["rendered"] = [row.settings.rendered, fingerprint("synthesis.rendered:render_case")]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -333,6 +340,7 @@ def compute(
         split: [_cut(case, table.middle_slices) for case in members]
         for split, members in read_people(row.fold, table, data_folder, work).items()
     }
+    cases["train"] += render_heads(row, table)
     methods: dict[str, Synthesizer[Any]] = {}
     minutes = 0.0
     for number, task in enumerate(_tasks_to_fit(row)):
@@ -433,6 +441,25 @@ def _fit(
     taken = time.monotonic() - started
     (folder / FITTED).write_text(json.dumps({"seconds": taken}))
     return method, taken
+
+
+def render_heads(row: Row, table: Table) -> list[Case]:
+    """Return the rendered heads that teach, cut as people are."""
+    named = [parse_task(task) for task in row.tasks]
+    contrasts = list(dict.fromkeys(c for sources, target in named for c in (*sources, target)))
+    return [
+        _cut(
+            render_case(
+                contrasts,
+                seed=row.settings.seed + number,
+                spacing_mm=table.spacing_mm,
+                anchor=table.anchor,
+                randomization=RANDOMIZATION,
+            ),
+            table.middle_slices,
+        )
+        for number in range(row.settings.rendered)
+    ]
 
 
 def _tasks_to_fit(row: Row) -> list[SynthesisTask]:

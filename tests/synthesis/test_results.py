@@ -311,6 +311,18 @@ def test_digest_follows_the_arithmetic_of_a_method_into_other_modules() -> None:
     assert ("synthesis.networks", "ConditionedUNet") in names
 
 
+def test_rendered_heads_teach_and_make_another_row(table: Path) -> None:
+    row, toy = list_rows(table)[0], read_table(table)
+    settings = row.settings.model_copy(update={"rendered": 2})
+    taught = row.model_copy(update={"settings": settings})
+
+    heads = results.render_heads(taught, toy.model_copy(update={"spacing_mm": 5.0}))
+
+    assert [set(head.images) for head in heads] == [{T1W, T2W, FLAIR}] * 2
+    assert {head.mask.shape[0] for head in heads} == {16}
+    assert key_of(taught, toy) != key_of(row, toy)
+
+
 def test_keys_differ_between_methods_and_folds(table: Path) -> None:
     rows = list_rows(table)
 
