@@ -64,6 +64,8 @@ class Experiment(_Strict):
         datasets: data sets of the manifest that are learnt from.
         tested_on: further data sets, whose test people judge the model.
         required: sources that the model cannot do without.
+        brain_mask: how the mask of a skull-stripped model is learnt, or the folder of a model that
+            has one, beside the experiment file.
         card: what the card says beyond what training knows.
     """
 
@@ -79,7 +81,7 @@ class Experiment(_Strict):
     datasets: tuple[str, ...]
     seed: int
     parameters: dict[str, Any] = {}
-    brain_mask: BrainMaskTraining | None = None
+    brain_mask: BrainMaskTraining | Path | None = None
     tested_on: tuple[str, ...] = ()
     card: dict[str, Any]
 
@@ -100,9 +102,12 @@ class Experiment(_Strict):
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Read an experiment file; the manifest's path is made relative to it."""
+    """Read an experiment file; paths within are made relative to it."""
     experiment = Experiment.model_validate(yaml.safe_load(path.read_text()))
-    return experiment.model_copy(update={"people": path.parent / experiment.people})
+    changes: dict[str, Any] = {"people": path.parent / experiment.people}
+    if isinstance(experiment.brain_mask, Path):
+        changes["brain_mask"] = path.parent / experiment.brain_mask
+    return experiment.model_copy(update=changes)
 
 
 def read_cases(experiment: Experiment, *, data_folder: Path, work: Path) -> dict[str, list[Case]]:
@@ -154,7 +159,11 @@ def train(
     (learnt / CONSTANTS).write_text(json.dumps(_measure_constants(cases["train"], experiment)))
     table = fit_table(cases["train"], experiment.sources, seed=experiment.seed)
     (learnt / TABLE).write_text(json.dumps(table))
-    if experiment.brain_mask is not None:
+    if isinstance(experiment.brain_mask, Path):
+        from synthesis.methods import brain_mask  # noqa: PLC0415 - torch only where it is needed
+
+        shutil.copy(experiment.brain_mask / LEARNT / brain_mask.WEIGHTS, learnt)
+    elif experiment.brain_mask is not None:
         _train_brain_mask(experiment, experiment.brain_mask, data_folder, checkpoint)
     return learnt
 
@@ -301,11 +310,7 @@ def register(experiment: Experiment, learnt: Path, models_folder: Path) -> Path:
                 name: manifest.datasets[name].licence
                 for name in (*experiment.datasets, *experiment.tested_on)
             }
-            | (
-                {experiment.brain_mask.anatomy.name: experiment.brain_mask.licence}
-                if experiment.brain_mask
-                else {}
-            ),
+            | _name_teachers_of_brain_mask(experiment),
             "trained_on": datetime.now(tz=UTC).date().isoformat(),
             "seed": experiment.seed,
         },
@@ -314,6 +319,17 @@ def register(experiment: Experiment, learnt: Path, models_folder: Path) -> Path:
     path = folder / CARD
     path.write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=100))
     return folder
+
+
+def _name_teachers_of_brain_mask(experiment: Experiment) -> dict[str, str]:
+    """Return whom the brain mask was learnt from, beside the people, and under which licence."""
+    settings = experiment.brain_mask
+    if settings is None:
+        return {}
+    if isinstance(settings, Path):
+        card = yaml.safe_load((settings / CARD).read_text())
+        return {f"brain mask of {card['id']}": "; ".join(card["training"]["data"].values())}
+    return {settings.anatomy.name: settings.licence}
 
 
 def _measure_constants(cases: Sequence[Case], experiment: Experiment) -> dict[str, float]:

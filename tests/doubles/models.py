@@ -1,7 +1,7 @@
-"""A model of no worth that is made at once, under the name of a shipped one.
+"""Models made at once: one of no worth under a shipped one's name, and those of a method.
 
 The walk does not care how good a model is, and a crash at thirteen steps is not worth thirteen runs
-of a network. It copies the best source with a matched histogram and takes every image.
+of a network. They take every image; the first copies the best source with a matched histogram.
 """
 
 import json
@@ -14,6 +14,8 @@ import yaml
 from synthesis.quality import TABLE as QUALITY_TABLE
 from synthesis.quality import describe
 from synthesis.registry import CARD, LEARNT, hash_files
+from synthesis.synthesizer import Synthesizer
+from synthesis.types import SynthesisTask
 
 CONTRASTS = ("T1w", "T1c", "T2w", "FLAIR")
 
@@ -46,6 +48,36 @@ def write_copying_model(models_folder: Path, model_id: str = "brain-any-unet25d"
     (learnt / "table.json").write_text(json.dumps(table))
     (learnt / QUALITY_TABLE).write_text(json.dumps(_welcome_all()))
     write_card(models_folder / model_id, card)
+
+
+def write_model(
+    models_folder: Path, method: str, trained: Synthesizer[Any], task: SynthesisTask
+) -> None:
+    """Write a whole-head model of a trained method, under the method's name."""
+    learnt = models_folder / method / LEARNT
+    learnt.mkdir(parents=True)
+    trained.save(learnt)
+    (learnt / QUALITY_TABLE).write_text(json.dumps(_welcome_all()))
+    card = {
+        "id": method,
+        "version": "test",
+        "method": method,
+        "sources": list(task.sources),
+        "required": list(task.required),
+        "targets": {
+            target: {"modality": "MR", "state": "approved", "units": "standard scale"}
+            for target in task.targets
+        },
+        "anatomy": ["BRAIN", "HEAD"],
+        "skull": "whole head",
+        "spacing_mm": 4.0,
+        "parameters": trained.parameters.model_dump(mode="json"),
+        "description": "Made by a test.",
+        "intended_use": "research",
+        "licence": "Apache-2.0",
+        "training": {"subjects": [], "data": {}, "trained_on": "2026-01-01", "seed": 0},
+    }
+    write_card(models_folder / method, card)
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
