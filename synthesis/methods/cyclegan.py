@@ -56,7 +56,7 @@ class CycleGAN(EncoderDecoder[CycleGANParameters]):
         self,
         players: Mapping[str, Player],
         batch: Batch,
-        step: int,
+        progress: float,
         generator: np.random.Generator,
     ) -> Tensor:
         """Move both generators together, then both discriminators."""

@@ -17,6 +17,8 @@ from synthesis.methods.unet import EncoderDecoder, UNetParameters
 from synthesis.networks import PatchDiscriminator
 
 DISCRIMINATOR = "discriminator"
+RAMP = 0.01
+"""The least share of the training over which the discriminator's say rises."""
 
 
 class GANParameters(UNetParameters):
@@ -48,24 +50,24 @@ class Adversarial(EncoderDecoder[A], Generic[A]):
             DISCRIMINATOR: PatchDiscriminator(inputs, self.shape.condition, p.discriminator_width)
         }
 
-    def adversarial_weight(self, step: int) -> float:
-        """Return the weight of the discriminator's opinion at a step."""
+    def adversarial_weight(self, progress: float) -> float:
+        """Return the weight of the discriminator's opinion when so much of the training is over."""
         p = self.parameters
-        begin = p.adversarial_from * p.steps
-        return p.adversarial_weight * min(1.0, max(0.0, (step - begin) / max(begin, 1)))
+        late = progress - p.adversarial_from
+        return p.adversarial_weight * min(1.0, max(0.0, late / max(p.adversarial_from, RAMP)))
 
     def update(
         self,
         players: Mapping[str, Player],
         batch: Batch,
-        step: int,
+        progress: float,
         generator: np.random.Generator,
     ) -> Tensor:
         """Move the generator, then the discriminator."""
         output = self.forward(players[NETWORK].network, batch)
         loss = self.regression(output, batch)
         image = output[:, :1] * batch.weight
-        weight = self.adversarial_weight(step)
+        weight = self.adversarial_weight(progress)
         total = loss
         if weight > 0:
             total = loss + weight * (self.judge(players, image, batch) - 1).square().mean()

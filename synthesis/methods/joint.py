@@ -42,7 +42,7 @@ class Joint(TaskDriven[TaskParameters]):
         self,
         players: Mapping[str, Player],
         batch: Batch,
-        step: int,
+        progress: float,
         generator: np.random.Generator,
     ) -> Tensor:
         """Move the network, then the segmenter."""

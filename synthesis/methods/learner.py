@@ -102,10 +102,17 @@ class Learner(Synthesizer[L]):
         self,
         players: Mapping[str, Player],
         batch: Batch,
-        step: int,
+        progress: float,
         generator: np.random.Generator,
     ) -> Tensor:
-        """Take one step with every network; returns the loss that is reported."""
+        """Take one step with every network; returns the loss that is reported.
+
+        Args:
+            players: the networks by name.
+            batch: what is learnt from.
+            progress: how much of the training is over, from 0 to 1; where time is short, of that.
+            generator: of further draws.
+        """
         player = players[NETWORK]
         loss = self.loss(player.network, batch, generator)
         descend(loss, player)
@@ -145,7 +152,7 @@ class Learner(Synthesizer[L]):
                 for group in player.optimizer.param_groups:
                     group["lr"] = _one_cycle(progress) * p.learning_rate
             generator = np.random.default_rng([seed, step])
-            running += self.update(players, self.draw(stock, generator), step, generator)
+            running += self.update(players, self.draw(stock, generator), progress, generator)
             step += 1
             _follow(average, network, min(p.weight_averaging, (step + 1) / (step + 10)))
             progress = step / p.steps

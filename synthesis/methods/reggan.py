@@ -56,7 +56,7 @@ class RegGAN(Adversarial[RegGANParameters]):
         self,
         players: Mapping[str, Player],
         batch: Batch,
-        step: int,
+        progress: float,
         generator: np.random.Generator,
     ) -> Tensor:
         """Move the generator and the registration together, then the discriminator."""
@@ -70,7 +70,7 @@ class RegGAN(Adversarial[RegGANParameters]):
         loss = self.regression(output, laid)
         steepness = sum(shift.diff(dim=axis).square().mean() for axis in (2, 3))
         total = loss + p.smooth_weight * steepness + p.shift_weight * shift.abs().mean()
-        share = self.adversarial_weight(step)
+        share = self.adversarial_weight(progress)
         if share > 0:
             total = total + share * (self.judge(players, image, batch) - 1).square().mean()
         descend(total, players[NETWORK], players[REGISTRATION])

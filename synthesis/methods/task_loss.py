@@ -31,7 +31,7 @@ class TaskLossParameters(TaskParameters):
     """Hyper-parameters of `TaskLoss`.
 
     Attributes:
-        segmenter_share: share of the steps in which the segmenter is learnt, at the beginning.
+        segmenter_share: share of the training in which the segmenter is learnt, at the beginning.
         task: what the frozen segmenter compares.
     """
 
@@ -52,14 +52,14 @@ class TaskLoss(TaskDriven[TaskLossParameters]):
         self,
         players: Mapping[str, Player],
         batch: Batch,
-        step: int,
+        progress: float,
         generator: np.random.Generator,
     ) -> Tensor:
         """Move the segmenter as long as it learns, and then the network."""
         p = self.parameters
         segmenter = players[SEGMENTER].network
         target, classes = self.name_target(batch), classify(batch, p.regions)
-        if step < p.segmenter_share * p.steps:
+        if progress < p.segmenter_share:
             with torch.autocast(batch.truth.device.type, torch.bfloat16):
                 odds = segmenter(batch.truth, target)
             loss = cross_entropy(odds, classes) + dice_loss(odds, classes)
