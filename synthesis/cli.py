@@ -316,6 +316,7 @@ def results(
         list[Path] | None, typer.Option(help="Table files; all of the experiments' when none.")
     ] = None,
     row: Annotated[list[str] | None, typer.Option(help="Only rows of this name.")] = None,
+    fold: Annotated[list[str] | None, typer.Option(help="Only rows of this fold.")] = None,
     page_only: Annotated[bool, typer.Option(help="Compute nothing, write the page.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the rows' JSON.")] = Path("results"),
     page: Annotated[Path, typer.Option(help="Page to write.")] = Path("docs/results.md"),
@@ -327,7 +328,7 @@ def results(
     A stopped command goes on with the row that it was at, and several may run beside one another.
     With --device cuda the rows that have a recipe for a GPU are computed by it.
 
-    Example: synthesis results --row copy --row linear
+    Example: synthesis results --row copy --row linear --fold fixed
     """
     from synthesis.results import compute_absent  # noqa: PLC0415
     from synthesis.results_page import write_page  # noqa: PLC0415
@@ -344,6 +345,7 @@ def results(
             data_folder=_data_folder(must_exist=False),
             device=device,
             only=row or (),
+            folds=fold or (),
         ):
             typer.echo(f"{done.table}, {done.name}, {done.fold.name}: {outcome}")
             failed = failed or outcome.startswith("failed")

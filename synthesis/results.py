@@ -295,6 +295,7 @@ def compute_absent(
     data_folder: Path,
     device: str,
     only: Sequence[str] = (),
+    folds: Sequence[str] = (),
 ) -> Iterator[tuple[Row, str]]:
     """Compute the rows that are absent or stale, and yield each with what became of it.
 
@@ -307,11 +308,13 @@ def compute_absent(
         data_folder: where images lie.
         device: see `Synthesizer`.
         only: names of rows; all of them when empty.
+        folds: names of folds; all of them when empty.
     """
     table = read_table(path)
     on_gpu = device.startswith("cuda")
     for row in list_rows(path, on_gpu=on_gpu):
-        if (only and row.name not in only) or is_fresh(row, table, results):
+        is_wanted = (not only or row.name in only) and (not folds or row.fold.name in folds)
+        if not is_wanted or is_fresh(row, table, results):
             continue
         with _claim(work / "rows" / f"{row.table}-{row.fold.name}-{row.name}.lock") as is_ours:
             if not is_ours:

@@ -213,6 +213,7 @@ def test_command_computes_what_is_absent_and_leaves_what_another_computes(table:
             data_folder=folder / "none",
             device="cpu",
             only=["copy"],
+            folds=["fixed", "north", "south"],
         )
         return {row.fold.name: outcome for row, outcome in found}
 
