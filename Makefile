@@ -43,10 +43,12 @@ admin: $(RUNTIME)  ## Serve the admin page beside the node, with the folder CONF
 
 test: $(TOOLS)  ## Run every ring: unit, integration, acceptance.
 	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER)
+	@deploy/install-viewer $(if $(CI),,--try) $(VENV)/ohif
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(TOOLS)  ## Run the unit and integration rings.
 	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER)
+	@deploy/install-viewer $(if $(CI),,--try) $(VENV)/ohif
 	$(BIN)/python -m pytest -m "not acceptance and not gpu" $(PYTEST_ARGS)
 
 bench: $(TOOLS)  ## Measure the door and the sender beside others; about 35 minutes. BENCH_ARGS=--help.

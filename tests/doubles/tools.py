@@ -4,6 +4,7 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,14 +16,14 @@ def require_program(name: str, package: str, path: str | None = None) -> str:
     """Return the path of a program, looked for on `path` or the usual one, or end the test."""
     found = shutil.which(name, path=path or SEARCH_PATH)
     if found is None:
-        _give_up(f"{name} is missing: apt-get install --no-install-recommends {package}")
+        give_up(f"{name} is missing: apt-get install --no-install-recommends {package}")
     return found
 
 
 def require_module(name: str, package: str) -> None:
     """End the test unless a module of an extra can be imported."""
     if find_spec(name) is None:
-        _give_up(f"{name} is missing: pip install '{package}'")
+        give_up(f"{name} is missing: pip install '{package}'")
 
 
 def find_data() -> Path | None:
@@ -39,7 +40,8 @@ def require_data(*parts: str) -> Path:
     return folder.joinpath(*parts)
 
 
-def _give_up(message: str) -> None:
+def give_up(message: str) -> NoReturn:
+    """End the test because something is missing."""
     if os.environ.get("CI") == "true":
         pytest.fail(message, pytrace=False)
     pytest.skip(message)
