@@ -200,29 +200,49 @@ def train(
 
 @app.command()
 def benchmark(
-    model: Annotated[str, typer.Option(help="Id of the model.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="Id of a model; every model if none.")
+    ] = None,
     size: Annotated[str, typer.Option(help="Slices, rows and columns.")] = "160x256x256",
     device: Device = "auto",
     repeats: Annotated[int, typer.Option(help="Timed runs; the median is printed.")] = 3,
     models_folder: ModelsFolder = DEFAULT_MODELS,
+    as_json: AsJson = False,
 ) -> None:
-    """Time a model's network on one volume of 1 mm voxels, all sources given.
+    """Time models on a rendered head of 1 mm voxels: network, whole path, beside MONAI.
 
     Example: synthesis benchmark --model brain-any-unet25d
     """
     from synthesis.speed import measure_speed  # noqa: PLC0415
 
     slices, rows, columns = (int(n) for n in size.split("x"))
-    found = measure_speed(
-        load_card(models_folder, model),
-        models_folder=models_folder,
-        shape=(slices, rows, columns),
-        device=device,
-        repeats=repeats,
-    )
-    typer.echo(
-        f"{model}, {size}: {found.seconds:.2f} s, peak {found.peak_mb:.0f} MB, {found.machine}"
-    )
+    found = []
+    for model_id in model or [card.id for card in load_cards(models_folder)]:
+        speed = measure_speed(
+            load_card(models_folder, model_id),
+            models_folder=models_folder,
+            shape=(slices, rows, columns),
+            device=device,
+            repeats=repeats,
+        )
+        found.append(speed)
+        if as_json:
+            continue
+        how = ", ".join(str(part) for part in speed.backend.values())
+        typer.echo(f"{model_id}, {size} voxels of 1 mm, {speed.machine}")
+        typer.echo(f"  network     {speed.network_seconds:.2f} s   {how}")
+        steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in speed.steps.items())
+        typer.echo(f"  whole path  {speed.whole_seconds:.2f} s   {steps}")
+        typer.echo(f"  memory      {speed.peak_mb:.0f} MB at most")
+        if speed.monai_seconds is not None:
+            ratio = speed.monai_seconds / speed.network_seconds
+            typer.echo(
+                f"  MONAI       {speed.monai_seconds:.2f} s   the same network in float32 by its "
+                f"SlidingWindowInferer: {ratio:.1f} times as long, "
+                f"{speed.monai_psnr_db:.1f} dB between the answers"
+            )
+    if as_json:
+        typer.echo(json.dumps([speed.as_dict() for speed in found], indent=2))
 
 
 @app.command()

@@ -112,7 +112,14 @@ def synthesize(
     if gate.verdict is Verdict.REFUSE:
         return _refused(volumes[reference], gate, facts.pad_value, facts.units, steps)
     prediction = method.predict(arrays, target=target, mask=inside, spacing=spacing, seed=seed)
-    steps.add("predict", model=model_id, digest=model_digest, target=target, seed=seed)
+    steps.add(
+        "predict",
+        model=model_id,
+        digest=model_digest,
+        target=target,
+        seed=seed,
+        **method.backend,
+    )
     half_width = None
     if prediction.lower is not None and prediction.upper is not None:
         half_width = np.float32(facts.band_scale / 2) * (prediction.upper - prediction.lower)

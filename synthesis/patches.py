@@ -10,6 +10,8 @@ from synthesis.types import FloatArray, MaskArray
 THICK_FROM = 1.6
 """Slices this many times farther apart than the pixels in plane are thick: never interpolated."""
 MARGIN = 8
+WINDOW_MARGIN = 16
+"""About a window: a network of four levels answers within 50 dB of what it does of all."""
 WINDOW = 8.0
 """A tile's size over the standard deviation of the window that it is weighted by."""
 LEAST_WEIGHT = 1e-3
@@ -55,13 +57,36 @@ def tile_weights(tile: Sequence[int]) -> FloatArray:
     return np.maximum(window, LEAST_WEIGHT).astype(np.float32)
 
 
-def bounding_box(mask: MaskArray) -> tuple[slice, slice, slice]:
+def bounding_box(mask: MaskArray, margin: int = MARGIN) -> tuple[slice, slice, slice]:
     """Return the smallest box around the mask, a few voxels larger where the array allows."""
     box = []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
         filled = np.flatnonzero(mask.any(axis=others))
-        low = max(0, int(filled[0]) - MARGIN) if filled.size else 0
-        high = min(mask.shape[axis], int(filled[-1]) + 1 + MARGIN) if filled.size else 1
+        low = max(0, int(filled[0]) - margin) if filled.size else 0
+        high = min(mask.shape[axis], int(filled[-1]) + 1 + margin) if filled.size else 1
         box.append(slice(low, high))
     return (box[0], box[1], box[2])
+
+
+def find_window(inside: MaskArray, multiple: int) -> tuple[slice, slice] | None:
+    """Return the smallest window about what is inside an image and a margin.
+
+    It begins and ends at multiples: a network that pools answers otherwise when it is shifted.
+
+    Args:
+        inside: (rows, columns).
+        multiple: the window may reach past the image, to the next one.
+
+    Returns:
+        Rows and columns, or None when nothing is inside.
+    """
+    if not inside.any():
+        return None
+    window = []
+    for axis, size in enumerate(inside.shape):
+        filled = np.flatnonzero(inside.any(axis=1 - axis))
+        low = max(0, int(filled[0]) - WINDOW_MARGIN)
+        high = min(size, int(filled[-1]) + 1 + WINDOW_MARGIN)
+        window.append(slice(low - low % multiple, high + -high % multiple))
+    return (window[0], window[1])

@@ -6,11 +6,12 @@ pixels, so that an edit of a comment or a metric changes no derived UID, and a c
 never pass under an old name. Files that would run code when they are read are refused.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +19,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from synthesis.errors import UntrustedModel
+from synthesis.errors import SynthesisError, UntrustedModel
 from synthesis.methods import build_method
 from synthesis.synthesizer import Synthesizer
-from synthesis.types import Anchor, ContrastLabel, SynthesisTask
+from synthesis.types import Anchor, ContrastLabel, Precision, SynthesisTask
 
 CARD = "card.yaml"
 LEARNT = "learnt"
@@ -30,6 +31,9 @@ CONSTANTS = "constants.json"
 
 PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".npy", ".pickle", ".pkl", ".pt", ".pth"})
 """Endings of files that hold pickled objects, which run code as they are read."""
+
+KEPT_WARM = 4
+"""How many models stay loaded in a process."""
 
 State = Literal["candidate", "approved", "research", "retired"]
 
@@ -92,6 +96,7 @@ class ModelCard(_Strict):
         skull: `stripped` (a whole head is masked first), `whole head` or `none`.
         spacing_mm: of the model grid.
         anchor: how images are scaled, see `types.Anchor`.
+        precision: of the arithmetic; it changes pixels, and so is no choice of the machine.
         files: every file below the folder `learnt`, by its path there, to its SHA-256.
         digest: computed when the card is read, never written.
     """
@@ -106,6 +111,7 @@ class ModelCard(_Strict):
     skull: Literal["stripped", "whole head", "none"]
     spacing_mm: float
     anchor: Anchor = Anchor()
+    precision: Precision = "float32"
     parameters: Mapping[str, Any] = {}
     description: str
     intended_use: Literal["research"]
@@ -147,7 +153,7 @@ def load_card(models_folder: Path, model_id: str) -> ModelCard:
     raise UntrustedModel(f"no model {model_id!r} below {models_folder}")
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=KEPT_WARM)
 def load_method(models_folder: Path, model_id: str, digest: str) -> Synthesizer[Any]:
     """Return the trained method of a model, whose digest must be `digest`.
 
@@ -164,7 +170,19 @@ def load_method(models_folder: Path, model_id: str, digest: str) -> Synthesizer[
         method = build_method(card.method, card.task, dict(card.parameters))
     except ValidationError as error:
         raise UntrustedModel(f"{models_folder / model_id / CARD}: parameters: {error}") from None
-    return method.restore(models_folder / model_id / LEARNT)
+    method.restore(models_folder / model_id / LEARNT)
+    method.accelerate(card.precision)
+    return method
+
+
+def warm_up(models_folder: Path, models: Sequence[str]) -> None:
+    """Load models before the first request, as many as stay loaded.
+
+    What is wrong with one is left to the request that needs it.
+    """
+    for model_id in models[:KEPT_WARM]:
+        with contextlib.suppress(SynthesisError):
+            load_method(models_folder, model_id, load_card(models_folder, model_id).digest)
 
 
 def hash_files(folder: Path) -> dict[str, str]:
@@ -199,6 +217,7 @@ def compute_digest(card: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
         "parameters",
     )
     enters = {key: card.get(key) for key in keys}
+    enters |= {key: card[key] for key in ("precision",) if key in card}
     enters["targets"] = {
         target: {k: facts.get(k) for k in ("units", "band_scale", "pad_value")}
         for target, facts in card.get("targets", {}).items()

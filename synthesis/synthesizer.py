@@ -8,12 +8,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from synthesis.errors import MissingSource, SynthesisError
-from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, Prediction, SynthesisTask
+from synthesis.types import (
+    Case,
+    ContrastLabel,
+    FloatArray,
+    MaskArray,
+    Precision,
+    Prediction,
+    SynthesisTask,
+)
 
 
 class Parameters(BaseModel):
@@ -106,6 +114,14 @@ class Synthesizer(ABC, Generic[P]):
     @abstractmethod
     def restore(self, folder: Path) -> Self:
         """Read what `save` wrote."""
+
+    def accelerate(self, precision: Precision) -> None:
+        """Choose, once restored, how to compute on this machine; see `backends`."""
+
+    @property
+    def backend(self) -> Mapping[str, Any]:
+        """How it computes here, for the record: what may change the last bit of a pixel."""
+        return {}
 
     def check_request(
         self, sources: Mapping[ContrastLabel, FloatArray], target: ContrastLabel

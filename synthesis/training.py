@@ -26,7 +26,7 @@ from synthesis.people import Manifest, read_manifest
 from synthesis.quality import TABLE, fit_table
 from synthesis.registry import CARD, CONSTANTS, LEARNT, hash_files
 from synthesis.synthesizer import Synthesizer
-from synthesis.types import Anchor, Case, ContrastLabel, Prediction, SynthesisTask
+from synthesis.types import Anchor, Case, ContrastLabel, Precision, Prediction, SynthesisTask
 
 FIGURES = "figures.json"
 BANDS = "bands.json"
@@ -66,6 +66,7 @@ class Experiment(_Strict):
         required: sources that the model cannot do without.
         brain_mask: how the mask of a skull-stripped model is learnt, or the folder of a model that
             has one, beside the experiment file.
+        precision: of the arithmetic with which the model answers, see `backends`.
         card: what the card says beyond what training knows.
     """
 
@@ -77,6 +78,7 @@ class Experiment(_Strict):
     required: tuple[str, ...] = ()
     spacing_mm: float
     anchor: Anchor = Anchor()
+    precision: Precision = "float32"
     people: Path
     datasets: tuple[str, ...]
     seed: int
@@ -301,6 +303,7 @@ def register(experiment: Experiment, learnt: Path, models_folder: Path) -> Path:
         "required": list(experiment.required),
         "spacing_mm": experiment.spacing_mm,
         "anchor": asdict(experiment.anchor),
+        "precision": experiment.precision,
         "parameters": experiment.parameters,
         "training": {
             "subjects": experiment.names(manifest, "train"),

@@ -7,7 +7,7 @@ LPS millimetres.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NewType
+from typing import Any, Literal, NewType
 
 import highdicom
 import numpy as np
@@ -17,6 +17,9 @@ ContrastLabel = NewType("ContrastLabel", str)
 FloatArray = NDArray[np.float32]
 MaskArray = NDArray[np.bool_]
 Volume = highdicom.Volume
+
+Precision = Literal["float32", "bfloat16"]
+"""Of a network's arithmetic. bfloat16 is used where it is near enough to float32."""
 
 UNITS_PER_NORMALIZED = 1000.0
 """Of every target: MR median tissue 0.5 is 500 on the standard scale, CT 0.04 is 40 HU."""

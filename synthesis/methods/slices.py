@@ -11,7 +11,15 @@ from torch.nn import functional
 from synthesis.augmentation import Batch, Stock
 from synthesis.devices import exact
 from synthesis.methods.learner import Learner, LearnerParameters
-from synthesis.patches import THICK_FROM, VIEWS, batches, bounding_box, usable_views
+from synthesis.patches import (
+    THICK_FROM,
+    VIEWS,
+    WINDOW_MARGIN,
+    batches,
+    bounding_box,
+    find_window,
+    usable_views,
+)
 from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, Prediction
 
 CALIBRATION_BATCHES, CALIBRATION_SLICES = 12, 8
@@ -82,7 +90,9 @@ class SliceLearner(Learner[S]):
     ) -> Prediction:
         """Average the network's answers along every usable axis."""
         self.check_request(sources, target)
-        box = bounding_box(mask)
+        # it begins at multiples, so that the answer is that of the whole array
+        near = bounding_box(mask, WINDOW_MARGIN)
+        box = tuple(slice(side.start - side.start % self.multiple, side.stop) for side in near)
         shape = mask[box].shape
         volume = np.zeros((len(self.task.sources), *shape), np.float32)
         condition = torch.zeros(1, len(self.task.sources) + len(self.task.targets))
@@ -97,7 +107,9 @@ class SliceLearner(Learner[S]):
         noise = torch.Generator().manual_seed(seed)
         with torch.inference_mode(), exact():
             x, condition = torch.from_numpy(volume).to(device), condition.to(device)
-            looks = torch.stack([self._look(x, condition, axis, noise) for axis in views])
+            looks = torch.stack(
+                [self._look(x, condition, axis, noise, mask[box]) for axis in views]
+            )
             answer = looks.mean(dim=0).cpu().numpy()
         full = np.zeros((len(answer), *mask.shape), np.float32)
         full[(slice(None), *box)] = np.where(mask[box], answer, 0)
@@ -105,22 +117,38 @@ class SliceLearner(Learner[S]):
             return Prediction(mean=full[0])
         return Prediction(mean=full[0], lower=full[1], upper=full[2])
 
-    def _look(self, volume: Tensor, condition: Tensor, axis: int, noise: torch.Generator) -> Tensor:
-        """Return (1 or 3, slices, rows, columns), predicted slice by slice along an axis."""
+    def _look(
+        self,
+        volume: Tensor,
+        condition: Tensor,
+        axis: int,
+        noise: torch.Generator,
+        mask: MaskArray,
+    ) -> Tensor:
+        """Return (1 or 3, slices, rows, columns), predicted slice by slice along an axis.
+
+        Only a window about the mask of a few slices is looked at; elsewhere the answer is zero.
+        """
         half = self.parameters.slices // 2
         moved = volume.movedim(axis + 1, 1)  # (sources, n, rows, columns)
-        count, rows, columns = moved.shape[1:]
+        inside = np.moveaxis(mask, axis, 0)
+        count, rows, columns = inside.shape
         first, last = moved[:, :1], moved[:, -1:]
         wide = torch.cat([first] * half + [moved] + [last] * half, dim=1)
         wide = functional.pad(wide, (0, -columns % self.multiple, 0, -rows % self.multiple))
         stacks = wide.unfold(1, 2 * half + 1, 1).permute(1, 0, 4, 2, 3)
         # stacks: (n, sources, slices, rows, columns), a view
-        out = [
-            self.answer(stacks[piece], condition.expand(stacks[piece].shape[0], -1), noise)
-            for piece in batches(count, SLICES_AT_ONCE[volume.device.type])
-        ]
-        answer = torch.cat(out)[:, :, :rows, :columns]  # (n, 1 or 3, rows, columns)
-        return answer.transpose(0, 1).movedim(1, axis + 1)
+        full = torch.zeros(0, device=volume.device)
+        for piece in batches(count, SLICES_AT_ONCE[volume.device.type]):
+            window = find_window(np.asarray(inside[piece].any(axis=0)), self.multiple)
+            if window is None:
+                continue
+            stack = stacks[piece][..., window[0], window[1]]
+            answer = self.answer(stack, condition.expand(stack.shape[0], -1), noise)
+            if not full.numel():
+                full = answer.new_zeros(count, answer.shape[1], *wide.shape[2:])
+            full[(piece, slice(None), *window)] = answer
+        return full[:, :, :rows, :columns].transpose(0, 1).movedim(1, axis + 1)
 
     def measure_band(self, cases: Sequence[Case], *, seed: int) -> dict[str, float]:
         """Return the factors by the conformal rule (Vovk 2005) over slices as of other scanners.

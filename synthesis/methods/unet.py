@@ -4,13 +4,15 @@ The band comes from two quantile heads (Angelopoulos 2022, image-to-image regres
 uncertainty).
 """
 
-from typing import Generic, TypeVar
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from synthesis.augmentation import Batch
+from synthesis.backends import Accelerated, accelerate
 from synthesis.losses import (
     gradient_l1,
     masked_l1,
@@ -20,6 +22,10 @@ from synthesis.losses import (
 )
 from synthesis.methods.slices import SliceLearner, SliceParameters
 from synthesis.networks import ConditionedUNet, UNetShape
+from synthesis.types import Precision
+
+TRIED_SLICES, TRIED_SIZE = 4, 160
+"""How much of an image a back end is tried with: a little more than a second of work."""
 
 
 class UNetParameters(SliceParameters):
@@ -89,3 +95,21 @@ class UNet25D(EncoderDecoder[UNetParameters]):
     """Any subset of the sources to any target, slice by slice with neighbors."""
 
     parameters_type = UNetParameters
+
+    def accelerate(self, precision: Precision) -> None:
+        """Choose by a few slices of grain, all sources given."""
+        p, task = self.parameters, self.task
+        generator = torch.Generator().manual_seed(0)
+        shape = (TRIED_SLICES, len(task.sources), p.slices, TRIED_SIZE, TRIED_SIZE)
+        stack = 0.5 + 0.1 * torch.randn(shape, generator=generator)
+        condition = torch.ones(TRIED_SLICES, self.shape.condition)
+        condition[:, len(task.sources) + 1 :] = 0  # the first target
+        device = next(self.network_.parameters()).device
+        example = (stack.to(device), condition.to(device))
+        self.network_ = accelerate(self.network_, example, precision)
+
+    @property
+    def backend(self) -> Mapping[str, Any]:
+        """The choice, where there was one."""
+        network = self.network_
+        return network.choice.as_dict() if isinstance(network, Accelerated) else {}
