@@ -160,11 +160,18 @@ class Backfill:
                     continue
                 while not _is_idle(ledger):
                     sleep(POLL_SECONDS)
-                self._fetch(listed, ledger.count_series(uid))
+                self.fetch(uid, listed, ledger)
                 logger.info("backfill.fetched study=%s series=%d", uid, len(listed))
                 yield uid
 
-    def _fetch(self, listed: Iterable[RemoteSeries], here: Mapping[str, int]) -> None:
+    def fetch(self, uid: str, listed: Iterable[RemoteSeries], ledger: Ledger) -> None:
+        """Have the series of a study sent to the node that runs, but for what is there.
+
+        Raises:
+            DeliveryError: the peer refuses, or breaks off.
+            TimeoutError: it says nothing.
+        """
+        here = ledger.count_series(uid)
         peer = self._settings.peers[self._alias]
         with open_peer(self._settings, peer, [STUDY_ROOT_MOVE]) as association:
             conversation = Conversation(association, self._settings)

@@ -26,6 +26,7 @@ from dicom_node.audit import configure_logging
 from dicom_node.backfill import Backfill, list_days
 from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.explain import explain_folder, explain_listed, explain_study
+from dicom_node.export import MANIFEST, Export
 from dicom_node.identifiers import WRITER_VERSION
 from dicom_node.json_schema import FOLDER, write_schemas
 from dicom_node.ledger import Ledger
@@ -304,6 +305,41 @@ def backfill(
     with _open_ledger(configuration) as ledger, _progress("fetching", as_json) as tell:
         for number, study in enumerate(walk.run(days, ledger), 1):
             tell(f"{number} studies, last {study}")
+
+
+@app.command()
+def export(
+    query: Annotated[
+        list[str], typer.Option(metavar="KEY=VALUE", help="Of studies at the PACS; repeatable.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Empty folder to write.")],
+    peer: Annotated[str, typer.Option(help="Alias of the peer that is asked.")] = "pacs",
+    config: ConfigFolder = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the complete studies of a PACS as de-identified volumes, for `synthesis train`.
+
+    The node must be running: it receives what the PACS sends.
+
+    Example: dicom-node export --query StudyDate=20260101-20260131 --out ~/brains
+    """
+    _set_up_quiet()
+    configuration = load(config, overrides or [])
+    if peer not in find_asked(configuration.node):
+        raise ConfigurationError(f"--peer : seen {peer!r}, wanted a peer with the role query")
+    judge = _build_judge(configuration)
+    walk = Backfill(peer, configuration.node, judge, node.now)
+    store = Store(configuration.node.store_folder)
+    keys = dict(each.partition("=")[::2] for each in query)
+    with _open_ledger(configuration) as ledger, _progress("exporting", as_json) as tell:
+        run = Export(walk, judge, ledger, store, out)
+        for people in run.run(keys):
+            tell(f"{people} people")
+    if as_json:
+        _print_json({"exported": run.tally.exported, "left_out": dict(run.tally.left_out)})
+    else:
+        typer.echo(f"{run.tally.describe()}; manifest {out / MANIFEST}")
 
 
 @app.command()

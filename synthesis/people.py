@@ -35,6 +35,8 @@ class Person(_Strict):
         site: where the scanner stands; folds by site go by it. The data set when not given.
         mask: `nonzero`, `body`, `whole head` (no mask is at hand: one is made where a brain mask's
             weights are, else the person is for testing through the engine only) or a label file.
+        aligned: whether images whose mask is `nonzero` or `body` lie on one another as they are;
+            others are registered first.
         sha256: digest of the image files, see `digest_images`; images of another digest are not
             read.
     """
@@ -45,6 +47,7 @@ class Person(_Strict):
     site: str = ""
     split: Literal["train", "validation", "test"]
     mask: str
+    aligned: bool = True
     images: dict[str, str]
     labels: str | None = None
     sha256: str | None = None
@@ -57,7 +60,7 @@ class Person(_Strict):
     @property
     def is_aligned(self) -> bool:
         """Whether the images lie on one another as they are."""
-        return self.mask in ("nonzero", "body")
+        return self.aligned and self.mask in ("nonzero", "body")
 
 
 class Manifest(_Strict):
