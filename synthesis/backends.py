@@ -1,7 +1,7 @@
 """How a network is run on this machine: the fastest of the ways that give the same answer.
 
-The ways differ in memory layout and library. They are timed once, when a model is loaded and
-before any request; each is compared with plain float32, and the choice is kept on the disk by the
+The ways differ in memory layout and library. They are timed once, when a model is first
+loaded; each is compared with plain float32, and the choice is kept on the disk by the
 digest of network and machine, so that a restart chooses the same and the same plan gives the same
 pixels. Precision is no choice of the machine: the card fixes it, because it changes pixels.
 """

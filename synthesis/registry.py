@@ -6,12 +6,11 @@ pixels, so that an edit of a comment or a metric changes no derived UID, and a c
 never pass under an old name. Files that would run code when they are read are refused.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from synthesis.errors import SynthesisError, UntrustedModel
+from synthesis.errors import UntrustedModel
 from synthesis.methods import build_method
 from synthesis.synthesizer import Synthesizer
 from synthesis.types import Anchor, ContrastLabel, Precision, SynthesisTask
@@ -173,16 +172,6 @@ def load_method(models_folder: Path, model_id: str, digest: str) -> Synthesizer[
     method.restore(models_folder / model_id / LEARNT)
     method.accelerate(card.precision)
     return method
-
-
-def warm_up(models_folder: Path, models: Sequence[str]) -> None:
-    """Load models before the first request, as many as stay loaded.
-
-    What is wrong with one is left to the request that needs it.
-    """
-    for model_id in models[:KEPT_WARM]:
-        with contextlib.suppress(SynthesisError):
-            load_method(models_folder, model_id, load_card(models_folder, model_id).digest)
 
 
 def hash_files(folder: Path) -> dict[str, str]:
