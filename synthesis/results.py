@@ -11,8 +11,10 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import platform
 import resource
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -321,7 +323,7 @@ def compute_absent(
                 yield row, "is being computed by another process"
                 continue
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
+            with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
                 try:
                     pool.submit(compute, row, table, results, work, data_folder, device).result()
                 except Exception as error:  # one row that fails costs no other row
@@ -494,6 +496,19 @@ def _cut(case: Case, slices: int | None) -> Case:
         mask=case.mask[kept],
         labels=None if case.labels is None else case.labels[kept],
     )
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
