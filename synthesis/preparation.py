@@ -5,6 +5,7 @@ A prepared case lies on the model grid, bias corrected, co-registered and normal
 """
 
 import functools
+import logging
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -28,6 +29,10 @@ from synthesis.registration import register_rigid
 from synthesis.types import Anchor, Case, ContrastLabel, FloatArray, MaskArray
 
 HU_LOW, HU_HIGH = -1024.0, 3071.0
+UNEVEN = 0.1
+"""Share of the distance between slices by which they may be off."""
+
+logger = logging.getLogger(__name__)
 
 
 def read_image(data_folder: Path, path: str) -> sitk.Image:
@@ -50,9 +55,36 @@ def read_image(data_folder: Path, path: str) -> sitk.Image:
 
 
 def _read_series(folder: Path) -> sitk.Image:
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
-    image: sitk.Image = sitk.Cast(reader.Execute(), sitk.sitkFloat32)
+    """Read a series; where slices are missing, they are interpolated and the others stay in place.
+
+    The reader by itself would spread the slices evenly over the gap.
+    """
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+    slices = [sitk.ReadImage(name, sitk.sitkFloat32) for name in names]
+    first = slices[0]
+    normal = np.array(first.GetDirection()).reshape(3, 3)[:, 2]
+    places = np.array([np.dot(normal, one.GetOrigin()) for one in slices])
+    gaps = np.diff(places)
+    spacing = float(gaps.min()) if gaps.size else first.GetSpacing()[2]
+    steps = gaps / spacing
+    if spacing <= 0 or bool(np.any(np.abs(steps - np.rint(steps)) > UNEVEN)):
+        raise TrainingError(
+            f"{folder.name}: slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart"
+        )
+    numbers = np.concatenate([[0], np.cumsum(np.rint(steps).astype(int))])
+    stack = np.concatenate([sitk.GetArrayFromImage(one) for one in slices])
+    array = np.empty((int(numbers[-1]) + 1, *stack.shape[1:]), np.float32)
+    for number in range(len(array)):
+        after = int(np.searchsorted(numbers, number))
+        before = after if numbers[after] == number else after - 1
+        share = 0.0 if before == after else (number - numbers[before]) / np.diff(numbers)[before]
+        array[number] = (1 - share) * stack[before] + share * stack[after]
+    if len(array) > len(stack):
+        logger.warning("%s: %d slices interpolated", folder.name, len(array) - len(stack))
+    image = sitk.GetImageFromArray(array)
+    image.SetOrigin(first.GetOrigin())
+    image.SetDirection(first.GetDirection())
+    image.SetSpacing((*first.GetSpacing()[:2], spacing))
     return image
 
 
