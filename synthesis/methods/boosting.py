@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from synthesis.methods.calibration import widen_by_slices
 from synthesis.methods.features import compute_features, draw_voxels
 from synthesis.synthesizer import Parameters, Synthesizer
 from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, Prediction
@@ -106,6 +107,10 @@ class Boosting(Synthesizer[BoostingParameters]):
             lower=np.minimum(answers["lower"], answers["mean"]),
             upper=np.maximum(answers["upper"], answers["mean"]),
         )
+
+    def measure_band(self, cases: Sequence[Case], *, seed: int) -> dict[str, float]:
+        """Return the factors of `calibration`."""
+        return widen_by_slices(self, cases, seed=seed)
 
     def save(self, folder: Path) -> None:
         """Write the trees as arrays."""

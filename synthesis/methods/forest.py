@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from synthesis.methods.calibration import widen_by_slices
 from synthesis.methods.features import compute_features, draw_voxels
 from synthesis.synthesizer import Parameters, Synthesizer
 from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, Prediction
@@ -149,6 +150,10 @@ class RandomForest(Synthesizer[ForestParameters]):
             answers.append(np.zeros(mask.shape, np.float32))
             answers[-1][mask] = values
         return Prediction(mean=answers[0], lower=answers[1], upper=answers[2])
+
+    def measure_band(self, cases: Sequence[Case], *, seed: int) -> dict[str, float]:
+        """Return the factors of `calibration`."""
+        return widen_by_slices(self, cases, seed=seed)
 
     def save(self, folder: Path) -> None:
         """Write the trees as arrays."""

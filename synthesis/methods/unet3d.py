@@ -4,7 +4,7 @@ For small fields of view whose voxels are about as long in all directions; the a
 overlapping tiles are averaged with Gaussian weights (Isensee 2021).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from synthesis.augmentation import Batch, Stock
 from synthesis.devices import exact
 from synthesis.losses import gradient_l1, masked_l1, masked_square, pinball
+from synthesis.methods.calibration import widen_by_slices
 from synthesis.methods.learner import Learner, LearnerParameters
 from synthesis.networks import ConditionedVolumeUNet
 from synthesis.patches import bounding_box, tile_starts, tile_weights
-from synthesis.types import ContrastLabel, FloatArray, MaskArray, Prediction
+from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, Prediction
 
 
 class UNet3DParameters(LearnerParameters):
@@ -116,6 +117,10 @@ class UNet3D(Learner[UNet3DParameters]):
         full = np.zeros((3, *mask.shape), np.float32)
         full[(slice(None), *box)] = np.where(inside, answer.numpy(), 0)
         return Prediction(mean=full[0], lower=full[1], upper=full[2])
+
+    def measure_band(self, cases: Sequence[Case], *, seed: int) -> dict[str, float]:
+        """Return the factors of `calibration`."""
+        return widen_by_slices(self, cases, seed=seed)
 
     def _fit_tile(self, count: int) -> int:
         """Return the side of the tiles along an axis of so many voxels."""

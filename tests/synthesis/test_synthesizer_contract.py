@@ -131,6 +131,20 @@ def test_band_encloses_the_mean(trained: Synthesizer[Any]) -> None:
         assert (prediction.upper[case.mask] >= prediction.mean[case.mask] - 1e-6).all()
 
 
+def test_band_is_widened_until_it_holds_nine_in_ten(trained: Synthesizer[Any]) -> None:
+    case = make_case(9)
+    prediction = predict(trained, case)
+    if prediction.lower is None:
+        assert trained.measure_band([case], seed=1) == {}
+        return
+
+    factors = trained.measure_band([make_case(8)], seed=1)
+
+    half = factors[T2W] * (prediction.upper - prediction.lower) / 2
+    within = np.abs(case.images[T2W] - prediction.mean) <= half
+    assert within[case.mask].mean() > 0.85
+
+
 def test_missing_source_and_unknown_target_are_refused(trained: Synthesizer[Any]) -> None:
     case = make_case(9)
 
