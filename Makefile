@@ -14,6 +14,7 @@ FUZZ_ARGS ?=
 SIEGE_ARGS ?=
 LABELS_ARGS ?=
 DURABILITY_ARGS ?=
+RESULTS_ARGS ?=
 
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed
@@ -26,7 +27,7 @@ BROWSER := chromium
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve admin test test-fast lint bench labels durability fuzz siege train lock clean
+.PHONY: help demo serve admin test test-fast lint bench labels durability fuzz siege train results lock clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -70,6 +71,9 @@ siege: $(TOOLS)  ## Attack a receiver as hostile peers do; about 6 minutes. SIEG
 
 train: $(TOOLS)  ## Train the shipped models anew from the images of DICOM_NODE_DATA; hours.
 	@for experiment in $(EXPERIMENTS); do $(BIN)/synthesis train "$$experiment"; done
+
+results: $(TOOLS)  ## Compute the absent rows of docs/results.md from DICOM_NODE_DATA; hours. RESULTS_ARGS=--help.
+	@$(BIN)/synthesis results $(RESULTS_ARGS)
 
 lint: $(TOOLS)  ## Check style, types and layers.
 	$(BIN)/ruff check .

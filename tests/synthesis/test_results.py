@@ -19,6 +19,7 @@ from synthesis.comparison import bootstrap, compare, decide
 from synthesis.datasets import cases_folder, write_case
 from synthesis.errors import TrainingError
 from synthesis.fingerprint import fingerprint
+from synthesis.judging import judge
 from synthesis.people import read_manifest
 from synthesis.results import (
     compute,
@@ -31,10 +32,11 @@ from synthesis.results import (
 )
 from synthesis.results_page import write_page
 from synthesis.speed import make_head
-from synthesis.types import Anchor, Case, ContrastLabel
+from synthesis.types import Anchor, Case, ContrastLabel, Prediction
 
 SHIPPED = sorted(Path("config/experiments/results").glob("*.yaml"))
 T1W, T2W, FLAIR = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR"))
+CT = ContrastLabel("CT")
 SITES = ("north", "south", "west")
 
 
@@ -361,6 +363,21 @@ def test_rendered_heads_teach_and_make_another_row(table: Path) -> None:
     assert [set(head.images) for head in heads] == [{T1W, T2W, FLAIR}] * 2
     assert {head.mask.shape[0] for head in heads} == {16}
     assert key_of(taught, toy) != key_of(row, toy)
+
+
+def test_ct_is_judged_by_tissue_and_as_the_challenge_does() -> None:
+    image, mask = make_head((20, 24, 22), seed=1)
+    hounsfield = np.where(image > 0.55, 0.4, np.where(image > 0.4, 0.05, -0.9)).astype(np.float32)
+    case = Case(
+        subject="limb", images={T1W: image, CT: hounsfield}, mask=mask, spacing=(1.0, 1.0, 1.0)
+    )
+
+    figures = judge(case, CT, Prediction(mean=hounsfield - np.float32(0.1)))
+
+    assert figures["mae"] == pytest.approx(100, abs=0.01)
+    assert figures["bone_bias"] == pytest.approx(-100, abs=0.01)
+    assert {"air_mae", "soft_mae", "bone_dice", "synthrad2025_ms_ssim"} <= set(figures)
+    assert "tissue_dice" not in figures
 
 
 def test_keys_differ_between_methods_and_folds(table: Path) -> None:
