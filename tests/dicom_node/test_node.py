@@ -6,6 +6,8 @@ import re
 import shutil
 import signal
 import socket
+import stat
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -32,6 +34,7 @@ REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 MAP = "1.2.840.10008.5.1.4.1.1.30"
 READY = re.compile(r"^ready dicom=127\.0\.0\.1:(\d+) web=127\.0\.0\.1:(\d+)$", re.MULTILINE)
 EXIT_FAILED, EXIT_WRONG = 1, 2
+BACKUP = CONFIGURATION.parent / "deploy" / "backup"
 
 
 class Running:
@@ -150,6 +153,36 @@ def test_what_a_pacs_reports_to_the_receiving_process_is_committed(start, tmp_pa
         committed = running.count('dicom_node_deliveries{state="committed"}')
 
     assert committed == len(pacs.requests[0].ReferencedSOPSequence)
+
+
+def test_backup_of_a_running_node_goes_on_where_it_was(start, tmp_path):
+    files = write_files(make_series("T1w", make_volume((12, 40, 40))), tmp_path / "study")
+    data, copy = tmp_path / "node" / "data", tmp_path / "restored" / "data"
+    running = start()  # nobody answers at its PACS, so that everything waits
+    assert storescu(running.node.port, *files, called=AE_TITLE).returncode == 0
+    wait_until(lambda: running.count('dicom_node_jobs{state="held"}') == 2)
+    url = f"sqlite:///{data / 'ledger.sqlite'}"
+    with Ledger(url, lambda: datetime.now(UTC)).open(create=False) as ledger:
+        ledger.release(ledger.jobs()[0].plan.plan_id, "a test", "to have something to send")
+    waiting = running.count('dicom_node_deliveries{state="pending"}')
+    (data / "accounts.json").write_text("{}")
+
+    copy.parent.mkdir()
+    subprocess.run([BACKUP, data, copy], check=True)
+    assert running.node.stop() == 0
+    shutil.rmtree(data)
+
+    assert (copy / "accounts.json").read_text() == "{}"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o700
+    with ScriptedPacs(classes=(MR, REPORT, MAP), ae_title="ORTHANC") as pacs:
+        restored = start(
+            f"peers.pacs.port={pacs.port}", "delivery.first_retry=1 s", folder="restored"
+        )
+        wait_until(lambda: restored.count('dicom_node_deliveries{state="pending"}') == 0)
+
+        assert restored.count("dicom_node_instances") == len(files)
+        assert restored.count('dicom_node_jobs{state="held"}') == 1
+        assert len(pacs.received) == waiting > 0
 
 
 def test_node_says_that_it_is_well(start):
