@@ -27,7 +27,8 @@ BROWSER := chromium
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve admin test test-fast lint bench labels durability fuzz siege train results lock clean
+.PHONY: help demo serve admin test test-fast lint docs sbom bench labels durability fuzz siege train results \
+	lock clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -80,6 +81,15 @@ lint: $(TOOLS)  ## Check style, types and layers.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: $(TOOLS)  ## Write the references of commands, keys and modules; look for dead links.
+	@PYTHONPATH=.:tests $(BIN)/python -m reference
+
+sbom: $(RUNTIME)  ## Write build/sbom.json, the bill of materials of the environment (CycloneDX).
+	@mkdir -p build; tool=$$(mktemp -d); trap 'rm -rf "$$tool"' EXIT; "$(PYTHON)" -m venv "$$tool"; \
+		"$$tool/bin/pip" install --quiet $(PIP_ARGS) "cyclonedx-bom>=7.5,<8"; \
+		"$$tool/bin/cyclonedx-py" environment --pyproject pyproject.toml --mc-type application \
+			--output-reproducible -o build/sbom.json "$(BIN)/python"
 
 lock:  ## Resolve the dependencies of pyproject.toml anew into requirements/.
 	requirements/lock "$(PYTHON)" $(PIP_ARGS)
