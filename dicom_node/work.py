@@ -13,6 +13,7 @@ again fails; everything else leaves as an exception, which to `dispatch` is a lo
 import hashlib
 import io
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from dicom_node.node_settings import NodeSettings, read_node
 from dicom_node.store import Store
 from dicom_node.volumes import read_volume
 from synthesis import types
+from synthesis.backends import CACHE
 from synthesis.engine import synthesize
 from synthesis.errors import MissingExtra, MissingSource, UntrustedModel, UnusableInput
 from synthesis.evaluation import compare_with_truth
@@ -50,6 +52,9 @@ SCANNER = {
 
 RENEWALS_PER_LEASE = 4
 """Three renewals may be late or lost before the lease runs out."""
+
+BACKENDS = "backends"
+"""Folder below the data folder: by which back end each network is run on a machine."""
 
 MASK = "mask.npz"
 """Beside the derived instances: where they are synthesis and not padding, and on which grid."""
@@ -74,6 +79,8 @@ def run(plan_id: str, attempt: int, config_folder: Path, overrides: Sequence[str
     """
     # The rules are not read: what they decided is in the plan, and they may change meanwhile.
     node = read_node(config_folder, overrides)
+    # How a network is run here is measured once, and not again at each start: it changes pixels.
+    os.environ.setdefault(CACHE, str(node.data_folder / BACKENDS))
     store = Store(node.store_folder).open()
     with Ledger(node.ledger_url, lambda: datetime.now(UTC)).open(create=False) as ledger:
         job = Attempt(node, store, ledger, ledger.job(plan_id).plan, attempt)
