@@ -35,7 +35,8 @@ MOST_STORED = 4095
 """12 bits, what MR and CT viewers expect."""
 CT_INTERCEPT = -1024
 CT_WINDOW = (40, 400)
-PT_WINDOW = (2.5, 5)
+PT_WINDOW = (3, 6)
+"""From 0 to 5 SUV: the formula takes a half off the center and one off the width (C.11.2.1.2.1)."""
 MR_WINDOW_PERCENTILES = (1, 99)
 """Of the voxels above 0. One window only: some viewers drop the window when there are two."""
 _MOST_PT = 32_767

@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
+from pydicom.pixels import apply_windowing
 from pydicom.tag import Tag
 
 from dicom_node.conformance import check
@@ -155,6 +156,15 @@ def test_ct_and_pet_say_their_units(sources: Sources) -> None:
     assert "PatientPosition" not in pet[0]
     relation = pet[0].PatientGantryRelationshipCodeSequence[0]
     assert relation.CodeValue == "102540008"
+
+
+def test_window_of_pet_reaches_from_0_to_5_suv(sources: Sources) -> None:
+    pet = pick(derive(sources, "PET", "PT"), Role.IMAGE)[0]
+
+    black, low, high, white, beyond = apply_windowing(np.array([0.0, 0.1, 4.9, 5.0, 9.0]), pet)
+
+    assert black < low < high < white
+    assert white == pytest.approx(beyond)
 
 
 def test_sources_on_and_beside_the_slice_are_referenced(sources: Sources) -> None:
