@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +18,7 @@ from dicom_node.status import read_status
 from doubles.bench import CONFIGURATION, Bench
 from doubles.models import write_copying_model
 from doubles.series import make_enhanced, make_series, require_validators
+from synthesis import backends
 from synthesis.errors import UntrustedModel, UnusableInput
 from synthesis.phantom import render
 from synthesis.types import QualityReport, Synthesis, Verdict, Volume
@@ -317,7 +319,7 @@ def test_shadow_mode_compares_with_the_real_series_and_sends_nothing(tmp_path, m
     scanner = {name: comparison[name] for name in work.SCANNER}
     assert scanner == {"manufacturer": "ACME", "model_name": "Magnet 3", "field_strength": 3}
     assert 5 < comparison["psnr_db"] < 40
-    assert 0 < comparison["ssim"] < 1
+    assert -1 < comparison["ssim"] < 1
     assert comparison["mae"] > 0
     assert bench.ledger.derived(done.plan.plan_id) != []
     assert bench.ledger.deliveries() == []
@@ -339,3 +341,14 @@ def test_real_series_that_cannot_be_compared_with_is_no_fault_of_the_job(
     [told] = read_status(bench.ledger, None, done.changed_at)["shadow"]
     assert (told["compared"], told["not_compared"], told["ssim"]) == (0, {"registration": 1}, None)
     bench.ledger.close()
+
+
+def test_choice_of_a_back_end_is_kept_with_the_node(bench, job, monkeypatch):
+    monkeypatch.setenv(backends.CACHE, "set, so that it is restored")
+    monkeypatch.delenv(backends.CACHE)
+    monkeypatch.setattr(work, "synthesize", answer(PASSED))
+
+    run(bench, job)
+
+    data_folder = bench.configuration.node.data_folder
+    assert Path(os.environ[backends.CACHE]).parent == data_folder
