@@ -1,8 +1,8 @@
 """Rigid registration between contrasts of one person, with a statement of whether to trust it.
 
 Mattes mutual information (Mattes 2003) over a fixed random sample, regular-step descent, three
-resolutions. The answer carries the normalized mutual information before and after, so that a
-caller can refuse what cannot be trusted.
+resolutions that are chosen in mm, so that thick slices are not made thicker. The answer carries the
+normalized mutual information before and after, so that a caller can refuse what cannot be trusted.
 """
 
 import math
@@ -12,7 +12,14 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - the name that the field uses
 from numpy.typing import NDArray
 
-SAMPLE_FRACTION = 0.04
+LEVELS_MM = (8.0, 4.0, 2.0)
+"""Voxels of each resolution; what is coarser already stays."""
+MOST_SAMPLES = 40_000
+"""Voxels that a step looks at; an image of fewer is looked at whole."""
+FEWEST_VOXELS = 8
+"""Along each axis of a resolution."""
+BINS_OF_DESCENT = 64
+SMALLEST_STEP_MM = 0.001
 AWAY_MM = 15.0
 MINIMUM_DISTINCTNESS = 1.5
 """Pairs of one head lie between 1.8 and 8, pairs of two heads below 1.4."""
@@ -61,27 +68,23 @@ def register_rigid(fixed: sitk.Image, moving: sitk.Image, *, seed: int) -> Regis
     When the move that was found is no better than staying (the images agree already), the
     transform is the identity.
     """
+    fixed, moving = _lift(fixed), _lift(moving)
     center = fixed.TransformContinuousIndexToPhysicalPoint(
         [(size - 1) / 2 for size in fixed.GetSize()]
     )
     start = sitk.Euler3DTransform(center, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0))
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=50)
-    method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentage(SAMPLE_FRACTION, seed + 1)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 120)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([4, 2, 1])
-    method.SetSmoothingSigmasPerLevel([2, 1, 0])
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    method.SetInitialTransform(start, inPlace=True)
     before = measure_similarity(fixed, moving, sitk.Transform(3, sitk.sitkIdentity))
     # Threads sum in any order, and the metric takes their number from this global alone.
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
-        method.Execute(fixed, moving)
+        seen = None
+        for level in LEVELS_MM:
+            pair = _coarsen(fixed, level), _coarsen(moving, level)
+            sizes = [each.GetSize() for each in pair]
+            if sizes != seen:
+                _descend(*pair, start, level, seed)
+            seen = sizes
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     start.SetParameters([round(p, PARAMETER_DIGITS) for p in start.GetParameters()])
@@ -102,8 +105,62 @@ def register_rigid(fixed: sitk.Image, moving: sitk.Image, *, seed: int) -> Regis
     )
 
 
+def _descend(
+    fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, level: float, seed: int
+) -> None:
+    """Improve a transform in place, in steps of half the resolution and less."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(BINS_OF_DESCENT)
+    share = MOST_SAMPLES / fixed.GetNumberOfPixels()
+    if share < 1:
+        method.SetMetricSamplingStrategy(method.RANDOM)
+        method.SetMetricSamplingPercentage(share, seed + 1)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=level / 2,
+        minStep=SMALLEST_STEP_MM,
+        numberOfIterations=150,
+        relaxationFactor=0.5,
+        gradientMagnitudeTolerance=1e-9,
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(transform, inPlace=True)
+    start = transform.GetParameters()
+    try:
+        value = method.MetricEvaluate(fixed, moving)
+        method.Execute(fixed, moving)
+        is_worse = method.MetricEvaluate(fixed, moving) > value
+    except RuntimeError:  # ITK's word for images that hardly overlap, or are constant where they do
+        is_worse = True
+    if is_worse:  # it walked past the place and was lost
+        transform.SetParameters(start)
+
+
+def _lift(image: sitk.Image) -> sitk.Image:
+    """Return an image whose darkest voxel is 0: air is -1000 in CT, and what it likes in MR."""
+    filter_ = sitk.MinimumMaximumImageFilter()
+    filter_.Execute(image)
+    lifted: sitk.Image = image - filter_.GetMinimum()
+    return lifted
+
+
+def _coarsen(image: sitk.Image, spacing_mm: float) -> sitk.Image:
+    """Return an image smoothed and shrunk along the axes that are finer than a spacing."""
+    factors = []
+    for axis, (size, spacing) in enumerate(zip(image.GetSize(), image.GetSpacing(), strict=True)):
+        factor = min(round(spacing_mm / spacing), size // FEWEST_VOXELS)
+        factors.append(max(1, factor))
+        if factor > 1:
+            image = sitk.RecursiveGaussian(image, 0.5 * factor * spacing, direction=axis)
+    coarse: sitk.Image = sitk.Shrink(image, factors)
+    return coarse
+
+
 def measure_similarity(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> float:
-    """Return the normalized mutual information, 1 (independent) to 2, where both are above zero."""
+    """Return the normalized mutual information, 1 (independent) to 2, of what is not air.
+
+    Air is 0 in both images.
+    """
     shrink = [max(1, round(3.0 / spacing)) for spacing in fixed.GetSpacing()]
     small = sitk.Shrink(fixed, [min(s, n) for s, n in zip(shrink, fixed.GetSize(), strict=True)])
     warped = sitk.Resample(moving, small, transform, sitk.sitkLinear, -1.0)
