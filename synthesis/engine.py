@@ -3,25 +3,34 @@
     canonical axes → mask → model grid → registration → bias field → normalize → input gate
     → predict → calibrate the band → back onto the reference grid → output gate
 
-Every step is recorded with the parameters that rebuild it.
+Every step is recorded with the parameters that rebuild it; `replay` does so, and checks.
 """
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
 from scipy import ndimage
 
-from synthesis.errors import MissingSource, UntrustedModel, UnusableInput
+from synthesis.errors import MissingSource, SynthesisError, UntrustedModel, UnusableInput
 from synthesis.preprocessing import (
+    MOST_VOXELS,
+    UNIT_LIMITS,
+    UNIT_SCALES,
+    Scale,
     correct_bias,
     describe_transform,
     make_grid,
     mask_body,
     measure_scale,
+    rebuild_transform,
     resample,
     to_canonical,
     to_image,
@@ -30,7 +39,6 @@ from synthesis.quality import check_input, check_output, join
 from synthesis.registration import MINIMUM_DISTINCTNESS, register_rigid
 from synthesis.registry import LEARNT, ModelCard, load_card, load_method
 from synthesis.types import (
-    UNITS_PER_NORMALIZED,
     ContrastLabel,
     FloatArray,
     MaskArray,
@@ -40,11 +48,19 @@ from synthesis.types import (
     Volume,
 )
 
+FEWEST_SLICES = 4
+"""Fewer planes along any axis are no volume that a model could look into."""
+
 
 class _Steps:
-    """Records what was done, with how many seconds it took."""
+    """Records what was done, with how many seconds it took.
 
-    def __init__(self) -> None:
+    Args:
+        recorded: of an earlier run, whose measured parameters are taken instead of measuring anew.
+    """
+
+    def __init__(self, recorded: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._recorded = recorded
         self.record: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}
         self._last = time.monotonic()
@@ -54,6 +70,13 @@ class _Steps:
         self.seconds[step] = round(self.seconds.get(step, 0.0) + now - self._last, 3)
         self._last = now
         self.record.append({"step": step, **parameters})
+
+    def recall(self, step: str, contrast: str | None = None) -> dict[str, Any] | None:
+        """Return the parameters of a step of the earlier run, or None."""
+        for each in self._recorded:
+            if each["step"] == step and each.get("contrast") == contrast:
+                return {key: value for key, value in each.items() if key != "step"}
+        return None
 
 
 def synthesize(
@@ -80,31 +103,105 @@ def synthesize(
         seed: of every random draw; the same seed gives the same answer.
 
     Raises:
-        UnusableInput: no mask, constant image, or contrasts that do not fit together.
+        UnusableInput: no mask, constant image, values that are not finite, fewer than four planes,
+            more voxels than a volume has, or contrasts that do not fit together.
         UntrustedModel: the model folder is absent or altered.
         MissingSource: the model needs a contrast that was not given.
+        SynthesisError: the model knows no such source or target.
     """
+    request = _Request(
+        target=target,
+        reference=reference,
+        model_id=model_id,
+        model_digest=model_digest,
+        models_folder=models_folder,
+        seed=seed,
+    )
+    return _run(volumes, request, _Steps())
+
+
+def replay(
+    record: Sequence[Mapping[str, Any]],
+    volumes: Mapping[ContrastLabel, Volume],
+    *,
+    models_folder: Path,
+) -> Synthesis:
+    """Make again what a record tells of, and check every step against it.
+
+    What was measured (transforms, scales) is taken from the record; mask and bias field are made
+    anew. Where a step comes out otherwise than recorded, nothing is returned.
+
+    Args:
+        record: of `Synthesis.record`, also after it has been JSON.
+        volumes: the same sources.
+        models_folder: with the same model.
+
+    Raises:
+        SynthesisError: the record is none of a result, or a step comes out otherwise.
+    """
+    steps = _Steps(record)
+    start, end = steps.recall("orient"), steps.recall("predict")
+    if start is None or end is None:
+        raise SynthesisError("the record is none of a result: nothing was predicted")
+    request = _Request(
+        target=ContrastLabel(end["target"]),
+        reference=ContrastLabel(start["reference"]),
+        model_id=end["model"],
+        model_digest=end["digest"],
+        models_folder=models_folder,
+        seed=end["seed"],
+    )
+    synthesis = _run(volumes, request, steps)
+    for k, (now, then) in enumerate(zip_longest(synthesis.record, record)):
+        if now != then:
+            name = (now or then or {}).get("step")
+            raise SynthesisError(f"step {k + 1} of the record, {name}, comes out otherwise")
+    return synthesis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What is wanted, see `synthesize`."""
+
+    target: ContrastLabel
+    reference: ContrastLabel
+    model_id: str
+    model_digest: str
+    models_folder: Path
+    seed: int
+
+
+def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Steps) -> Synthesis:
+    target, reference, seed = request.target, request.reference, request.seed
+    model_id, models_folder = request.model_id, request.models_folder
     card = load_card(models_folder, model_id)
     if reference not in volumes:
         raise MissingSource(f"the reference {reference} is not among {sorted(volumes)}")
-    method = load_method(models_folder, model_id, model_digest)
-    steps = _Steps()
+    for label, volume in volumes.items():
+        _check_volume(label, np.asarray(volume.array))
+    method = load_method(models_folder, model_id, request.model_digest)
+    method.check_task(volumes, target)
     ordered = [reference, *sorted(label for label in volumes if label != reference)]
     original = to_image(_as_float(volumes[reference]))
     images = {label: to_canonical(to_image(_as_float(volumes[label]))) for label in ordered}
-    steps.add("orient", axes="LPS")
+    steps.add("orient", axes="LPS", reference=reference, contrasts=ordered)
     mask, masked = _find_mask(images[reference], card, models_folder / model_id)
-    steps.add("mask", kind="brain" if card.skull == "stripped" else "body", source_masked=masked)
+    steps.add(
+        "mask",
+        kind="brain" if card.skull == "stripped" else "body",
+        source_masked=masked,
+        sha256=_digest(sitk.GetArrayViewFromImage(mask)),
+    )
     grid = make_grid(images[reference], card.spacing_mm)
     on_grid, cover = _bring_together(images, reference, grid, seed, steps)
     grid_mask = resample(mask, grid, nearest=True)
     inside = (sitk.GetArrayFromImage(grid_mask) > 0) & cover
-    arrays: dict[ContrastLabel, FloatArray] = {}
-    for label, image in on_grid.items():
-        flat = sitk.GetArrayFromImage(correct_bias(image, grid_mask)).astype(np.float32)
-        scale = measure_scale(flat, inside, card.anchor)
-        arrays[label] = np.where(inside, scale.forward(flat), 0).astype(np.float32)
-        steps.add("normalize", contrast=label, bias="N4", low=scale.low, high=scale.high)
+    if not inside.any():
+        raise UnusableInput("overlap", "no place of the mask is covered by every source")
+    arrays = {
+        label: _normalize(label, image, grid_mask, inside, card, steps)
+        for label, image in on_grid.items()
+    }
     spacing = (grid.GetSpacing()[2], grid.GetSpacing()[1], grid.GetSpacing()[0])
     gate = check_input(arrays, inside, spacing, models_folder / model_id / LEARNT)
     steps.add("check_input", verdict=str(gate.verdict))
@@ -115,10 +212,11 @@ def synthesize(
     steps.add(
         "predict",
         model=model_id,
-        digest=model_digest,
+        digest=request.model_digest,
         target=target,
         seed=seed,
         **method.backend,
+        sha256=_digest(prediction.mean),
     )
     half_width = None
     if prediction.lower is not None and prediction.upper is not None:
@@ -126,10 +224,11 @@ def synthesize(
     outcome = check_output(prediction.mean, half_width, inside, arrays[reference])
     steps.add("check_output", verdict=str(outcome.verdict))
     covered = _back(inside.astype(np.float32), grid, original) > 0.5  # noqa: PLR2004 - half a voxel
-    values = _back(_spread(prediction.mean, inside), grid, original) * UNITS_PER_NORMALIZED
+    scale = UNIT_SCALES[facts.units]
+    values = scale.inverse(_back(_spread(prediction.mean, inside), grid, original))
     band = None
     if half_width is not None:
-        wide = _back(_spread(half_width, inside), grid, original) * UNITS_PER_NORMALIZED
+        wide = scale.inverse(_back(_spread(half_width, inside), grid, original))
         band = _like(volumes[reference], np.where(covered, wide, 0))
     steps.add("inverse", interpolation="linear", pad_value=facts.pad_value)
     return Synthesis(
@@ -143,6 +242,24 @@ def synthesize(
         record=steps.record,
         seconds=steps.seconds,
     )
+
+
+def _check_volume(label: ContrastLabel, array: NDArray[Any]) -> None:
+    """Check that a source is a volume of numbers."""
+    if array.ndim != 3 or min(array.shape) < FEWEST_SLICES:  # noqa: PLR2004 - a volume
+        raise UnusableInput(
+            "one_slice", f"{label} measures {array.shape}, wanted {FEWEST_SLICES} planes or more"
+        )
+    if array.size > MOST_VOXELS:
+        raise UnusableInput("too_large", f"{label} measures {array.shape}, over {MOST_VOXELS}")
+    if not np.isfinite(array).all():
+        raise UnusableInput("not_finite", f"{label} holds NaN or infinity")
+    if array.min() == array.max():
+        raise UnusableInput("constant", f"{label} is one value everywhere")
+
+
+def _digest(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _find_mask(image: sitk.Image, card: ModelCard, folder: Path) -> tuple[sitk.Image, bool]:
@@ -175,7 +292,10 @@ def _bring_together(
     cover: MaskArray = np.ones(tuple(reversed(grid.GetSize())), np.bool_)
     for label, image in images.items():
         transform = None
-        if label != reference:
+        if label != reference and (known := steps.recall("register", label)) is not None:
+            transform = rebuild_transform(known["transform"])
+            steps.add("register", **known)
+        elif label != reference:
             found = register_rigid(images[reference], image, seed=seed)
             steps.add(
                 "register",
@@ -204,6 +324,41 @@ def _bring_together(
         cover = np.logical_and(cover, there)
         steps.add("resample", contrast=label, spacing=[round(s, 4) for s in grid.GetSpacing()])
     return on_grid, cover
+
+
+def _normalize(
+    label: ContrastLabel,
+    image: sitk.Image,
+    mask: sitk.Image,
+    inside: MaskArray,
+    card: ModelCard,
+    steps: _Steps,
+) -> FloatArray:
+    """Return a source in normalized units, zero outside."""
+    units = card.source_units.get(label)
+    bias = "N4" if units is None and card.bias_field else "none"
+    corrected = correct_bias(image, mask) if bias == "N4" else image
+    array = sitk.GetArrayFromImage(corrected).astype(np.float32)
+    if units is None:
+        known = steps.recall("normalize", label)
+        scale = (
+            measure_scale(array, inside, card.anchor)
+            if known is None
+            else Scale(low=known["low"], high=known["high"])
+        )
+    else:
+        scale = UNIT_SCALES[units]
+        array = np.clip(array, *UNIT_LIMITS[units])
+    steps.add(
+        "normalize",
+        contrast=label,
+        bias=bias,
+        units=units or "standard scale",
+        low=scale.low,
+        high=scale.high,
+        sha256=_digest(array),
+    )
+    return np.where(inside, scale.forward(array), 0).astype(np.float32)
 
 
 def _back(array: FloatArray, grid: sitk.Image, original: sitk.Image) -> FloatArray:

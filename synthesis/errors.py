@@ -41,7 +41,7 @@ class UnusableInput(SynthesisError):  # noqa: N818
     """Source volumes cannot be worked with.
 
     Attributes:
-        code: short stable word such as `mask`, `registration`, `geometry`.
+        code: short stable word such as `mask`, `registration`, `not_finite`.
     """
 
     def __init__(self, code: str, message: str) -> None:

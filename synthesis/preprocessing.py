@@ -5,6 +5,8 @@ runs towards the head, axis 1 to the back and axis 2 to the left. In-plane spaci
 thick slices stay on their own positions. The way back is one interpolation.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +17,12 @@ from scipy import ndimage
 
 from synthesis.errors import UnusableInput
 from synthesis.patches import THICK_FROM
-from synthesis.types import Anchor, FloatArray, MaskArray, Volume
+from synthesis.types import UNITS_PER_NORMALIZED, Anchor, FloatArray, MaskArray, Volume
 
 KEEP_SPACING_WITHIN = 0.1
 """A spacing this near to the model's (relative) stays as it is: interpolation costs more."""
+MOST_VOXELS = 512 * 2**20
+"""Of a volume: 2 GiB as float32; a real one has a tenth of that."""
 BIAS_SHRINK = 4
 LOW_PERCENTILE = 0.5
 SKIN_SHARE = 0.3
@@ -40,6 +44,17 @@ class Scale:
     def inverse(self, array: FloatArray) -> FloatArray:
         """Return the units of the image."""
         return (array * (self.high - self.low) + self.low).astype(np.float32)
+
+
+UNIT_SCALES: Mapping[str, Scale] = {
+    "HU": Scale(low=0.0, high=UNITS_PER_NORMALIZED),
+    "SUVbw": Scale(low=0.0, high=10.0),
+    "standard scale": Scale(low=0.0, high=UNITS_PER_NORMALIZED),
+}
+"""From units to normalized units and back: what has a unit keeps it, in every person alike. On the
+standard scale of MR median tissue, 0.5, is 500."""
+UNIT_LIMITS: Mapping[str, tuple[float, float]] = {"HU": (-1024.0, 3071.0), "SUVbw": (0.0, 1000.0)}
+"""Values beyond are no tissue: padding below, metal above."""
 
 
 def measure_scale(array: FloatArray, mask: MaskArray, anchor: Anchor) -> Scale:
@@ -87,6 +102,9 @@ def make_grid(reference: sitk.Image, spacing_mm: float) -> sitk.Image:
     """Return an empty image on the model grid of a canonical reference.
 
     Each axis whose spacing is near the model's, or whose slices are thick, keeps its positions.
+
+    Raises:
+        UnusableInput: `too_large`.
     """
     thick = THICK_FROM * max(spacing_mm, min(reference.GetSpacing()))
     sizes, spacings, starts = [], [], []
@@ -102,6 +120,8 @@ def make_grid(reference: sitk.Image, spacing_mm: float) -> sitk.Image:
             spacings.append(spacing_mm)
             # keep the center of the field of view where it is
             starts.append(((size - 1) * spacing - (count - 1) * spacing_mm) / 2 / spacing)
+    if math.prod(sizes) > MOST_VOXELS:
+        raise UnusableInput("too_large", f"the model grid would measure {sizes} voxels")
     grid = sitk.Image(sizes, sitk.sitkFloat32)
     grid.SetSpacing(spacings)
     grid.SetDirection(reference.GetDirection())
@@ -198,3 +218,11 @@ def describe_transform(transform: sitk.Transform) -> dict[str, Any]:
         "parameters": [float(p) for p in transform.GetParameters()],
         "fixed_parameters": [float(p) for p in transform.GetFixedParameters()],
     }
+
+
+def rebuild_transform(described: Mapping[str, Any]) -> sitk.Transform:
+    """Return the rigid transform that `describe_transform` told of."""
+    transform = sitk.Euler3DTransform()
+    transform.SetFixedParameters(described["fixed_parameters"])
+    transform.SetParameters(described["parameters"])
+    return transform

@@ -96,6 +96,9 @@ class ModelCard(_Strict):
         spacing_mm: of the model grid.
         anchor: how images are scaled, see `types.Anchor`.
         precision: of the arithmetic; it changes pixels, and so is no choice of the machine.
+        source_units: of each source that has a unit; it keeps it. The others are scaled by their
+            anchor.
+        bias_field: whether sources without a unit are divided by their N4 bias field.
         files: every file below the folder `learnt`, by its path there, to its SHA-256.
         digest: computed when the card is read, never written.
     """
@@ -111,6 +114,8 @@ class ModelCard(_Strict):
     spacing_mm: float
     anchor: Anchor = Anchor()
     precision: Precision = "float32"
+    source_units: Mapping[str, Literal["HU", "SUVbw"]] = {}
+    bias_field: bool = True
     parameters: Mapping[str, Any] = {}
     description: str
     intended_use: Literal["research"]
@@ -206,7 +211,7 @@ def compute_digest(card: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
         "parameters",
     )
     enters = {key: card.get(key) for key in keys}
-    enters |= {key: card[key] for key in ("precision",) if key in card}
+    enters |= {key: card[key] for key in ("precision", "source_units", "bias_field") if key in card}
     enters["targets"] = {
         target: {k: facts.get(k) for k in ("units", "band_scale", "pad_value")}
         for target, facts in card.get("targets", {}).items()

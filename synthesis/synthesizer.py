@@ -5,14 +5,15 @@ images and no affines. It learns from `Case`s and answers with a `Prediction`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from synthesis.errors import MissingSource, SynthesisError
+from synthesis.errors import MissingSource, SynthesisError, UnusableInput
 from synthesis.types import (
     Case,
     ContrastLabel,
@@ -96,6 +97,7 @@ class Synthesizer(ABC, Generic[P]):
 
         Raises:
             MissingSource: a contrast that the method needs is absent.
+            UnusableInput: the arrays are no image, see `check_request`.
         """
 
     def measure_band(self, cases: Sequence[Case], *, seed: int) -> dict[str, float]:
@@ -124,9 +126,31 @@ class Synthesizer(ABC, Generic[P]):
         return {}
 
     def check_request(
-        self, sources: Mapping[ContrastLabel, FloatArray], target: ContrastLabel
+        self,
+        sources: Mapping[ContrastLabel, FloatArray],
+        target: ContrastLabel,
+        mask: MaskArray,
     ) -> None:
-        """Check that the task covers the sources and the target.
+        """Check that the task covers the sources and the target, and that there is an image.
+
+        Raises:
+            MissingSource: a required source is absent, or none is there.
+            SynthesisError: a contrast that the task does not know.
+            UnusableInput: `shape`, `mask` or `not_finite`.
+        """
+        self.check_task(sources, target)
+        for label, array in sources.items():
+            if array.shape != mask.shape or array.ndim != 3:  # noqa: PLR2004 - a volume
+                raise UnusableInput(
+                    "shape", f"{label} measures {array.shape} and the mask {mask.shape}"
+                )
+            if not np.isfinite(array).all():
+                raise UnusableInput("not_finite", f"{label} holds NaN or infinity")
+        if not mask.any():
+            raise UnusableInput("mask", "the mask is empty")
+
+    def check_task(self, sources: Collection[ContrastLabel], target: ContrastLabel) -> None:
+        """Check that the task covers the contrasts.
 
         Raises:
             MissingSource: a required source is absent, or none is there.

@@ -22,7 +22,7 @@ Precision = Literal["float32", "bfloat16"]
 """Of a network's arithmetic. bfloat16 is used where it is near enough to float32."""
 
 UNITS_PER_NORMALIZED = 1000.0
-"""Of every target: MR median tissue 0.5 is 500 on the standard scale, CT 0.04 is 40 HU."""
+"""Of MR and CT targets: MR median tissue 0.5 is 500 on the standard scale, CT 0.04 is 40 HU."""
 
 
 class Verdict(StrEnum):

@@ -124,7 +124,7 @@ class AnchoredRegression(Synthesizer[AnchoredParameters]):
         seed: int,
     ) -> Prediction:
         """Answer every patch that touches the mask, and average the answers where they overlap."""
-        self.check_request(sources, target)
+        self.check_request(sources, target, mask)
         center, basis, anchors, maps = (
             self.arrays_[f"{target}.{name}"] for name in ("center", "basis", "anchors", "maps")
         )

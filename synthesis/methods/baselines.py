@@ -51,7 +51,7 @@ class MeanImage(Synthesizer[Parameters]):
         seed: int,
     ) -> Prediction:
         """Return the constant inside the mask."""
-        self.check_request(sources, target)
+        self.check_request(sources, target, mask)
         return Prediction(mean=np.where(mask, np.float32(self.means_[target]), np.float32(0)))
 
     def save(self, folder: Path) -> None:
@@ -114,7 +114,7 @@ class MatchedCopy(Synthesizer[Parameters]):
         seed: int,
     ) -> Prediction:
         """Return the matched copy of the best source that is there."""
-        self.check_request(sources, target)
+        self.check_request(sources, target, mask)
         best = next(label for label in [*self.order_[target], *sources] if label in sources)
         copy = match_histogram(sources[ContrastLabel(best)], mask, self.landmarks_[target])
         return Prediction(mean=copy)
@@ -180,7 +180,7 @@ class VoxelwiseLinear(Synthesizer[Parameters]):
         Raises:
             MissingSource: nobody has them all.
         """
-        self.check_request(sources, target)
+        self.check_request(sources, target, mask)
         terms = [ONE, *sources]
         teachers = [p for p in self.people_ if {*terms, target} <= set(p)]
         if not teachers:

@@ -94,7 +94,7 @@ class Boosting(Synthesizer[BoostingParameters]):
         seed: int,
     ) -> Prediction:
         """Evaluate the trees at every voxel of the mask."""
-        self.check_request(sources, target)
+        self.check_request(sources, target, mask)
         features = compute_features([sources[s] for s in self.task.sources], mask, spacing)
         answers = {}
         for name in ("mean", "lower", "upper"):

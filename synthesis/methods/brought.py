@@ -24,9 +24,9 @@ from synthesis.patches import (
     tile_starts,
     tile_weights,
 )
+from synthesis.preprocessing import UNIT_SCALES
 from synthesis.synthesizer import Parameters, Synthesizer
 from synthesis.types import (
-    UNITS_PER_NORMALIZED,
     Case,
     ContrastLabel,
     FloatArray,
@@ -101,12 +101,14 @@ class Output(_Strict):
         multiply: with `add`, from the channel's values to the target's units (HU, SUVbw, or the
             standard scale, on which the median of the tissue in the mask is 500).
         add: see `multiply`.
+        units: of what comes out of that, as the card says of the target.
     """
 
     mean: int = 0
     band: tuple[int, int] | None = None
     multiply: float
     add: float = 0.0
+    units: Literal["HU", "SUVbw", "standard scale"] = "standard scale"
 
 
 class BroughtParameters(Parameters):
@@ -237,7 +239,7 @@ class Brought(Synthesizer[P]):
         Raises:
             UnusableInput: `spacing`, the slices are too thick for the network.
         """
-        self.check_request(sources, target)
+        self.check_request(sources, target, mask)
         self._check_spacing(spacing)
         p = self.parameters
         box = bounding_box(mask)
@@ -259,7 +261,7 @@ class Brought(Synthesizer[P]):
                 )
             full = np.zeros(mask.shape, np.float32)
             in_units = answer[channel] * output.multiply + output.add
-            full[box] = np.where(inside, in_units / UNITS_PER_NORMALIZED, 0)
+            full[box] = np.where(inside, UNIT_SCALES[output.units].forward(in_units), 0)
             return full
 
         lower, upper = map(pick, output.band) if output.band else (None, None)

@@ -98,7 +98,7 @@ class CoupledDictionary(Synthesizer[DictionaryParameters]):
         seed: int,
     ) -> Prediction:
         """Code every patch that touches the mask, and average the answers where they overlap."""
-        self.check_request(sources, target)
+        self.check_request(sources, target, mask)
         p = self.parameters
         center, scale, atoms, level, answers = (
             self.arrays_[f"{target}.{name}"]

@@ -141,7 +141,7 @@ class RandomForest(Synthesizer[ForestParameters]):
         seed: int,
     ) -> Prediction:
         """Evaluate the trees at every voxel of the mask."""
-        self.check_request(sources, target)
+        self.check_request(sources, target, mask)
         features = compute_features([sources[s] for s in self.task.sources], mask, spacing)
         mean, spread = self.forests_[target].predict(features)
         width = np.float32(NORMAL_90) * spread

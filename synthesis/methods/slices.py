@@ -89,7 +89,7 @@ class SliceLearner(Learner[S]):
         seed: int,
     ) -> Prediction:
         """Average the network's answers along every usable axis."""
-        self.check_request(sources, target)
+        self.check_request(sources, target, mask)
         # it begins at multiples, so that the answer is that of the whole array
         near = bounding_box(mask, WINDOW_MARGIN)
         box = tuple(slice(side.start - side.start % self.multiple, side.stop) for side in near)

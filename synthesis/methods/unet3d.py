@@ -87,7 +87,7 @@ class UNet3D(Learner[UNet3DParameters]):
         seed: int,
     ) -> Prediction:
         """Answer tile by tile and average where tiles overlap."""
-        self.check_request(sources, target)
+        self.check_request(sources, target, mask)
         box = bounding_box(mask)
         inside = mask[box]
         tile = [self._fit_tile(n) for n in inside.shape]

@@ -5,6 +5,7 @@ of a network. They take every image; the first copies the best source with a mat
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def write_copying_model(models_folder: Path, model_id: str = "brain-any-unet25d"
     order = {target: [one for one in CONTRASTS if one != target] for target in targets}
     table = {"landmarks": dict.fromkeys(targets, landmarks), "order": order}
     (learnt / "table.json").write_text(json.dumps(table))
-    (learnt / QUALITY_TABLE).write_text(json.dumps(_welcome_all()))
+    (learnt / QUALITY_TABLE).write_text(json.dumps(welcome_all(CONTRASTS)))
     write_card(models_folder / model_id, card)
 
 
@@ -57,7 +58,7 @@ def write_model(
     learnt = models_folder / method / LEARNT
     learnt.mkdir(parents=True)
     trained.save(learnt)
-    (learnt / QUALITY_TABLE).write_text(json.dumps(_welcome_all()))
+    (learnt / QUALITY_TABLE).write_text(json.dumps(welcome_all(CONTRASTS)))
     card = {
         "id": method,
         "version": "test",
@@ -85,9 +86,9 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     (folder / CARD).write_text(yaml.safe_dump({**card, "files": hash_files(folder)}))
 
 
-def _welcome_all() -> dict[str, object]:
+def welcome_all(contrasts: Iterable[str]) -> dict[str, object]:
     """Return a table of the gate at no distance from any image."""
     block = np.add.outer(np.add.outer(np.arange(24.0), np.arange(24.0)), np.arange(24.0))
     count = len(describe(block.astype(np.float32), np.ones(block.shape, bool), (1.0, 1.0, 1.0)))
-    means = {label: [0.0] * count for label in CONTRASTS}
+    means = {label: [0.0] * count for label in contrasts}
     return {"means": means, "precision": [[0.0] * count] * count, "farthest": 1.0}

@@ -1,13 +1,15 @@
 """The engine from volume to volume: geometry, units, padding, refusals, replay."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from doubles.models import write_copying_model
-from synthesis.engine import synthesize
-from synthesis.errors import UntrustedModel, UnusableInput
+from synthesis import preprocessing
+from synthesis.engine import replay, synthesize
+from synthesis.errors import MissingSource, SynthesisError, UntrustedModel, UnusableInput
 from synthesis.phantom import render
 from synthesis.registry import ModelCard, load_card
 from synthesis.types import ContrastLabel, Synthesis, Verdict, Volume
@@ -126,3 +128,114 @@ def test_an_altered_model_is_not_used(models: Path, card: ModelCard) -> None:
 
     with pytest.raises(UntrustedModel, match="digest"):
         run(models, altered, {T1W: volume(T1W)})
+
+
+def test_record_replays_to_identical_voxels(models: Path, card: ModelCard) -> None:
+    sources = {T1W: volume(T1W, 4.0), FLAIR: volume(FLAIR)}
+    made = run(models, card, sources)
+
+    again = replay(json.loads(json.dumps(made.record)), sources, models_folder=models)
+
+    assert again.volume.array.tobytes() == made.volume.array.tobytes()
+    assert again.record == made.record
+
+
+def test_replay_takes_the_recorded_move_and_measures_none(
+    models: Path, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = {T1W: volume(T1W), FLAIR: volume(FLAIR)}
+    made = run(models, card, sources)
+    monkeypatch.delattr("synthesis.engine.register_rigid")
+
+    replay(made.record, sources, models_folder=models)
+
+
+def test_replay_of_other_sources_is_no_replay(models: Path, card: ModelCard) -> None:
+    source = volume(T1W)
+    made = run(models, card, {T1W: source})
+    other = source.array.copy()
+    other[12, 30, 30] += 40
+
+    with pytest.raises(SynthesisError, match="comes out otherwise"):
+        replay(made.record, {T1W: source.with_array(other)}, models_folder=models)
+
+
+def test_record_of_a_refusal_is_not_replayed(models: Path) -> None:
+    with pytest.raises(SynthesisError, match="nothing was predicted"):
+        replay([{"step": "orient", "reference": "T1w"}], {T1W: volume(T1W)}, models_folder=models)
+
+
+def spoil(**changes: float) -> Volume:
+    array = volume(T1W).array.copy()
+    array[10, 20, 20] = changes.get("voxel", 0)
+    return volume(T1W).with_array(array)
+
+
+@pytest.mark.parametrize(
+    ("code", "source"),
+    [
+        ("not_finite", spoil(voxel=np.nan)),
+        ("not_finite", spoil(voxel=-np.inf)),
+        ("constant", volume(T1W).with_array(np.full(PHANTOM.images["T1w"].shape, 7, np.float32))),
+        ("constant", volume(T1W).with_array(np.zeros(PHANTOM.images["T1w"].shape, np.float32))),
+        ("one_slice", volume(T1W)[:1]),
+        ("one_slice", volume(T1W)[:, :2]),
+    ],
+)
+def test_what_is_no_volume_is_refused_by_name(
+    models: Path, card: ModelCard, code: str, source: Volume
+) -> None:
+    for sources in ({T1W: source}, {T1W: volume(T1W), FLAIR: source}):
+        with pytest.raises(UnusableInput) as refusal:
+            run(models, card, sources)
+
+        assert refusal.value.code == code
+
+
+def test_enormous_source_is_refused(
+    models: Path, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synthesis.engine.MOST_VOXELS", 1000)
+
+    with pytest.raises(UnusableInput) as refusal:
+        run(models, card, {T1W: volume(T1W)})
+
+    assert refusal.value.code == "too_large"
+
+
+def test_source_of_enormous_extent_asks_for_no_enormous_grid(
+    models: Path, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocessing, "MOST_VOXELS", 1000)
+
+    with pytest.raises(UnusableInput) as refusal:
+        run(models, card, {T1W: volume(T1W)})
+
+    assert refusal.value.code == "too_large"
+
+
+def test_sources_of_fields_that_do_not_meet_are_refused(models: Path, card: ModelCard) -> None:
+    here = volume(FLAIR)
+    affine = here.affine.copy()
+    affine[:3, 3] += 400
+    elsewhere = Volume(array=here.array, affine=affine, coordinate_system="PATIENT")
+
+    with pytest.raises(UnusableInput) as refusal:
+        run(models, card, {T1W: volume(T1W), FLAIR: elsewhere})
+
+    assert refusal.value.code in {"registration", "overlap"}
+
+
+def test_source_that_the_model_does_not_know_is_refused(models: Path, card: ModelCard) -> None:
+    with pytest.raises(SynthesisError, match="CT"):
+        run(models, card, {T1W: volume(T1W), ContrastLabel("CT"): volume(T1W)})
+    with pytest.raises(MissingSource):
+        synthesize(
+            {},
+            target=T2W,
+            reference=T1W,
+            model_id=card.id,
+            model_digest=card.digest,
+            models_folder=models,
+            seed=0,
+        )

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.models import write_model
 from synthesis.engine import synthesize
-from synthesis.errors import MissingSource, SynthesisError
+from synthesis.errors import MissingSource, SynthesisError, UnusableInput
 from synthesis.methods import METHODS, build_method, learner
 from synthesis.methods.baselines import MatchedCopy, MeanImage
 from synthesis.methods.cyclegan import CycleGAN
@@ -20,7 +20,15 @@ from synthesis.phantom import NAMES, render
 from synthesis.preprocessing import measure_scale
 from synthesis.registry import load_card
 from synthesis.synthesizer import Synthesizer
-from synthesis.types import Anchor, Case, ContrastLabel, SynthesisTask, Verdict, Volume
+from synthesis.types import (
+    Anchor,
+    Case,
+    ContrastLabel,
+    Prediction,
+    SynthesisTask,
+    Verdict,
+    Volume,
+)
 
 T1W, T2W, FLAIR = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR"))
 TASK = SynthesisTask(sources=(T1W, FLAIR), targets=(T2W,), required=(T1W, FLAIR))
@@ -153,7 +161,7 @@ def test_missing_source_and_unknown_target_are_refused(trained: Synthesizer[Any]
             {T1W: case.images[T1W]}, target=T2W, mask=case.mask, spacing=case.spacing, seed=0
         )
     with pytest.raises(SynthesisError, match="target PET"):
-        trained.check_request({T1W: case.images[T1W]}, ContrastLabel("PET"))
+        trained.check_task([T1W], ContrastLabel("PET"))
 
 
 def test_engine_serves_it_as_any_other(trained: Synthesizer[Any], tmp_path: Path) -> None:
@@ -240,3 +248,66 @@ def test_importing_synthesis_loads_no_torch() -> None:
     )
 
     assert answer.stdout.strip() == "False"
+
+
+def ask(method: Synthesizer[Any], image: np.ndarray, mask: np.ndarray) -> Prediction:
+    sources = dict.fromkeys(TASK.sources, image.astype(np.float32))
+    return method.predict(sources, target=T2W, mask=mask, spacing=(4.0, 4.0, 4.0), seed=0)
+
+
+SHAPE = (9, 20, 18)
+IMAGE = np.random.default_rng(0).uniform(0.2, 0.8, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("code", "image", "mask"),
+    [
+        ("not_finite", np.where(np.indices(SHAPE)[0] == 4, np.nan, IMAGE), np.ones(SHAPE, bool)),
+        ("not_finite", np.where(np.indices(SHAPE)[0] == 4, np.inf, IMAGE), np.ones(SHAPE, bool)),
+        ("mask", IMAGE, np.zeros(SHAPE, bool)),
+        ("shape", IMAGE, np.ones((9, 20, 17), bool)),
+        ("shape", IMAGE[0], np.ones(SHAPE[1:], bool)),
+        ("mask", np.zeros((0, 4, 4)), np.zeros((0, 4, 4), bool)),
+    ],
+)
+def test_what_is_no_image_is_refused_by_name(
+    trained: Synthesizer[Any], code: str, image: np.ndarray, mask: np.ndarray
+) -> None:
+    with pytest.raises(UnusableInput) as refusal:
+        ask(trained, image, mask)
+
+    assert refusal.value.code == code
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_wrong_number_of_sources_is_refused(trained: Synthesizer[Any], count: int) -> None:
+    labels = (T1W, FLAIR, ContrastLabel("CT"))[:count]
+    sources = dict.fromkeys(labels, IMAGE.astype(np.float32))
+
+    with pytest.raises(SynthesisError):
+        trained.predict(
+            sources, target=T2W, mask=np.ones(SHAPE, bool), spacing=(4.0, 4.0, 4.0), seed=0
+        )
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(np.full(SHAPE, 0.5), id="constant"),
+        pytest.param(np.zeros(SHAPE), id="empty"),
+        pytest.param(IMAGE[:1], id="one slice"),
+        pytest.param(IMAGE[:, :1, :1], id="one column"),
+        pytest.param(IMAGE * 1e6, id="enormous values"),
+    ],
+)
+def test_odd_image_has_a_finite_answer_within_the_mask(
+    trained: Synthesizer[Any], image: np.ndarray
+) -> None:
+    mask = np.ones(image.shape, bool)
+    mask[:, -1] = image.shape[1] == 1
+
+    mean = ask(trained, image, mask).mean
+
+    assert mean.shape == image.shape
+    assert np.isfinite(mean).all()
+    assert (mean[~mask] == 0).all()
