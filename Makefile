@@ -27,7 +27,7 @@ BROWSER := chromium
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve admin test test-fast lint docs sbom bench labels durability fuzz siege train results \
+.PHONY: help demo serve admin test test-fast lint docs sbom bench labels geometry durability fuzz siege train results \
 	lock clean
 
 help:  ## List the targets.
@@ -59,6 +59,9 @@ bench: $(TOOLS)  ## Measure the door and the sender beside others; about 35 minu
 
 labels: $(TOOLS)  ## Measure the labels on the real series of DICOM_NODE_DATA and write docs/labels.md.
 	@PYTHONPATH=.:tests $(BIN)/python -m labelling $(LABELS_ARGS)
+
+geometry: $(TOOLS)  ## Send 204 geometries through the whole path and print the worst errors.
+	@PYTHONPATH=.:tests $(BIN)/python -m geometries
 
 durability: $(TOOLS)  ## Kill the receiver and cut its power, 1,000 times each. DURABILITY_ARGS=--help.
 	@deploy/install-tools $(CUTTERS)
