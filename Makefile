@@ -23,6 +23,7 @@ ORTHANC := orthanc orthanc-dicomweb
 CHECKERS := dcmtk dicom3tools
 DATABASE := postgresql
 CUTTERS := e2fsprogs mount strace
+WATCHERS := prometheus
 BROWSER := chromium
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
@@ -44,12 +45,12 @@ admin: $(RUNTIME)  ## Serve the admin page beside the node, with the folder CONF
 	@exec $(BIN)/dicom-node admin --config "$(CONFIG)"
 
 test: $(TOOLS)  ## Run every ring: unit, integration, acceptance.
-	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER)
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER) $(WATCHERS)
 	@deploy/install-viewer $(if $(CI),,--try) $(VENV)/ohif
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(TOOLS)  ## Run the unit and integration rings.
-	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER)
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER) $(WATCHERS)
 	@deploy/install-viewer $(if $(CI),,--try) $(VENV)/ohif
 	$(BIN)/python -m pytest -m "not acceptance and not gpu" $(PYTEST_ARGS)
 

@@ -184,3 +184,18 @@ def test_systemd_accepts_the_unit(unit):
 
     complaints = [line for line in said.splitlines() if "is not executable" not in line]
     assert complaints == []
+
+
+@pytest.mark.integration
+def test_alerts_fire_when_they_should():
+    promtool = require_program("promtool", "prometheus")
+
+    subprocess.run([promtool, "check", "rules", DEPLOY / "alerts.yaml"], check=True)
+    subprocess.run([promtool, "test", "rules", ROOT / "tests" / "alerts.yaml"], check=True)
+
+
+def test_each_alert_says_what_to_do():
+    [group] = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"]
+
+    assert all({"summary", "do"} == rule["annotations"].keys() for rule in group["rules"])
+    assert {rule["labels"]["severity"] for rule in group["rules"]} == {"page", "ticket"}

@@ -34,7 +34,7 @@ REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 MAP = "1.2.840.10008.5.1.4.1.1.30"
 READY = re.compile(r"^ready dicom=127\.0\.0\.1:(\d+) web=127\.0\.0\.1:(\d+)$", re.MULTILINE)
 EXIT_FAILED, EXIT_WRONG = 1, 2
-BACKUP = CONFIGURATION.parent / "deploy" / "backup"
+DEPLOY = CONFIGURATION.parent / "deploy"
 
 
 class Running:
@@ -168,7 +168,7 @@ def test_backup_of_a_running_node_goes_on_where_it_was(start, tmp_path):
     (data / "accounts.json").write_text("{}")
 
     copy.parent.mkdir()
-    subprocess.run([BACKUP, data, copy], check=True)
+    subprocess.run([DEPLOY / "backup", data, copy], check=True)
     assert running.node.stop() == 0
     shutil.rmtree(data)
 
@@ -197,6 +197,22 @@ def test_no_process_of_the_node_leaves_a_core_file(start):
     for process in (running.pid, running.find_receiver()):
         limits = Path(f"/proc/{process}/limits").read_text()
         assert re.search(r"^Max core file size\s+0\s+0", limits, re.MULTILINE)
+
+
+def test_alerts_and_dashboard_ask_for_what_the_node_tells(start, tmp_path):
+    authority = make_authority(tmp_path)
+    certificate, key = make_certificate(tmp_path, authority, "node")
+    running = start(f"receiver.tls={{certificate: {certificate}, key: {key}, ca: {authority}}}")
+    wait_until(lambda: "dicom_node_certificate_left_seconds" in running.ask("/metrics"))
+    told = running.ask("/metrics")
+
+    for file in ("alerts.yaml", "grafana-dashboard.json"):
+        asked = re.findall(
+            r'dicom_node_\w+(?:{state="\w+"})?', (DEPLOY / file).read_text().replace("\\", "")
+        )
+        assert len(asked) > 10
+        known = [each for each in asked if re.search(rf"^{re.escape(each)}[ {{]", told, re.M)]
+        assert known == asked
 
 
 def test_node_says_that_its_certificate_ends(start, tmp_path):
