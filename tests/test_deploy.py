@@ -199,3 +199,64 @@ def test_each_alert_says_what_to_do():
 
     assert all({"summary", "do"} == rule["annotations"].keys() for rule in group["rules"])
     assert {rule["labels"]["severity"] for rule in group["rules"]} == {"page", "ticket"}
+
+
+def read_kubernetes():
+    documents = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    return {(each["kind"], each["metadata"]["name"]): each for each in documents}
+
+
+def read_pod():
+    return read_kubernetes()["StatefulSet", "dicom-node"]["spec"]["template"]["spec"]
+
+
+def test_kubernetes_runs_one_node_that_keeps_what_it_was_sent():
+    objects = read_kubernetes()
+    claim = read_pod()["volumes"][0]["persistentVolumeClaim"]["claimName"]
+
+    assert objects["StatefulSet", "dicom-node"]["spec"]["replicas"] == 1
+    assert ("PersistentVolumeClaim", claim) in objects
+    assert read_pod()["containers"][0]["args"][:2] == SERVE
+    assert read_pod()["containers"][0]["volumeMounts"][0]["mountPath"] == "/opt/dicom-node/data"
+
+
+def test_pod_may_do_nothing_beside_its_work():
+    [container] = read_pod()["containers"]
+    user = re.search(r"--uid (\d+)", (DEPLOY / "Dockerfile").read_text())
+
+    assert read_pod()["automountServiceAccountToken"] is False
+    assert read_pod()["securityContext"]["runAsNonRoot"] is True
+    assert read_pod()["securityContext"]["runAsUser"] == int(user[1])
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_kubernetes_asks_and_opens_ports_that_the_node_has(tmp_path):
+    """By the settings that the head of the file tells an admin to write."""
+    text = (DEPLOY / "kubernetes.yaml").read_text()
+    head = "\n".join(line[5:] for line in text.splitlines() if line.startswith("#     "))
+    told = yaml.safe_load(head.replace(", ...", ', allow_plain: ["10.1.2.0/24"]'))
+    shipped = yaml.safe_load((ROOT / "config" / "node.yaml").read_text())
+    receiver = shipped["receiver"] | told["receiver"]
+    (tmp_path / "node.yaml").write_text(yaml.safe_dump(shipped | told | {"receiver": receiver}))
+    node = read_node(tmp_path)
+    [container] = read_pod()["containers"]
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    named = {each["name"] for each in container["env"]}
+    services = [each for (kind, _), each in read_kubernetes().items() if kind == "Service"]
+
+    assert ports == {"dicom": node.receiver.port, "web": node.web.port}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/healthz", "port": "web"}
+    assert {port["targetPort"] for each in services for port in each["spec"]["ports"]} == set(ports)
+    assert named == {node.ledger.dsn_env}
+
+
+def test_network_policy_lets_named_peers_in_and_nobody_else():
+    policy = read_kubernetes()["NetworkPolicy", "dicom-node"]["spec"]
+
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert all(rule["from"] and rule["ports"] for rule in policy["ingress"])
+    assert "0.0.0.0/0" not in (DEPLOY / "kubernetes.yaml").read_text()
