@@ -91,12 +91,33 @@ def test_migration_that_fails_changes_nothing(old, tmp_path):
     assert read_tables(old) == before
 
 
+def read_postgresql_tables(url: str) -> set[tuple[str, ...]]:
+    """Return columns, constraints and indices of a ledger, each as the server writes it."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        rows = [
+            row
+            for query in (
+                "SELECT table_name, column_name, data_type, is_nullable, "
+                "coalesce(character_maximum_length, 0)::text FROM information_schema.columns "
+                "WHERE table_schema = 'public'",
+                "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) "
+                "FROM pg_constraint WHERE connamespace = 'public'::regnamespace",
+                "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+            )
+            for row in connection.exec_driver_sql(query)
+        ]
+    engine.dispose()
+    return {tuple(row) for row in rows}
+
+
 @pytest.mark.integration
 def test_ledger_of_version_2_in_postgresql_is_brought_here(postgresql, clock):
     url = postgresql.make_url()
     with Ledger(url, clock).open() as ledger:
         doubles.receive_and_judge(ledger, [doubles.make_plan()])
         doubles.finish(ledger)
+    new = read_postgresql_tables(url)
     engine = create_engine(url)
     with engine.begin() as connection:
         for statement in (
@@ -121,3 +142,4 @@ def test_ledger_of_version_2_in_postgresql_is_brought_here(postgresql, clock):
 
         assert ledger.read_judgement(STUDY).closing is None
         assert [each.question.peer for each in ledger.inquiries(STUDY)] == ["pacs"]
+    assert read_postgresql_tables(url) == new
