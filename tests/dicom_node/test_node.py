@@ -158,7 +158,8 @@ def test_what_a_pacs_reports_to_the_receiving_process_is_committed(start, tmp_pa
 def test_backup_of_a_running_node_goes_on_where_it_was(start, tmp_path):
     files = write_files(make_series("T1w", make_volume((12, 40, 40))), tmp_path / "study")
     data, copy = tmp_path / "node" / "data", tmp_path / "restored" / "data"
-    running = start()  # nobody answers at its PACS, so that everything waits
+    soon = ("delivery.first_retry=1 s", "delivery.longest_retry=1 s")
+    running = start(*soon)  # nobody answers at its PACS, so that everything waits
     assert storescu(running.node.port, *files, called=AE_TITLE).returncode == 0
     wait_until(lambda: running.count('dicom_node_jobs{state="held"}') == 2)
     url = f"sqlite:///{data / 'ledger.sqlite'}"
@@ -175,9 +176,7 @@ def test_backup_of_a_running_node_goes_on_where_it_was(start, tmp_path):
     assert (copy / "accounts.json").read_text() == "{}"
     assert stat.S_IMODE(copy.stat().st_mode) == 0o700
     with ScriptedPacs(classes=(MR, REPORT, MAP), ae_title="ORTHANC") as pacs:
-        restored = start(
-            f"peers.pacs.port={pacs.port}", "delivery.first_retry=1 s", folder="restored"
-        )
+        restored = start(f"peers.pacs.port={pacs.port}", *soon, folder="restored")
         wait_until(lambda: restored.count('dicom_node_deliveries{state="pending"}') == 0)
 
         assert restored.count("dicom_node_instances") == len(files)
