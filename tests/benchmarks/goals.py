@@ -165,10 +165,10 @@ GOALS: Sequence[Goal] = (
     *(
         Goal(
             "R9",
-            f"memory / {other}'s, mr × 16",
+            f"peak RSS, summed / {other}'s, mr × 16",
             lambda results, other=other: (
-                results.received(OURS, "mr", 16, "memory_mib")
-                / results.received(other, "mr", 16, "memory_mib")
+                results.received(OURS, "mr", 16, "peak_mib")
+                / results.received(other, "mr", 16, "peak_mib")
             ),
             1.0,
             at_most=True,

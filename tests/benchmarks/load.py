@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from benchmarks.studies import EXPLICIT, Sample
 from dicom_node import command, upper_layer
@@ -102,6 +103,14 @@ class Link:
         return data
 
 
+class Meter(NamedTuple):
+    """What a receiver has used: CPU seconds, and MiB of memory now (PSS) and at most (RSS)."""
+
+    cpu_seconds: float
+    memory_mib: float
+    peak_mib: float
+
+
 @dataclass(frozen=True)
 class Load:
     """How one receiver bore one load.
@@ -118,8 +127,8 @@ class Load:
     p50: float
     p99: float
     bad: int
-    before: tuple[float, float]
-    after: tuple[float, float]
+    before: Meter
+    after: Meter
 
 
 def send(
@@ -128,7 +137,7 @@ def send(
     warm_up: Sequence[Sample],
     samples: Sequence[Sample],
     associations: int,
-    meter: Callable[[], tuple[float, float]],
+    meter: Callable[[], Meter],
 ) -> Load:
     """Send `samples` over so many associations at once, and measure.
 

@@ -60,7 +60,7 @@ def measure_reception(
             load = send(
                 receiver.port, receiver.ae_title, warm_up, samples, associations, receiver.meter
             )
-            cpu_seconds = load.after[0] - load.before[0]
+            cpu_seconds = load.after.cpu_seconds - load.before.cpu_seconds
             yield {
                 "kind": "reception",
                 "receiver": name,
@@ -71,7 +71,8 @@ def measure_reception(
                 "p99": load.p99,
                 "bad": load.bad,
                 "cpu_ms": 1e3 * cpu_seconds / load.instances,
-                "memory_mib": load.after[1],
+                "memory_mib": load.after.memory_mib,
+                "peak_mib": load.after.peak_mib,
                 "lost": _count_lost(receiver, samples) if name in _CHECKED else 0,
             }
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.load import CALLING_AE_TITLE
+from benchmarks.load import CALLING_AE_TITLE, Meter
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -148,16 +148,23 @@ class Running:
 
     def memory_mib(self) -> float:
         """Return the memory of all its processes; what they share counts once (PSS)."""
+        return self._sum_kib("smaps_rollup", "Pss") / 1024
+
+    def peak_mib(self) -> float:
+        """Return the most that each process had (RSS), summed: what they share counts for each."""
+        return self._sum_kib("status", "VmHWM") / 1024
+
+    def meter(self) -> Meter:
+        """Return what it has used so far."""
+        return Meter(self.cpu_seconds(), self.memory_mib(), self.peak_mib())
+
+    def _sum_kib(self, file: str, field: str) -> int:
         kib = 0
         for pid in self._family():
             with contextlib.suppress(OSError):
-                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                kib += sum(map(int, re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)))
-        return kib / 1024
-
-    def meter(self) -> tuple[float, float]:
-        """Return CPU seconds and memory."""
-        return self.cpu_seconds(), self.memory_mib()
+                text = Path(f"/proc/{pid}/{file}").read_text()
+                kib += sum(map(int, re.findall(rf"^{field}:\s+(\d+)", text, re.MULTILINE)))
+        return kib
 
     def read_reports(self) -> tuple[float, float, int]:
         """Return when the first instance came, when the last was answered, and how many they were.

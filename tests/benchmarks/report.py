@@ -57,7 +57,8 @@ def _list_tables(
         ("Instances received a second", "rate"),
         ("Server CPU, ms an instance", "cpu_ms"),
         ("p99 of a C-STORE, ms", "p99"),
-        ("Memory, MiB", "memory_mib"),
+        ("Memory (PSS), MiB", "memory_mib"),
+        ("Memory (peak RSS of each process, summed), MiB", "peak_mib"),
     ):
         rows = []
         for name in RECEIVERS:
