@@ -1,8 +1,9 @@
 """One association on one socket, for both roles: deadlines, caps, messages in and messages out.
 
-A blocking object for one thread: nothing runs beside it, so a response cannot be taken by somebody
-else, as happens in pynetdicom 3.0.4's requestor, and an idle association costs nothing. A peer can
-hold this thread for the times of `Limits` and this process for one PDU of memory, never more.
+One thread has it at a time: nothing runs beside it, so a response cannot be taken by somebody else,
+as happens in pynetdicom 3.0.4's requestor, and an idle association costs nothing. A peer can hold
+that thread for the times of `Limits` and this process for one PDU of memory, never more. Who has
+many of them for one thread (`hall`) takes what lies there whole, and never waits: `read_now`.
 
 `acceptor` accepts with it, `network` requests with it. Source: PS3.8 sections 9.2 and 9.3.
 """
@@ -45,7 +46,8 @@ _FIXED = dict.fromkeys(
 )
 _MAXIMUM_PDVS = 4_096
 _MAXIMUM_EMPTY_PDUS = 16
-_MOST_PENDING = 64  # fragments taken apart before they are asked for: memory stays small
+_MOST_PENDING = 256  # fragments taken apart before they are asked for: memory stays small
+_WHOLE_COMMAND = _IS_COMMAND | _IS_LAST
 _SENT_BYTES = 131_072  # the longest PDU sent, also to a peer that takes any
 _WRITE_BYTES = 1_048_576  # most messages are one write; each write has its deadline
 _MOST_PIECES = 1_000  # of one write; systems take 1,024 (IOV_MAX)
@@ -103,6 +105,8 @@ class Wire:
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
+        self._is_hasty = False
+        self._unsent = memoryview(b"")
         self._set_timeouts()
 
     def read_pdu(
@@ -178,6 +182,64 @@ class Wire:
         return pdu_type, self._view[first : first + length]
 
     @property
+    def is_tls(self) -> bool:
+        """Whether what is read was encrypted: then the socket does not tell what lies there."""
+        return self._is_tls
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's, to wait for."""
+        return self._socket.fileno()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing lies in the buffer that was not taken."""
+        return self._start == self._end
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the peer has not taken all that was sent without waiting."""
+        return bool(self._unsent)
+
+    def hasten(self, *, is_hasty: bool) -> None:
+        """Let `send` keep what the peer does not take at once, or send that now, and wait again."""
+        self._is_hasty = is_hasty
+        if not is_hasty and self._unsent:
+            rest, self._unsent = self._unsent, memoryview(b"")
+            self.send(rest)
+
+    def read_now(self, *, keep: bool) -> None:
+        """Read what there is, without waiting.
+
+        Args:
+            keep: what was read before stays valid; only while `is_full` says no.
+
+        Raises:
+            ProtocolError: the peer has gone.
+        """
+        if not keep:
+            self._make_room()
+        self._receive(socket.MSG_DONTWAIT)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more can be read beside what was read before."""
+        return self._end == len(self._buffer)
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether what `take_fragments` has left is not just the beginning of a P-DATA PDU."""
+        start, there = self._start, self._end - self._start
+        if not there:
+            return False
+        if self._buffer[start] != upper_layer.P_DATA_TF:
+            return True
+        if there < _HEADER_BYTES:
+            return False
+        length = int.from_bytes(self._buffer[start + 2 : start + 6], "big")
+        return length > self.limits.pdu_bytes or there >= _HEADER_BYTES + length
+
+    @property
     def has_read(self) -> bool:
         """Whether the peer has said anything yet; asked before its first PDU was read."""
         return self._end > 0
@@ -187,8 +249,9 @@ class Wire:
     ) -> bool:
         """Take P-DATA PDUs that lie in the buffer whole, of one PDV each, as nearly all are.
 
-        Puts context id, control byte and payload of each into `fragments`, and says whether there
-        was any. Whatever is not such a PDU stays where it is, for `read_pdu` to judge.
+        Puts context id, control byte and payload of each into `fragments`, up to the end of a data
+        set, and says whether there was any. Whatever is not such a PDU stays where it is, for
+        `read_pdu` to judge.
         """
         buffer, view, start, longest = self._buffer, self._view, self._start, self.limits.pdu_bytes
         while self._end - start >= _P_DATA.size and len(fragments) < _MOST_PENDING:
@@ -204,6 +267,8 @@ class Wire:
                 break
             fragments.append((context_id, control, view[start + _P_DATA.size : end]))
             start = end
+            if control == _IS_LAST:
+                break
         found = start != self._start
         self._start = start
         return found
@@ -222,6 +287,9 @@ class Wire:
         try:
             # OpenSSL has no gathering write; it copies what it encrypts anyway.
             rest = memoryview(b"".join(pieces)) if self._is_tls else self._send_gathered(pieces)
+            if self._is_hasty:
+                self._unsent = rest
+                return
             while rest:
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -238,7 +306,13 @@ class Wire:
 
     def _send_gathered(self, pieces: Sequence[Piece]) -> memoryview:
         """Write `pieces` without joining them, and return what the system did not take."""
-        sent = self._socket.sendmsg(pieces)
+        if not self._is_hasty:
+            sent = self._socket.sendmsg(pieces)
+        else:
+            try:
+                sent = self._socket.sendmsg(pieces, (), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
         if sent == sum(map(len, pieces)):
             return memoryview(b"")
         return memoryview(b"".join(pieces))[sent:]
@@ -308,7 +382,7 @@ class Wire:
             self._buffer.move(0, self._start, kept)
             self._start, self._end = 0, kept
 
-    def _receive(self) -> bool:
+    def _receive(self, flags: int = 0) -> bool:
         """Read what there is; say whether there was anything within a moment.
 
         The acknowledgement is asked for anew before each read: a sender with Nagle's algorithm
@@ -317,7 +391,7 @@ class Wire:
         try:
             if _QUICK_ACKNOWLEDGE is not None:
                 self._socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACKNOWLEDGE, 1)
-            received = self._socket.recv_into(self._view[self._end :])
+            received = self._socket.recv_into(self._view[self._end :], 0, flags)
         except (TimeoutError, BlockingIOError):
             return False
         except OSError:
@@ -342,6 +416,62 @@ class Association:
             upper_layer.RELEASE_RQ: upper_layer.FIXED_BODY,
             upper_layer.ABORT: upper_layer.FIXED_BODY,
         }
+
+    @property
+    def wire(self) -> Wire:
+        """What it goes over."""
+        return self._wire
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of a message has been read that is not answered yet."""
+        return bool(self._pending) or not self._wire.is_empty
+
+    def read_now(self) -> None:
+        """Read what has come, without waiting and beside the message that has begun.
+
+        Raises:
+            ProtocolError: the peer has gone.
+        """
+        self._wire.read_now(keep=bool(self._pending))
+
+    def see_command(self) -> tuple[int, bytes] | None:
+        """Return context id and command set of the next message if it is in one fragment."""
+        self._wire.take_fragments(self.contexts, self._pending)
+        if not self._pending or self._pending[0][1] != _WHOLE_COMMAND:
+            return None
+        context_id, _, payload = self._pending[0]
+        return context_id, bytes(payload)
+
+    def is_for_later(self) -> bool:
+        """Say whether the rest of the message may be waited for; or it is for `read_command`."""
+        is_full = self._wire.is_full or len(self._pending) >= _MOST_PENDING
+        is_odd = self._wire.is_odd or (self._pending and self._pending[0][1] != _WHOLE_COMMAND)
+        return not (is_full or is_odd)
+
+    def take_command(self) -> None:
+        """Take the command set that was seen."""
+        self._pending.popleft()
+
+    def take_message(self, longest: int) -> list[memoryview] | None:
+        """Take the command set that was seen with its data set, if all of it lies there.
+
+        Args:
+            longest: bytes that the data set may have.
+
+        Returns:
+            The fragments of the data set, which are valid until the next read; None: it is not
+            whole, or `read_data_set` has something to say of it.
+        """
+        pending = self._pending
+        if pending[-1][1] != _IS_LAST:
+            return None
+        ids, controls, payloads = zip(*pending, strict=True)
+        fragments = list(payloads[1:])
+        if len({*ids}) > 1 or any(controls[1:-1]) or sum(map(len, fragments)) > longest:
+            return None
+        pending.clear()
+        return fragments
 
     def read_command(self, wait: float) -> tuple[int, bytes] | None:
         """Read the command set of the next message.

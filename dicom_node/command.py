@@ -40,6 +40,8 @@ C_CANCEL_RQ = 0x0FFF
 RESPONSE = 0x8000
 """The bit that makes a response of a request (PS3.7 table E.1-1)."""
 
+VERIFICATION = "1.2.840.10008.1.1"
+
 NO_DATA_SET = 0x0101
 A_DATA_SET = 0x0001
 
@@ -111,6 +113,35 @@ def find_store_request(sop_class_uid: str, data: bytes) -> StoreRequest | None:
         sop_class_uid.encode("ascii"),
         sop_instance_uid.rstrip(b"\0 "),
         int.from_bytes(data_set_type, "little") != NO_DATA_SET,
+    )
+
+
+def find_echo_request(data: bytes) -> int | None:
+    """Return the message id of the C-ECHO request in `data` if it is written as nearly all are."""
+    found = _match_echo_request()(data)
+    return None if found is None else int.from_bytes(found[1], "little")
+
+
+@functools.cache
+def _match_echo_request() -> Callable[[bytes], re.Match[bytes] | None]:
+    pattern = re.escape(_ELEMENT.pack(0x0000, _GROUP_LENGTH, 4)) + b"...."
+    pattern += re.escape(_encode_element(AFFECTED_SOP_CLASS_UID, VERIFICATION))
+    pattern += re.escape(_encode_element(COMMAND_FIELD, C_ECHO_RQ))
+    pattern += re.escape(_ELEMENT.pack(0x0000, MESSAGE_ID, _UNSIGNED_SHORT.size)) + b"(..)"
+    pattern += re.escape(_encode_element(COMMAND_DATA_SET_TYPE, NO_DATA_SET))
+    return re.compile(pattern, re.DOTALL).fullmatch
+
+
+def encode_echo_success(message_id: int) -> bytes:
+    """Return the command set that answers a C-ECHO request (PS3.7 table 9.3-13)."""
+    return encode_command(
+        {
+            AFFECTED_SOP_CLASS_UID: VERIFICATION,
+            COMMAND_FIELD: C_ECHO_RQ | RESPONSE,
+            MESSAGE_ID_BEING_RESPONDED_TO: message_id,
+            COMMAND_DATA_SET_TYPE: NO_DATA_SET,
+            STATUS: SUCCESS,
+        }
     )
 
 

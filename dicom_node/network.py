@@ -18,7 +18,7 @@ from dicom_node.errors import DeliveryError
 from dicom_node.tls import ClientSide
 from dicom_node.upper_layer import AssociationRequest, ProposedContext, ProtocolError
 
-VERIFICATION = "1.2.840.10008.1.1"
+VERIFICATION = command.VERIFICATION
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 IMPLICIT_VR_LITTLE_ENDIAN = upper_layer.IMPLICIT_VR_LITTLE_ENDIAN

@@ -128,6 +128,11 @@ class Rows(ABC):
         return _wait_for_status(outcome)
 
     @property
+    def is_hindered(self) -> bool:
+        """Whether `record` would have to wait for more than its own row."""
+        return self._obstacle is not None
+
+    @property
     def is_shut(self) -> bool:
         """Whether the ledger does not answer, so that whoever comes now comes in vain.
 

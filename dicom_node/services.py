@@ -4,9 +4,11 @@ Step 1 of the walk. No answer says success before `spool` has made it true, and 
 sends ends up in a log line or a file name. Statuses: PS3.4 table B.2-1 and PS3.7 annex C.
 """
 
+import enum
+import functools
 import uuid
 from collections import deque
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from dicom_node import command
 from dicom_node.association import Association, Context
@@ -26,7 +28,7 @@ from dicom_node.notices import (
     PERFORMED_PROCEDURE_STEP,
     decode_notice,
 )
-from dicom_node.spool import Announced, Origin, Spool
+from dicom_node.spool import Announced, Origin, Spool, Written
 from dicom_node.structure import NO_DATA_SET, check_uid
 from dicom_node.upper_layer import ProtocolError
 
@@ -38,6 +40,26 @@ _REQUESTS = frozenset(
     {0x0001, 0x0010, 0x0020, 0x0021, 0x0030, 0x0100, 0x0110, 0x0120, 0x0130, 0x0140, 0x0150}
 )
 """Command fields of every request that DIMSE knows (PS3.7 table E.1-1)."""
+
+
+Later = Callable[[Callable[[], None]], None]
+"""Has something done on another thread."""
+
+
+class Progress(enum.Enum):
+    """How far one got without waiting.
+
+    Attributes:
+        DONE: a message was answered; the next may lie there.
+        LATER: a message was taken, and is answered by what was given to `later`.
+        MORE: more of the message must come first.
+        SLOWLY: it is for `Services.answer`, which may take its time.
+    """
+
+    DONE = enum.auto()
+    LATER = enum.auto()
+    MORE = enum.auto()
+    SLOWLY = enum.auto()
 
 
 class Services:
@@ -81,6 +103,64 @@ class Services:
             return self._answer_any(context, command.decode_command(request))
         self._answer_store(context, store)
         return True
+
+    def answer_now(self, later: Later | None) -> Progress:
+        """Answer the next message if it lies there whole and is one of those that come most.
+
+        Args:
+            later: takes what waits for the disk; without it, that is waited for here.
+
+        Raises:
+            ProtocolError: the peer has gone.
+        """
+        association = self._association
+        seen = association.see_command()
+        if seen is None:
+            return Progress.MORE if association.is_for_later() else Progress.SLOWLY
+        context = association.contexts[seen[0]]
+        store = command.find_store_request(context.abstract_syntax, seen[1])
+        if store is None:
+            echo = command.find_echo_request(seen[1])
+            if echo is None or context.abstract_syntax != VERIFICATION:
+                return Progress.SLOWLY
+            association.take_command()
+            association.send(context.context_id, command.encode_echo_success(echo))
+            return Progress.DONE
+        if not store.has_data_set or self._spool.recorder.is_hindered:
+            return Progress.SLOWLY
+        fragments = association.take_message(self._instance_bytes)
+        if fragments is None:
+            return Progress.MORE if association.is_for_later() else Progress.SLOWLY
+        return self._store_now(context, store, fragments, later)
+
+    def _store_now(
+        self,
+        context: Context,
+        request: command.StoreRequest,
+        fragments: Sequence[memoryview],
+        later: Later | None,
+    ) -> Progress:
+        try:
+            written = self._spool.write(
+                _read_announced(context, request), fragments, self._origin()
+            )
+        except (RefusedInstance, StorageError) as error:
+            self._refuse(context, request, error)
+            return Progress.DONE
+        if later is None or written.is_settled:
+            self._settle(context, request, written)
+            return Progress.DONE
+        later(functools.partial(self._settle, context, request, written))
+        return Progress.LATER
+
+    def _settle(self, context: Context, request: command.StoreRequest, written: Written) -> None:
+        """Answer for an instance that is written, once it is durable."""
+        try:
+            written.settle()
+        except (RefusedInstance, StorageError) as error:
+            self._refuse(context, request, error)
+        else:
+            self._succeed(context, request)
 
     def _answer_any(self, context: Context, elements: Mapping[int, int | bytes]) -> bool:
         """Answer a message of any service; say whether it was to store an instance."""
@@ -149,19 +229,35 @@ class Services:
                 raise RefusedInstance("no data set came with the request", NO_DATA_SET)
             self._take(context, request)
         except (RefusedInstance, StorageError) as error:
-            self.refused += 1
-            status = f"0x{error.status:04X}"
-            self._complaints.note("instance_refused", who=self._peer, status=status)
-            more = _repeat(request.sop_class_uid, request.sop_instance_uid)
-            is_ours = isinstance(error, RefusedInstance)
-            more[command.ERROR_COMMENT] = str(error) if is_ours else "the node cannot keep it now"
-            self._respond(context, command.C_STORE_RQ, request.message_id, error.status, more)
-            return
+            self._refuse(context, request, error)
+        else:
+            self._succeed(context, request)
+
+    def _succeed(self, context: Context, request: command.StoreRequest) -> None:
         self.stored += 1
         response = command.encode_store_success(
             context.abstract_syntax, request.message_id, request.sop_instance_uid
         )
         self._association.send(context.context_id, response)
+
+    def _refuse(
+        self,
+        context: Context,
+        request: command.StoreRequest,
+        error: RefusedInstance | StorageError,
+    ) -> None:
+        self.refused += 1
+        status = f"0x{error.status:04X}"
+        self._complaints.note("instance_refused", who=self._peer, status=status)
+        more = _repeat(request.sop_class_uid, request.sop_instance_uid)
+        is_ours = isinstance(error, RefusedInstance)
+        more[command.ERROR_COMMENT] = str(error) if is_ours else "the node cannot keep it now"
+        self._respond(context, command.C_STORE_RQ, request.message_id, error.status, more)
+
+    def _origin(self) -> Origin:
+        if self.association_id is None:
+            self.association_id = uuid.uuid4().hex
+        return Origin(self._peer, self.association_id)
 
     def _take_report(self, context: Context, has_data_set: bool) -> int:
         """Take what a peer says that it keeps of what it was sent; return the status."""
@@ -230,9 +326,7 @@ class Services:
         """Read the data set to its end, whatever is wrong with it, then keep it or refuse it."""
         fragments = self._association.read_data_set(context.context_id, self._instance_bytes)
         try:
-            if self.association_id is None:
-                self.association_id = uuid.uuid4().hex
-            origin = Origin(self._peer, self.association_id)
+            origin = self._origin()
             announced = _read_announced(context, request)
             some, is_last = next(fragments)
             if is_last:

@@ -94,6 +94,12 @@ class Spool:
             RefusedInstance: it cannot be kept faithfully.
             StorageError: the disk or the ledger did not take it.
         """
+        self.write(announced, fragments, origin).settle()
+
+    def write(
+        self, announced: Announced, fragments: Sequence[memoryview], origin: Origin
+    ) -> "Written":
+        """Do of `keep` what waits for no disk; settling what this returns does the rest."""
         meta = encode_file_meta(*announced)
         with self.turn:
             identity = self._read_identity(announced, fragments)
@@ -107,27 +113,22 @@ class Spool:
                     self.store.incoming_path(relative), [meta, *fragments], self.durability
                 )
         crashpoints.reach("receive.written")
-        with translated("write"):
-            file.settle()
-        self.record(announced, identity, sha256, relative, origin)
+        instance = _instance(identity, announced.transfer_syntax_uid, sha256, relative)
+        receipt = Receipt(instance=instance, peer=origin.peer, association_id=origin.association_id)
+        return Written(self, file, receipt)
 
     def begin(self, announced: Announced, origin: Origin) -> "Incoming":
         """Return an instance without a data set, to write into what comes in several pieces."""
         return Incoming(self, announced, origin)
 
-    def record(
-        self, announced: Announced, identity: Identity, sha256: str, relative: str, origin: Origin
-    ) -> None:
+    def record(self, receipt: Receipt) -> None:
         """Let an instance whose file is durable have its row.
 
         Raises:
             StorageError: the ledger did not take it.
         """
         crashpoints.reach("receive.stored")
-        instance = _instance(identity, announced.transfer_syntax_uid, sha256, relative)
-        self.recorder.record(
-            Receipt(instance=instance, peer=origin.peer, association_id=origin.association_id)
-        )
+        self.recorder.record(receipt)
 
     def _read_identity(self, announced: Announced, fragments: Sequence[memoryview]) -> Identity:
         """Walk the structure in the first fragment, or in all where it goes on beyond it."""
@@ -136,6 +137,30 @@ class Spool:
             return _read_announced(self.walk, fragments[0], announced, length=size)
         except BeyondHeadError:
             return _read_announced(self.walk, b"".join(fragments), announced)
+
+
+class Written:
+    """One instance whose file is written, but may not be durable.
+
+    Attributes:
+        is_settled: no disk has to be waited for.
+    """
+
+    def __init__(self, spool: Spool, file: WholeFile, receipt: Receipt) -> None:
+        self.is_settled = spool.durability is Durability.NONE
+        self._spool = spool
+        self._file = file
+        self._receipt = receipt
+
+    def settle(self) -> None:
+        """Make it durable; after this, 0x0000 is true.
+
+        Raises:
+            StorageError: the disk or the ledger did not take it.
+        """
+        with translated("write"):
+            self._file.settle()
+        self._spool.record(self._receipt)
 
 
 class Incoming:
@@ -198,7 +223,11 @@ class Incoming:
         crashpoints.reach("receive.written")
         with translated("write"):
             self._part.keep(spool.store.incoming_path(relative), spool.durability)
-        spool.record(self._announced, identity, sha256, relative, self._origin)
+        instance = _instance(identity, self._announced.transfer_syntax_uid, sha256, relative)
+        origin = self._origin
+        spool.record(
+            Receipt(instance=instance, peer=origin.peer, association_id=origin.association_id)
+        )
 
     def _read_identity(self) -> Identity:
         """Walk the structure in the first bytes, or in the file where it goes on beyond them."""

@@ -1,7 +1,6 @@
 """What a test sees of the door: its lines, its alerts, its answers; and how it waits for them."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 
@@ -35,10 +34,6 @@ STORE = pdv(3, store_command("9.9.9.1"), is_command=True)
 LAST = pdv(3, data_set("9.9.9.1"), is_command=False)
 SECRETS = ("CANARY", "9.9.9")
 """Every text that a peer supplies here has one of them in it, where it can."""
-
-
-def threading_connections() -> int:
-    return sum(thread.name == "connection" for thread in threading.enumerate())
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:

@@ -65,6 +65,10 @@ class Door:
     def connect(self, **options: str) -> RawPeer:
         return RawPeer(self.port, **options)
 
+    def connections(self) -> int:
+        """Return how many are in, with and without an association."""
+        return self.receiver._admission.total()
+
     def stored(self, study_instance_uid: str = "1.2.3") -> list[bytes]:
         instances = self.ledger.read_instances(study_instance_uid)
         return [self.store.read(instance.path) for instance in instances]

@@ -10,6 +10,7 @@ input that takes more than a second, or 400 MiB, is a finding as well. Findings 
 """
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,13 +52,13 @@ class Bytes:
         self._data = data
         self._position = 0
 
-    def recv_into(self, buffer: memoryview) -> int:
+    def recv_into(self, buffer: memoryview, _: int = 0, __: int = 0) -> int:
         piece = self._data[self._position : self._position + min(len(buffer), 4_096)]
         buffer[: len(piece)] = piece
         self._position += len(piece)
         return len(piece)
 
-    def sendmsg(self, pieces: Sequence[bytes | memoryview]) -> int:
+    def sendmsg(self, pieces: Sequence[bytes | memoryview], _: object = (), __: int = 0) -> int:
         size = sum(map(len, pieces))
         assert size < 200_000  # no answer is much longer than what it answers
         return size
@@ -74,7 +75,7 @@ class Bytes:
 class Nothing:
     """Counts nobody, records nothing, and has heard only our own words."""
 
-    is_shut = False
+    is_shut = is_hindered = False
 
     def associate(self, address: str, peer: str) -> Entry:
         return Entry.WELCOME
@@ -105,7 +106,21 @@ class Walked:
         return Coming(self, announced)
 
     def keep(self, announced: Announced, fragments: Sequence[memoryview], origin: object) -> None:
+        self.write(announced, fragments, origin)
+
+    def write(
+        self, announced: Announced, fragments: Sequence[memoryview], origin: object
+    ) -> "Settled":
         self.begin(announced, origin).keep(fragments)
+        return Settled()
+
+
+class Settled:
+    """An instance that is kept already."""
+
+    is_settled = True
+
+    def settle(self) -> None: ...
 
 
 class Coming:
@@ -167,8 +182,16 @@ def _build_targets() -> list[Callable[[bytes], object]]:
         half = len(data) // 2
         read_identity(data[:half], explicit=True, limits=_LIMITS, length=len(data), memory=memory)
 
+    def serve(data: bytes) -> None:
+        """Serve a connection to its end as `hall` does, but on one thread."""
+        session = acceptor.admit(Bytes(data), "127.0.0.1")
+        while session is not None:
+            session.answer_now(time.monotonic(), None, read=True)
+            if not session.answer_next():
+                return
+
     return [
-        lambda data: acceptor.serve(Bytes(data), "127.0.0.1"),
+        serve,
         decode_request,
         decode_accept,
         decode_command,

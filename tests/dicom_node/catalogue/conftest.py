@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from doubles.door_watch import HASTY, threading_connections, wait_until
+from doubles.door_watch import HASTY, wait_until
 from doubles.receiver import Door, open_door
 
 
@@ -22,7 +22,7 @@ def shared_hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
 
 def refresh(door: Door, caplog: pytest.LogCaptureFixture) -> Door:
     """Let the door be empty, and tell everything as if for the first time."""
-    wait_until(lambda: threading_connections() == 0)
+    wait_until(lambda: door.connections() == 0)
     door.complaints._said.clear()
     caplog.clear()
     return door

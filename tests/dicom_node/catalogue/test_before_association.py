@@ -33,7 +33,6 @@ from doubles.door_watch import (
     abort_pdu,
     count_alerts,
     read_all,
-    threading_connections,
     told,
     wait_until,
 )
@@ -291,7 +290,7 @@ def test_idle_sockets_cost_next_to_nothing(tmp_path):
     ):
         for number in range(64):
             stack.enter_context(door.connect(source=f"127.0.0.{2 + number % 4}"))
-        wait_until(lambda: threading_connections() == 64)
+        wait_until(lambda: door.connections() == 64)
         began = time.process_time()
         time.sleep(2)
 
@@ -303,7 +302,7 @@ def test_more_connections_than_allowed_are_closed_and_told_once(door, caplog):
     with contextlib.ExitStack() as stack:
         for _ in range(16):
             stack.enter_context(door.connect(source="127.0.0.2"))
-        wait_until(lambda: threading_connections() == 16)
+        wait_until(lambda: door.connections() == 16)
         for _ in range(5):
             with door.connect(source="127.0.0.2") as peer:
                 assert read_all(peer) == []

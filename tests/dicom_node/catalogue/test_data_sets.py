@@ -18,7 +18,6 @@ from doubles.door_watch import (
     UNEXPECTED,
     abort_pdu,
     read_all,
-    threading_connections,
     told,
     wait_until,
 )
@@ -157,7 +156,7 @@ def test_an_instance_over_the_limit_is_cut_off_and_leaves_nothing(tmp_path, capl
             peer.send(p_data(STORE) + piece * 60)
 
         assert read_all(peer) == [abort_pdu(0, 0)]
-        wait_until(lambda: threading_connections() == 0)
+        wait_until(lambda: door.connections() == 0)
         assert list(door.store.path("incoming").rglob("*.*")) == []
 
     assert told(caplog) == ["instance_too_large"]

@@ -25,7 +25,6 @@ from doubles.door_watch import (
     UNRECOGNIZED,
     abort_pdu,
     read_all,
-    threading_connections,
     told,
     wait_until,
 )
@@ -214,7 +213,7 @@ def test_a_reset_inside_an_instance_leaves_what_was_acknowledged_and_nothing_els
 
     wait_until(lambda: not list(door.store.path("incoming").rglob("*.part")))
     assert list(door.store.iterate_incoming()) == before
-    wait_until(lambda: threading_connections() == 0)
+    wait_until(lambda: door.connections() == 0)
     assert told(caplog) == ["connection_lost"]
 
 
@@ -259,7 +258,7 @@ def test_a_peer_that_does_not_close_after_our_abort_is_closed(tmp_path):
         peer.send(b"\x99\0\0\0\0\0")
         assert peer.read_abort() == (2, 1)
 
-        wait_until(lambda: threading_connections() == 0, SOON)
+        wait_until(lambda: door.connections() == 0, SOON)
 
 
 @pytest.mark.catalogue("U41")
@@ -276,6 +275,6 @@ def test_a_peer_that_reads_no_answers_is_cut_off(tmp_path, caplog):
             with contextlib.suppress(OSError):
                 for _ in range(500):
                     peer.sendall(flood)
-            wait_until(lambda: threading_connections() == 0)
+            wait_until(lambda: door.connections() == 0)
 
     assert told(caplog) == ["send_timeout"]

@@ -17,7 +17,6 @@ from doubles.door_watch import (
     RELEASE,
     UNRECOGNIZED,
     read_all,
-    threading_connections,
     told,
     wait_until,
 )
@@ -53,7 +52,7 @@ def test_one_peer_cannot_take_all_associations(tmp_path, caplog):
 @pytest.mark.catalogue("U35")
 def test_nobody_comes_in_while_the_node_stops(tmp_path, caplog):
     with open_door(tmp_path) as door, door.connect() as peer:
-        wait_until(lambda: threading_connections() == 1)
+        wait_until(lambda: door.connections() == 1)
         stopping = threading.Thread(target=door.receiver.stop)
         stopping.start()
         wait_until(lambda: not door.receiver._thread.is_alive())
@@ -191,7 +190,7 @@ def test_probes_of_a_load_balancer_leave_nothing_behind(door, caplog, is_reset):
             if is_reset:
                 peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    wait_until(lambda: threading_connections() == 0)
+    wait_until(lambda: door.connections() == 0)
     assert abs(len(list(Path("/proc/self/fd").iterdir())) - descriptors) <= 2
     assert set(told(caplog)) <= {"too_many_connections"}  # a thousand at once are too many
     assert len(told(caplog)) <= 2
