@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from dicom_node import crashpoints
@@ -53,8 +53,8 @@ PROCESSING_FAILURE = 0x0110
 OVERLOADED = 0xA702
 UNWELL = 0xA701
 
-_ENOUGH_ROWS = 1_000
-"""So many rows go at once: in a larger commit each of them costs as much."""
+_ENOUGH_ROWS = 4_000
+"""So many rows go at once: a burst of fewer is over before its rows cost anything."""
 
 _MOST_ROWS = 5_000
 """More do not wait in memory: then the ledger sets the pace."""
@@ -298,6 +298,7 @@ class Recorder(Rows):
         status: int | None = None
         while True:
             try:
+                self._give_names(batch.receipts)
                 contested = self._ledger.record_receipts(
                     batch.receipts,
                     alive=batch.alive,
@@ -324,6 +325,18 @@ class Recorder(Rows):
             outcome.set_result(status)
         for peer, told, outcome in batch.told:
             outcome.set_result(self._take(peer, told))
+
+    def _give_names(self, receipts: list[Receipt]) -> None:
+        """Do for instances what was put off until they were acknowledged (`Durability.NONE`).
+
+        What has its name is replaced at once, so that it is not asked for twice.
+        """
+        for index, receipt in enumerate(receipts):
+            if not receipt.instance.sha256:
+                path, sha256 = self._store.give_name(receipt.instance.path)
+                crashpoints.reach("receive.named")
+                instance = replace(receipt.instance, path=path, sha256=sha256)
+                receipts[index] = replace(receipt, instance=instance)
 
     def _take(self, peer: str, told: Report | Notice) -> int | None:
         """Record what was told; the peer of what the ledger refuses tells it again, or is asked."""

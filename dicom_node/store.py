@@ -16,10 +16,12 @@ import contextlib
 import enum
 import errno
 import fcntl
+import functools
 import hashlib
 import itertools
 import mmap
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,7 +45,12 @@ _DIGEST_DIGITS = 32  # 128 bits: no peer finds two contents that would share a n
 _PAUSE_SECONDS = 0.05
 _MOST_PIECES = 1_024  # of one writev (IOV_MAX of Linux)
 _NO_ATTRIBUTE = "user.none"
+_UNNAMED = re.compile(r"\.([0-9a-f]+)-([0-9a-f-]+)\.\d+-\d+\.part$")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _JOURNAL_IS_WELL = (errno.ENODATA, errno.ENOTSUP)
+
+_numbers = itertools.count()
+"""Part files of one process have numbers, so that no two share a name."""
 
 Buffer = bytes | memoryview
 
@@ -55,7 +62,8 @@ class Durability(enum.Enum):
         STRICT: a power cut, by POSIX: file synced, renamed, folder synced.
         SYNCED: a power cut, on a journaling file system (ext4, XFS, Btrfs): named, then synced
             once, which commits the journal with the new name in it.
-        NONE: the end of the process, not a power cut.
+        NONE: the end of the process, not a power cut. It gets its name, with the digest, later; by
+            then it says how long it is to be and since which start of the system it is there.
     """
 
     STRICT = "strict"
@@ -83,12 +91,10 @@ class PartFile:
     to translate.
     """
 
-    _numbers = itertools.count()
-
     def __init__(self, beside: str) -> None:
         """Create it, under a name that begins with the path `beside`."""
         self.size = 0
-        self._path = f"{beside}.{os.getpid()}-{next(self._numbers)}{PART}"
+        self._path = f"{beside}.{os.getpid()}-{next(_numbers)}{PART}"
         self._has_name = False
         self.descriptor = os.open(
             self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
@@ -370,7 +376,11 @@ class Store:
 
     def sweep_parts(self) -> int:
         """Delete at start what writers of a dead process left half-written; return how many."""
-        parts = [path for path in self._root.rglob(f"*{PART}") if path.is_file()]
+        parts = [
+            path
+            for path in self._root.rglob(f"*{PART}")
+            if path.is_file() and not self.is_whole(path.relative_to(self._root).as_posix())
+        ]
         with translated("sweep"):
             for path in parts:
                 path.unlink(missing_ok=True)
@@ -384,6 +394,40 @@ class Store:
     def incoming_name(sop_instance_uid: str, sha256: str) -> str:
         """Return the name of a received content: the same content always gets the same."""
         return f"{Store.incoming_stem(sop_instance_uid)}-{sha256[:_DIGEST_DIGITS]}.dcm"
+
+    def unnamed(self, sop_instance_uid: str, size: int) -> str:
+        """Return the name of a received content of which no digest is known yet; one of its own."""
+        stem = self.incoming_stem(sop_instance_uid)
+        return f"{stem}.{size:x}-{_boot()}.{os.getpid()}-{next(_numbers)}{PART}"
+
+    def is_whole(self, relative: str) -> bool:
+        """Say whether a part of a file is all of it, as its name says, and in no danger.
+
+        It is not when the system has been started since: a power cut leaves lengths without bytes.
+        """
+        found = _UNNAMED.search(relative)
+        return (
+            found is not None
+            and found[2] == _boot()
+            and self.path(relative).stat().st_size == int(found[1], 16)
+        )
+
+    def give_name(self, relative: str) -> tuple[str, str]:
+        """Give a content that `unnamed` named its name, which holds its digest; return both.
+
+        Of the same content twice the older file stays.
+
+        Raises:
+            StorageError: the file cannot be read, or not be named.
+        """
+        part = self.incoming_path(relative)
+        sha256 = hashlib.sha256(self.read(relative)).hexdigest()
+        named = f"{relative.partition('.')[0]}-{sha256[:_DIGEST_DIGITS]}.dcm"
+        with translated("name"):
+            with contextlib.suppress(FileExistsError):
+                os.link(part, self.incoming_path(named))
+            os.unlink(part)
+        return named, sha256
 
     @staticmethod
     def incoming_stem(sop_instance_uid: str) -> str:
@@ -428,6 +472,12 @@ class Store:
             self._make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
         _sync_folder(folder.parent)
+
+
+@functools.cache
+def _boot() -> str:
+    """Return what names this start of the system; nothing where it does not say."""
+    return _BOOT.read_text().strip() if _BOOT.exists() else ""
 
 
 def _sync_folder(folder: str | Path) -> None:

@@ -138,7 +138,7 @@ def test_structure_beyond_the_bytes_in_memory_is_walked_as_well(
     assert len(list(store.iterate_incoming())) == (status is None)
 
 
-@pytest.mark.parametrize("durability", list(Durability))
+@pytest.mark.parametrize("durability", [Durability.STRICT, Durability.SYNCED])
 def test_the_same_content_again_replaces_its_file_in_the_strict_order(
     store, ledger, durability, monkeypatch
 ):
@@ -158,6 +158,57 @@ def test_the_same_content_again_replaces_its_file_in_the_strict_order(
     assert len(list(store.iterate_incoming())) == 1
     assert list(store.path(INCOMING).rglob("*.part")) == []
     assert len(ledger.read_instances("1.2.3")) == 1
+
+
+def write_unnamed(store: Store, uid: str) -> str:
+    """Write what a process leaves that dies after 0x0000 and before the digest; return its name."""
+    content = encode_file_meta(MR, uid, EXPLICIT) + data_set(uid)
+    relative = store.unnamed(uid, len(content))
+    store.path(relative).write_bytes(content)
+    return relative
+
+
+def test_without_durability_the_same_content_again_leaves_one_file_and_one_row(store, ledger):
+    with open_spool(store, ledger, LIMITS, Durability.NONE) as spool:
+        keep(spool, "1.2.3.5")
+        keep(spool, "1.2.3.5")
+
+    (instance,) = ledger.read_instances("1.2.3")
+    assert [instance.path] == list(store.iterate_incoming())
+    assert sha256(store.read(instance.path)).hexdigest() == instance.sha256
+    assert list(store.path(INCOMING).rglob("*.part")) == []
+
+
+def test_without_durability_the_first_content_keeps_its_uid(store, ledger):
+    with open_spool(store, ledger, LIMITS, Durability.NONE) as spool:
+        keep(spool, "1.2.3.5", contents(1))
+        keep(spool, "1.2.3.5", contents(2))
+
+    assert end_of(store, [each.path for each in ledger.read_instances("1.2.3")]) == [b"\1"]
+    assert end_of(store, store.iterate_quarantine()) == [b"\2"]
+
+
+def test_a_whole_file_without_a_digest_gets_its_name_and_its_row(store, ledger):
+    write_unnamed(store, "1.2.3.5")
+
+    assert store.sweep_parts() == 0
+    assert rebuild(store, ledger, LIMITS) == 1
+    (instance,) = ledger.read_instances("1.2.3")
+    assert store.read(instance.path).endswith(data_set("1.2.3.5"))
+
+
+@pytest.mark.parametrize("harm", ["cut off", "from before a power cut"])
+def test_a_file_without_a_digest_that_may_not_be_whole_is_deleted(store, ledger, harm):
+    part = store.path(write_unnamed(store, "1.2.3.5"))
+    if harm == "cut off":
+        part.write_bytes(part.read_bytes()[:-2])
+    else:
+        size, _, rest = part.name.partition("-")
+        part.rename(part.with_name(f"{size}-0000-{rest.partition('.')[0][-4:]}.1-1.part"))
+
+    assert rebuild(store, ledger, LIMITS) == 0
+    assert list(store.path(INCOMING).rglob("*.part")) == []
+    assert ledger.known_paths() == set()
 
 
 def test_a_part_that_is_not_kept_is_deleted(spool, store):
