@@ -297,6 +297,8 @@ class Recorder(Rows):
     def _commit(self, batch: _Batch) -> None:
         status: int | None = None
         while True:
+            # The end itself is worth one more attempt.
+            is_last = self._waited_for or self._is_ending
             try:
                 self._give_names(batch.receipts)
                 contested = self._ledger.record_receipts(
@@ -311,7 +313,7 @@ class Recorder(Rows):
             except StorageError as error:
                 self._note_health(is_unwell=True)
                 _logger.error("recorder.failed", extra={"rows": len(batch.receipts)})
-                if self._waited_for or self._is_ending:
+                if is_last:
                     status = error.status
                     break
                 time.sleep(_PAUSE_SECONDS)

@@ -8,6 +8,7 @@ from dicom_node.errors import StorageError
 from dicom_node.ledger import Ledger, Receipt
 from dicom_node.recorder import Recorder
 from dicom_node.store import Store
+from doubles.door_watch import wait_until
 from doubles.ledger import STUDY, Clock, make_instance
 
 
@@ -92,21 +93,10 @@ def test_what_was_acknowledged_is_written_when_the_ledger_answers_again(ledger, 
 
 
 def test_nothing_more_is_let_in_while_the_ledger_does_not_answer(ledger, store, commits):
-    failed = threading.Event()
     commits.failures = 10**6
-    record = commits.record
-
-    def note(*receipts: object, **others: object) -> list[Receipt]:
-        try:
-            return record(*receipts, **others)
-        except StorageError:
-            failed.set()
-            raise
-
-    ledger.record_receipts = note
     with Recorder(ledger, store, waited_for=False) as recorder:
         recorder.record(make_receipt(1))
-        assert failed.wait(5)
+        wait_until(lambda: recorder.is_hindered)
         with pytest.raises(StorageError) as refused:
             recorder.record(make_receipt(2))
         commits.failures = 0
