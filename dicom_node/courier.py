@@ -2,10 +2,13 @@
 
     file → digest, transfer syntax → C-STORE → … → status → attempt → ledger, some at a time
 
-While the peer stores one instance the next is read and hashed, and answers are recorded. Where the
-peer grants an asynchronous operations window several instances are under way, and their answers
-come in any order. An instance that has failed before goes alone, so that one on which the peer
-chokes takes no other with it.
+While the peer stores one instance the next are read, their digests are compared in a thread beside,
+and answers are recorded. Where the peer grants an asynchronous operations window several instances
+are under way, and their answers come in any order. Two go alone: the first, whose answer shows that
+the peer is there, and one that has failed before, so that an instance on which the peer chokes
+takes no other with it.
+
+The digest is compared each time that a file is sent: it may have been written days ago.
 
 What is sent are the bytes of the file; the one exception is told in `_pack`.
 """
@@ -15,11 +18,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from io import BytesIO
+from itertools import islice
 
 from pydicom import Dataset, dcmread, dcmwrite
 
@@ -45,11 +50,23 @@ BATCH = 128
 RECORD_SECONDS = 1.0
 """Fewer are recorded when the first of them came so long ago."""
 
-WORTH_A_THREAD = range(256 * 1024, 16 * 1024**2)
-"""Sizes of files that are read and hashed in a thread beside: with a smaller one there is little to
-gain over handing it on, and larger ones are not kept in memory before their turn."""
+WORTH_A_THREAD = range(64 * 1024, 16 * 1024**2)
+"""Sizes of files that are hashed in a thread beside: a smaller one takes no longer than to hand it
+on, and a larger one is not kept in memory before its turn."""
+
+PART_BYTES = 1024**2
+"""Files are handed on together that have so many bytes, or are `MOST_IN_PART`."""
+
+MOST_IN_PART = PART_BYTES // WORTH_A_THREAD[0]
+
+PART_SECONDS = 0.01
+"""Where so many take longer to go, each is handed on alone: other associations want some, too."""
 
 READ_AHEAD = 2
+"""Parts that are hashed before their turn."""
+
+MOST_OPEN = BATCH + (READ_AHEAD + 1) * MOST_IN_PART
+"""Deliveries that a courier has and whose answers are not recorded, beside those under way."""
 
 REENCODED = "sent in Implicit VR Little Endian, for the peer takes no Explicit"
 
@@ -77,6 +94,28 @@ class _Unreadable:
     may_pass: bool
 
 
+_File = tuple[Delivery, bytes | _Unreadable]
+
+
+def _check(file: _File) -> _File:
+    """Return a file unless it is not the one that was written."""
+    delivery, content = file
+    if not isinstance(content, bytes):
+        return file
+    if hashlib.sha256(content).hexdigest() == delivery.instance.sha256:
+        return file
+    return delivery, _Unreadable(reason="the file is not the one that was written", may_pass=False)
+
+
+def _check_all(part: list[_File]) -> list[_File]:
+    return list(map(_check, part))
+
+
+def _is_worth_a_thread(part: list[_File]) -> bool:
+    last = part[-1][1]
+    return isinstance(last, bytes) and len(last) in WORTH_A_THREAD
+
+
 class Courier:
     """One association, and what goes over it.
 
@@ -96,6 +135,7 @@ class Courier:
         patience: Patience,
         clock: Callable[[], datetime],
         jitter: float,
+        may_go_on: Callable[[], bool],
     ) -> None:
         """Describe it.
 
@@ -107,13 +147,13 @@ class Courier:
             patience: how soon what failed is tried again.
             clock: gives aware UTC times.
             jitter: factor for pauses. One for all: what failed together is tried together again.
+            may_go_on: says whether anything more is to be sent.
         """
         self.answered = 0
         self.taken = 0
         self.reencoded = 0
         self.strangers: set[Kind] = set()
         self._unsent: deque[Delivery] = deque()
-        self._size = 0
         self._association = association
         self._proposed = proposed
         self._ledger = ledger
@@ -121,13 +161,17 @@ class Courier:
         self._patience = patience
         self._clock = clock
         self._jitter = jitter
+        self._may_go_on = may_go_on
         self._under_way: dict[int, _Parcel] = {}
         self._asked: dict[int, int] = {}
+        self._heard: list[tuple[_Parcel, int]] = []
         self._attempts: list[Attempt] = []
         self._record_at = 0.0
 
     def carry(self, deliveries: Iterable[Delivery]) -> None:
         """Send instances until `deliveries` gives no more, and record what the peer says.
+
+        What was read when nothing more may go stays as it is.
 
         Raises:
             DeliveryError: the peer fell silent or broke a rule; `unanswered` are under way.
@@ -136,13 +180,17 @@ class Courier:
         try:
             with closing(self._read_ahead(deliveries)) as files:
                 for delivery, file in files:
+                    if not self._may_go_on():
+                        break
                     parcel = self._pack(delivery, file)
                     if parcel is not None:
-                        room = 1 if delivery.attempts else self._association.window
+                        is_alone = delivery.attempts or not self.answered
+                        room = 1 if is_alone else self._association.window
                         while len(self._under_way) >= room:
                             self._hear()
                         self._send(parcel)
                     self._unsent.popleft()
+                    self._judge_heard()  # now that the peer has something to do again
                     if len(self._attempts) >= BATCH or (
                         self._attempts and time.monotonic() >= self._record_at
                     ):
@@ -150,6 +198,7 @@ class Courier:
             while self._under_way:
                 self._hear()
         finally:
+            self._judge_heard()
             self._record()
 
     @property
@@ -169,35 +218,49 @@ class Courier:
         self._under_way.clear()
         self._record()
 
-    def _read_ahead(
-        self, deliveries: Iterable[Delivery]
-    ) -> Generator[tuple[Delivery, bytes | _Unreadable], None, None]:
-        """Yield each delivery with its file, of which some are read before their turn."""
-        with ThreadPoolExecutor(1, thread_name_prefix="courier") as reader:
-            ahead: deque[tuple[Delivery, Future[bytes | _Unreadable]]] = deque()
-            for delivery in deliveries:
-                self._unsent.append(delivery)
-                if ahead or self._size in WORTH_A_THREAD:
-                    ahead.append((delivery, reader.submit(self._read, delivery.instance)))
-                    if len(ahead) > READ_AHEAD or self._size not in WORTH_A_THREAD:
-                        first, reading = ahead.popleft()
-                        yield first, reading.result()
-                else:
-                    yield delivery, self._read(delivery.instance)
-            while ahead:
-                first, reading = ahead.popleft()
-                yield first, reading.result()
+    def _read_ahead(self, deliveries: Iterable[Delivery]) -> Generator[_File, None, None]:
+        """Yield each delivery with its file; those that come next are checked meanwhile."""
+        rest = iter(deliveries)
+        ahead: deque[Callable[[], list[_File]]] = deque()
+        most, depth, began = 1, READ_AHEAD, time.monotonic()
+        with ThreadPoolExecutor(1, thread_name_prefix="courier") as helper:
+            while True:
+                while len(ahead) <= depth and (part := self._read_part(islice(rest, most))):
+                    is_handed_on = _is_worth_a_thread(part)
+                    depth = READ_AHEAD if is_handed_on else 0
+                    ahead.append(
+                        helper.submit(_check_all, part).result
+                        if is_handed_on
+                        else partial(_check_all, part)
+                    )
+                if not ahead:
+                    return
+                yield from ahead.popleft()()
+                began, before = time.monotonic(), began
+                is_fast = began < before + PART_SECONDS
+                most = min(2 * most, MOST_IN_PART) if is_fast and depth else 1
+
+    def _read_part(self, deliveries: Iterable[Delivery]) -> list[_File]:
+        """Read the files of a part, not in the thread beside.
+
+        Each system call would contend for Python's lock there.
+        """
+        part: list[_File] = []
+        size = 0
+        for delivery in deliveries:
+            self._unsent.append(delivery)
+            file = self._read(delivery.instance)
+            part.append((delivery, file))
+            size += len(file) if isinstance(file, bytes) else 0
+            if size >= PART_BYTES:
+                break
+        return part
 
     def _read(self, instance: DerivedInstance) -> bytes | _Unreadable:
-        """Return the file of an instance if it is the one that was written."""
         try:
-            file = self._store.read(instance.path)
+            return self._store.read(instance.path)
         except StorageError as error:
             return _Unreadable(reason=str(error), may_pass=True)
-        self._size = len(file)
-        if hashlib.sha256(file).hexdigest() != instance.sha256:
-            return _Unreadable(reason="the file is not the one that was written", may_pass=False)
-        return file
 
     def _pack(self, delivery: Delivery, file: bytes | _Unreadable) -> _Parcel | None:
         """Choose the context of an instance; None when it cannot be sent, which is noted.
@@ -241,12 +304,16 @@ class Courier:
         self._asked[message_id] = delivery_id
 
     def _hear(self) -> None:
-        """Wait for one answer, to whichever instance, and judge it."""
+        """Wait for one answer, to whichever instance."""
         message_id, status = self._association.read_status()
-        parcel = self._under_way.pop(self._asked.pop(message_id))
+        self._heard.append((self._under_way.pop(self._asked.pop(message_id)), status))
         self.answered += 1
-        self.reencoded += parcel.note is not None
-        self._note(self._judge(parcel, status))
+
+    def _judge_heard(self) -> None:
+        for parcel, status in self._heard:
+            self.reencoded += parcel.note is not None
+            self._note(self._judge(parcel, status))
+        self._heard.clear()
 
     def _note(self, attempt: Attempt) -> None:
         if not self._attempts:

@@ -27,7 +27,7 @@ from datetime import datetime
 from itertools import islice
 
 from dicom_node.complaints import raise_alert
-from dicom_node.courier import BATCH, READ_AHEAD, Courier, Kind, find_contexts
+from dicom_node.courier import MOST_OPEN, Courier, Kind, find_contexts
 from dicom_node.domain import Delivery, Role
 from dicom_node.door_settings import Peer
 from dicom_node.errors import DeliveryError, StorageError
@@ -136,8 +136,9 @@ class Destination:
         run = _Run(supply, kinds)
         failure: DeliveryError | None = None
         try:
-            # One first: its answer shows that the peer is there.
-            self._work(self._lines[0], run, most=1)
+            if len(self._lines) > 1:
+                # One first: its answer shows that the peer is there.
+                self._work(self._lines[0], run, most=1)
             self._work_together(run)
         except DeliveryError as error:
             failure = error
@@ -191,7 +192,7 @@ class Destination:
         was_kept = True
         while was_kept:
             was_kept = line.call(run.kinds)
-            courier = self._hire(line)
+            courier = self._hire(line, run)
             try:
                 courier.carry(islice(run.supply, most))
             except DeliveryError as error:
@@ -209,7 +210,7 @@ class Destination:
             finally:
                 run.add(courier)
 
-    def _hire(self, line: "_Line") -> Courier:
+    def _hire(self, line: "_Line", run: "_Run") -> Courier:
         patience = self._settings.delivery
         return Courier(
             line.association,
@@ -219,6 +220,7 @@ class Destination:
             patience,
             self._clock,
             self._rng.uniform(1 - patience.jitter, 1 + patience.jitter),
+            run.supply.is_open,
         )
 
     def _find_kinds(self) -> frozenset[Kind]:
@@ -333,7 +335,7 @@ class _Supply:
         self._stopping = stopping
         self._deadline = time.monotonic() + SWEEP_SECONDS
         # What was given out stays due in the ledger until it is recorded.
-        self._open = peer.associations * (BATCH + READ_AHEAD + peer.window)
+        self._open = peer.associations * (MOST_OPEN + peer.window)
         self._least = max(LOOK_AHEAD[0], peer.associations * WORTH_AN_ASSOCIATION)
         self._size = self._least
         self._filled_at = time.monotonic()
@@ -343,13 +345,17 @@ class _Supply:
         self._ready: deque[Delivery] = deque()
 
     def __iter__(self) -> Iterator[Delivery]:
-        while not self._stopping.is_set() and time.monotonic() < self._deadline:
+        while self.is_open():
             with self._lock:
                 self._fill()
                 if not self._ready:
                     return
                 delivery = self._ready.popleft()
             yield delivery
+
+    def is_open(self) -> bool:
+        """Say whether this sweep may go on."""
+        return not self._stopping.is_set() and time.monotonic() < self._deadline
 
     def count(self) -> int:
         """Return how many are due, or some of them when there are very many."""

@@ -44,7 +44,7 @@ ALL_CASES = "mr:1,mr:4,mr:16,small:1,small:4,small:16,ct:1,ct:4,ct:16"
 KIND_NAMES = ("disk", "reception", "shipped", "set-up", "idle", "ledger", "sending", "answers")
 RESULTS = receivers.ROOT / "bench" / "results.jsonl"
 _INTO_SHIPPED = {senders.OURS, senders.DCMSEND_SHIPPED}
-_SENT = {"mr": 720, "ct": 300, "small": 4000}
+_SENT = {"mr": 720, "ct": 600, "small": 4000}
 """Instances of each study that are sent: a quick sender is done with fewer in no time."""
 SLOW = {receivers.ORTHANC, receivers.PYNETDICOM, receivers.PYNETDICOM_SYNCED}
 _SLOW_SMALL = 400  # instances of `small` are as many as a slow receiver takes in a second or two
