@@ -44,6 +44,9 @@ receiver:
   storage_classes:
     image: [MRImageStorage, EnhancedMRImageStorage, CTImageStorage]
     passed_over: [SecondaryCaptureImageStorage, ComprehensiveSRStorage]
+  limits:  # a busy machine notices late that a peer has closed, and all peers have one address here
+    connections: 1000
+    connections_per_address: 1000
 """
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR_FILE = Path(str(get_testdata_file("MR_small.dcm")))
