@@ -446,6 +446,8 @@ class Session:
                 elif self._pace.take():
                     self._is_too_fast = True
                     return Progress.SLOWLY
+                if not self._association.has_begun and not self._wire.has_unsent:
+                    return Progress.MORE
         except Exception as error:  # noqa: BLE001 - `answer_next` raises it
             self.is_busy = False
             self._error = error

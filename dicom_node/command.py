@@ -132,6 +132,7 @@ def _match_echo_request() -> Callable[[bytes], re.Match[bytes] | None]:
     return re.compile(pattern, re.DOTALL).fullmatch
 
 
+@functools.lru_cache
 def encode_echo_success(message_id: int) -> bytes:
     """Return the command set that answers a C-ECHO request (PS3.7 table 9.3-13)."""
     return encode_command(
