@@ -221,7 +221,9 @@ class _Round:
             self._poll.register(descriptor, select.EPOLLIN)
 
     def _give_away(self, descriptor: int) -> None:
-        """Let an association have a thread of its own, until it comes back."""
+        """Let an association have a thread of its own, until it comes back; once."""
+        if descriptor not in self._sessions:
+            return
         self._unmute(descriptor)
         self._poll.unregister(descriptor)
         session, host = self._sessions.pop(descriptor)
@@ -236,5 +238,8 @@ class _Round:
             if session.is_busy:
                 continue
             is_slow = session.has_begun and now - session.begun >= _LOOK_SECONDS
-            if is_slow or self._is_stopping() or session.is_silent(now):
+            is_last = self._is_stopping()
+            if is_last:  # what has come has come, and who has gone has gone
+                self._answer(descriptor, now, read=True)
+            if is_slow or session.is_silent(now) or (is_last and not session.is_busy):
                 self._give_away(descriptor)

@@ -275,6 +275,7 @@ def test_mutated_sessions_end_and_leave_nothing_behind(start):
         with node.connect() as peer, contextlib.suppress(ConnectionError):
             peer.send(bytes(mutated[: rng.randint(1, len(mutated))]))
 
+    wait_until(lambda: node.connections() == 0)
     with node.connect() as peer:
         peer.associate()
         assert peer.echo() == command.SUCCESS
