@@ -7,120 +7,66 @@ patch is coded over the source atoms alone by orthogonal matching pursuit in its
 Patches are centered by the training mean and not by their own: the level is what tells a tissue.
 """
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
-from synthesis.methods.pieces import cut, draw_pairs, find_places, lay
+from synthesis.methods.pieces import BLOCK, PieceMethod, PieceParameters
 from synthesis.patches import batches
-from synthesis.synthesizer import Parameters, Synthesizer
-from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, Prediction
+from synthesis.types import FloatArray
 
-ATOMS = "atoms.safetensors"
-BLOCK = 20_000
 RIDGE = 1e-6
 """Keeps two atoms that are nearly the same from being told apart by noise."""
 SMALLEST = 1e-6
 
 
-class DictionaryParameters(Parameters):
+class DictionaryParameters(PieceParameters):
     """Hyper-parameters of `CoupledDictionary`.
 
     Attributes:
-        radius: of the source cubes, in voxels.
         used: atoms in the code of a patch.
         passes: times that the training patches are coded and the atoms refitted.
     """
 
     atoms: int = 256
-    radius: int = 2
     used: int = 4
     passes: int = 10
     patches_per_person: int = 5000
 
 
-class CoupledDictionary(Synthesizer[DictionaryParameters]):
+class CoupledDictionary(PieceMethod[DictionaryParameters]):
     """Sparse codes over coupled dictionaries, from all sources to each target."""
 
     parameters_type = DictionaryParameters
-    arrays_: dict[str, FloatArray]
 
-    def fit(
-        self,
-        cases: Sequence[Case],
-        *,
-        validation: Sequence[Case] = (),
-        seed: int,
-        budget: timedelta | None = None,
-        checkpoint: Path | None = None,
-    ) -> Self:
-        """Learn one pair of dictionaries per target."""
+    def learn(
+        self, x: FloatArray, y: FloatArray, *, seed: int, generator: np.random.Generator
+    ) -> dict[str, FloatArray]:
+        """Return a pair of dictionaries."""
         p = self.parameters
-        self.arrays_ = {}
-        generator = np.random.default_rng(seed)
-        for target in self.task.targets:
-            x, y = draw_pairs(
-                cases,
-                self.task,
-                target,
-                radius=p.radius,
-                count=p.patches_per_person,
-                generator=generator,
-            )
-            center, level = x.mean(axis=0), y.mean(axis=0)
-            scale = np.float32(x.std()), np.float32(y.std())
-            x, y = (x - center) / scale[0], y - level
-            # each side counts the same, however many voxels it has
-            joined = np.hstack([x / np.sqrt(x.shape[1]), y / scale[1] / np.sqrt(y.shape[1])])
-            joint = learn_atoms(joined, p.atoms, p.used, p.passes, generator)
-            atoms = _unit(joint[:, : x.shape[1]])
-            self.arrays_ |= {
-                f"{target}.center": center,
-                f"{target}.scale": scale[0].reshape(1),
-                f"{target}.atoms": atoms,
-                f"{target}.level": level,
-                f"{target}.answers": _refit(x, y, atoms, p.used),
-            }
-        return self
+        center, level = x.mean(axis=0), y.mean(axis=0)
+        scale = np.float32(x.std()), np.float32(y.std())
+        x, y = (x - center) / scale[0], y - level
+        # each side counts the same, however many voxels it has
+        joined = np.hstack([x / np.sqrt(x.shape[1]), y / scale[1] / np.sqrt(y.shape[1])])
+        joint = learn_atoms(joined, p.atoms, p.used, p.passes, generator)
+        atoms = _unit(joint[:, : x.shape[1]])
+        return {
+            "center": center,
+            "scale": scale[0].reshape(1),
+            "atoms": atoms,
+            "level": level,
+            "answers": _refit(x, y, atoms, p.used),
+        }
 
-    def predict(
-        self,
-        sources: Mapping[ContrastLabel, FloatArray],
-        *,
-        target: ContrastLabel,
-        mask: MaskArray,
-        spacing: tuple[float, float, float],
-        seed: int,
-    ) -> Prediction:
-        """Code every patch that touches the mask, and average the answers where they overlap."""
-        self.check_request(sources, target, mask)
-        p = self.parameters
-        center, scale, atoms, level, answers = (
-            self.arrays_[f"{target}.{name}"]
-            for name in ("center", "scale", "atoms", "level", "answers")
-        )
-        images = [np.where(mask, sources[s], 0) for s in self.task.sources]
-        places = find_places(mask)
-        made = np.empty((len(places), len(level)), np.float32)
-        for piece in batches(len(places), BLOCK):
-            patches = (cut(images, places[piece], p.radius) - center) / scale
-            chosen, weights = pursue(patches, atoms, p.used)
-            made[piece] = np.einsum("pk,pkv->pv", weights, answers[chosen]) + level
-        return Prediction(mean=lay(made, places, mask))
-
-    def save(self, folder: Path) -> None:
-        """Write the dictionaries."""
-        save_file({k: np.ascontiguousarray(v) for k, v in self.arrays_.items()}, folder / ATOMS)
-
-    def restore(self, folder: Path) -> Self:
-        """Read the dictionaries."""
-        self.arrays_ = load_file(folder / ATOMS)
-        return self
+    def answer(self, patches: FloatArray, learnt: Mapping[str, FloatArray]) -> FloatArray:
+        """Code each patch over the source atoms, and sum the target's."""
+        centered = (patches - learnt["center"]) / learnt["scale"]
+        chosen, weights = pursue(centered, learnt["atoms"], self.parameters.used)
+        summed = np.einsum("pk,pkv->pv", weights, learnt["answers"][chosen])
+        return np.asarray(summed + learnt["level"], np.float32)
 
 
 def learn_atoms(
