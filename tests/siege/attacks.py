@@ -47,9 +47,10 @@ class Flood:
 def send_malformed(target: Target, connections: int, seed: int) -> Flood:
     """Open malformed connections one after another, eight at a time."""
     sessions = list_sessions()
+    fresh = target.read()
     _attack(target, sessions, min(_WARM_UP, connections), seed)
-    quiet = target.settle(like=target.read(), seconds=1)
-    before, lines = target.settle(like=quiet), len(target.read_log())
+    # Threads that have served outlive their connections for a moment.
+    before, lines = target.settle(like=fresh), len(target.read_log())
     began = time.monotonic()
     _attack(target, sessions, connections, seed + 1)
     seconds = time.monotonic() - began
