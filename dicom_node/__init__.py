@@ -1,8 +1,9 @@
 """A DICOM node that completes studies. This is the map: one study, step by step, file by file.
 
  1. `receiver` lets a connection in (`admission`) and hands it to a process of its `crew` (`hall`,
-    `acceptor`), which speaks the protocol (`upper_layer`, `association`, `command`, `services`) and
-    checks what comes (`structure`, `notices`); `spool` makes it durable in the `store` …
+    `acceptor`), where it is served (`session`, `services`) in the protocol (`upper_layer`, `wire`,
+    `association`, `command`). What comes is checked (`structure`, `notices`), and `spool` makes it
+    durable in the `store` …
  2. … and `recorder` makes it known to the `ledger`, or `spool` will after a crash. Only then is the
     sender told success.
  3. `assembly` takes studies that are quiet, tells their volumes apart (`headers`, `series`,

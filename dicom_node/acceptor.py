@@ -1,12 +1,11 @@
-"""One connection at the door, from its first byte to its last: handshake, association, messages.
+"""A connection at the door, from its first byte until it has its association, or is turned away.
 
 Step 1 of the walk. Whatever may take its time runs in a thread of its own, so that a peer that is
 slow, silent or hostile costs only itself, and nothing that a peer sends ends up in a log line.
-`services` answers the messages. Codes of rejections and aborts: PS3.8 sections 9.3.4 and 9.3.8.
+`session` is what follows. Codes of rejections and aborts: PS3.8 sections 9.3.4 and 9.3.8.
 """
 
 import contextlib
-import functools
 import logging
 import shutil
 import socket
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from dicom_node import upper_layer
-from dicom_node.admission import Entry, Pace
-from dicom_node.association import ANNOUNCED_BYTES, Association, Context, Limits, Wire
+from dicom_node.admission import Entry
+from dicom_node.association import ANNOUNCED_BYTES, Association, Context
 from dicom_node.commitment import STORAGE_COMMITMENT
 from dicom_node.complaints import Complains
 from dicom_node.network import (
@@ -29,7 +28,8 @@ from dicom_node.network import (
     normalize_address,
 )
 from dicom_node.notices import NOTICES
-from dicom_node.services import Later, Progress, Services
+from dicom_node.services import Services
+from dicom_node.session import Session
 from dicom_node.spool import Spool
 from dicom_node.tls import ServerSide, describe_failure, read_fingerprint
 from dicom_node.upper_layer import (
@@ -38,6 +38,7 @@ from dicom_node.upper_layer import (
     ProtocolError,
     RoleSelection,
 )
+from dicom_node.wire import Limits, Wire
 
 _MAXIMUM_CONTEXTS = 128
 _TLS_HANDSHAKE = 0x16  # first byte of a TLS record that begins a session (RFC 8446 5.1)
@@ -155,7 +156,7 @@ class Acceptor:
         """Say in the ledger that the associations that deliver now are alive."""
         self._spool.recorder.keep_alive(tuple(self._delivering))
 
-    def admit(self, sock: socket.socket, host: str) -> "Session | None":
+    def admit(self, sock: socket.socket, host: str) -> Session | None:
         """Let a connection have its association, or see it to its end and close it."""
         address = normalize_address(host)
         wire: Wire | None = None
@@ -215,7 +216,7 @@ class Acceptor:
         except OSError as error:
             raise NotSecuredError(describe_failure(error)) from None
 
-    def _associate(self, wire: Wire, address: Address, certificate: str | None) -> "Session":
+    def _associate(self, wire: Wire, address: Address, certificate: str | None) -> Session:
         """Read the request, answer it, and return the association if there is one."""
         request_body = self._read_request(wire)
         request = upper_layer.decode_request(request_body)
@@ -232,14 +233,18 @@ class Acceptor:
                 self._door.instance_bytes,
                 self._door.storage,
             )
+            idle_seconds = self._door.limits.idle_seconds
+            if not association.contexts:
+                idle_seconds = min(idle_seconds, self._door.no_context_seconds)
             return Session(
                 association,
                 services,
-                self._door,
                 caller.alias,
                 self._complaints,
                 self._delivering,
                 place.pop_all(),
+                messages_per_second=self._door.messages_per_second,
+                idle_seconds=idle_seconds,
             )
 
     def _read_request(self, wire: Wire) -> bytes:
@@ -362,181 +367,6 @@ class Acceptor:
                 ContextResult(context_id=context.context_id, result=result, transfer_syntax=syntax)
             )
         return results
-
-
-class Session:
-    """An association from its acceptance to its end; one thread has it at a time.
-
-    Attributes:
-        heard: when something last came, by the monotonic clock.
-        begun: when the message began to come that is not answered yet.
-        is_busy: an instance of it is on its way to the disk, and `answer_now` has nothing to do.
-    """
-
-    def __init__(
-        self,
-        association: Association,
-        services: Services,
-        door: Door,
-        peer: str,
-        complaints: Complains,
-        delivering: set[str],
-        place: contextlib.ExitStack,
-    ) -> None:
-        self.heard = self.begun = self._began = time.monotonic()
-        self.is_busy = False
-        self._association = association
-        self._wire = association.wire
-        self._services = services
-        self._peer = peer
-        self._complaints = complaints
-        self._delivering = delivering
-        self._place = place
-        self._pace = Pace(door.messages_per_second)
-        self._error: BaseException | None = None
-        self._is_too_fast = False
-        self._idle_seconds = door.limits.idle_seconds
-        if not association.contexts:
-            self._idle_seconds = min(self._idle_seconds, door.no_context_seconds)
-
-    @property
-    def descriptor(self) -> int | None:
-        """The socket's, by which one may wait for many; not for TLS, which reads ahead."""
-        return None if self._wire.is_tls else self._wire.descriptor
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether there is something to do for it before its peer says more."""
-        return self._association.has_begun or self._wire.has_unsent or self._error is not None
-
-    def is_silent(self, now: float) -> bool:
-        """Say whether nothing has come for longer than is allowed."""
-        return now - self.heard >= self._idle_seconds
-
-    def answer_now(self, now: float, later: Later | None, *, read: bool) -> Progress:
-        """Answer what has come whole, without waiting; SLOWLY asks for `answer_next`.
-
-        Args:
-            now: by the monotonic clock.
-            later: takes what waits for the disk; without it, that is waited for here.
-            read: whether something has come.
-        """
-        self.heard = now
-        if not self._association.has_begun:
-            self.begun = now
-        self._wire.hasten(is_hasty=True)
-        try:
-            if read:
-                self._association.read_now()
-            while not self._wire.has_unsent:
-                self.is_busy = later is not None
-                instances = self._services.stored + self._services.refused
-                progress = self._services.answer_now(
-                    None if later is None else functools.partial(self._do_later, later)
-                )
-                if progress is Progress.LATER:
-                    self._note_delivery()
-                    return progress
-                self.is_busy = False
-                if progress is not Progress.DONE:
-                    return progress
-                self.begun = now
-                if self._services.stored + self._services.refused > instances:
-                    self._note_delivery()
-                elif self._pace.take():
-                    self._is_too_fast = True
-                    return Progress.SLOWLY
-                if not self._association.has_begun and not self._wire.has_unsent:
-                    return Progress.MORE
-        except Exception as error:  # noqa: BLE001 - `answer_next` raises it
-            self.is_busy = False
-            self._error = error
-        return Progress.SLOWLY
-
-    def answer_next(self) -> bool:
-        """Answer one message, however long it takes; or end the association, and say False.
-
-        Its place is given back before the ledger is waited for, or the peer to close: somebody else
-        may have it then.
-        """
-        is_over = True
-        try:
-            is_over = not self._answer_next()
-            if is_over:
-                self._place.close()
-                self._services.close()
-                self._association.confirm_release()
-        except ProtocolError as error:
-            self._place.close()
-            self._complaints.note(error.code, who=self._peer)
-            if error.abort is not None:
-                self._association.abort(error.abort)
-        except OSError:
-            self._complaints.note("connection_lost", who=self._peer)
-        finally:
-            if is_over:
-                self._end()
-        return not is_over
-
-    def _do_later(self, later: Later, do: Callable[[], None]) -> None:
-        def work() -> None:
-            try:
-                do()
-            except Exception as error:  # noqa: BLE001 - `answer_next` raises it
-                self._error = error
-            finally:
-                self.is_busy = False
-
-        later(work)
-
-    def _answer_next(self) -> bool:
-        """Answer one message; say no when the peer asked for the release."""
-        if self._error is not None:
-            raise self._error
-        self._wire.hasten(is_hasty=False)
-        if self._is_too_fast:
-            self._slow_down()
-        try:
-            left = self._idle_seconds - (time.monotonic() - self.heard)
-            message = self._association.read_command(max(left, 0.0))
-        except TimeoutError:
-            raise ProtocolError("idle_timeout") from None
-        if message is None:
-            return False
-        if self._services.answer(*message):
-            self._note_delivery()
-        else:
-            self._slow_down()
-        self.heard = time.monotonic()
-        return True
-
-    def _slow_down(self) -> None:
-        while too_fast := self._pace.take():
-            time.sleep(too_fast)
-        self._is_too_fast = False
-
-    def _note_delivery(self) -> None:
-        if self._services.association_id is not None:
-            self._delivering.add(self._services.association_id)
-
-    def _end(self) -> None:
-        self._place.close()
-        self._services.close()
-        if self._services.association_id is not None:
-            self._delivering.discard(self._services.association_id)
-        self._wire.close()
-        services = self._services
-        _logger.log(
-            # Who only verifies, as a monitor does each minute, is not worth a line.
-            logging.INFO if services.stored or services.refused else logging.DEBUG,
-            "receive.association_closed",
-            extra={
-                "peer": self._peer,
-                "stored": services.stored,
-                "refused": services.refused,
-                "seconds": round(time.monotonic() - self._began, 3),
-            },
-        )
 
 
 def _choose_roles(

@@ -16,10 +16,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from dicom_node.acceptor import Acceptor, Door, Doorkeeper, Session
+from dicom_node.acceptor import Acceptor, Door, Doorkeeper
 from dicom_node.complaints import Complains
 from dicom_node.hands import Hands
 from dicom_node.services import Progress
+from dicom_node.session import Session
 from dicom_node.spool import Spool
 
 _LOOK_SECONDS = 0.5

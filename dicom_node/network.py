@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Self
 
 from dicom_node import command, upper_layer
-from dicom_node.association import ANNOUNCED_BYTES, Association, Context, Limits, Piece, Wire
+from dicom_node.association import ANNOUNCED_BYTES, Association, Context
 from dicom_node.errors import DeliveryError
 from dicom_node.tls import ClientSide
 from dicom_node.upper_layer import AssociationRequest, ProposedContext, ProtocolError
+from dicom_node.wire import Limits, Piece, Wire
 
 VERIFICATION = command.VERIFICATION
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"

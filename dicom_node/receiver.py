@@ -28,7 +28,6 @@ from typing import Protocol
 
 from dicom_node.acceptor import Caller, Door, RejectedError
 from dicom_node.admission import Admission, Budget
-from dicom_node.association import Limits
 from dicom_node.audit import configure_logging
 from dicom_node.commitment import take_report
 from dicom_node.complaints import Complaints
@@ -45,6 +44,7 @@ from dicom_node.spool import Spool, rebuild
 from dicom_node.store import Durability, Store
 from dicom_node.structure import StructureLimits
 from dicom_node.tls import ServerSide
+from dicom_node.wire import Limits
 
 DRAIN_SECONDS = 30.0
 """How long a stop waits for the instances that are coming in."""

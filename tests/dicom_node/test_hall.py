@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dicom_node import command
-from dicom_node.association import Limits, Wire
 from dicom_node.store import Durability
+from dicom_node.wire import Limits, Wire
 from doubles.raw_peer import RawPeer, data_set, p_data, pdv, store_command
 from doubles.receiver import Door, open_door
 

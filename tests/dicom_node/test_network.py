@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from dicom_node.association import Limits
 from dicom_node.door_settings import TLS
 from dicom_node.errors import DeliveryError
 from dicom_node.network import (
@@ -20,6 +19,7 @@ from dicom_node.network import (
 )
 from dicom_node.tls import ClientSide, ServerSide
 from dicom_node.upper_layer import encode_abort, encode_pdu, encode_reject
+from dicom_node.wire import Limits
 from doubles.certificates import make_authority, make_certificate
 from doubles.raw_peer import MR, echo_command, p_data, pdv
 from doubles.scripted_pacs import ScriptedPacs

@@ -19,7 +19,6 @@ import atheris
 with atheris.instrument_imports(include=["dicom_node"]):
     from dicom_node.acceptor import Acceptor, Caller, Door
     from dicom_node.admission import Entry
-    from dicom_node.association import Limits
     from dicom_node.command import decode_command
     from dicom_node.commitment import decode_report
     from dicom_node.errors import RefusedInstance
@@ -33,6 +32,7 @@ with atheris.instrument_imports(include=["dicom_node"]):
         decode_accept,
         decode_request,
     )
+    from dicom_node.wire import Limits
 
 from doubles.raw_peer import EXPLICIT, IMPLICIT, MR, associate_request, data_set, echo_command
 from doubles.tools import find_data
