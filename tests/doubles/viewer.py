@@ -170,6 +170,8 @@ class Ohif:
                     .seriesInstanceUID === uid; }}""",
                 arg=[k, uid],
             )
+        # A place keeps the camera of what OHIF put there first; this is its Reset View.
+        self.ask(f"() => {_FIND}.forEach((each) => {{ each.resetCamera(); each.render(); }})")
         self.wait_until_drawn()
 
     def scroll(self, viewport: int, steps: int) -> None:
