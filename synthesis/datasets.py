@@ -17,7 +17,7 @@ from synthesis.types import Anchor, Case, ContrastLabel
 UNITS = 1000
 """Values are kept as int16 in thousandths of a normalized unit: the units that pictures are in."""
 
-PREPARATION = 2
+PREPARATION = 3
 """Raised when people are prepared otherwise than before: prepared cases and results are then stale.
 
 Rounding and the speed of the preparation do not raise it, a new order of its steps does.
