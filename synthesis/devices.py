@@ -1,5 +1,6 @@
 """Where torch computes: one choice of device, and arithmetic that agrees between devices."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,17 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SynthesisError(f"device {name}: torch {torch.__version__} sees no GPU")
     return device
+
+
+def time_worked(device: torch.device) -> float:
+    """Return seconds of work, from any start, of which a budget of training is spent.
+
+    On a CPU that is the time of its cores over the threads: a machine that is busy with other work
+    trains for longer and not for less.
+    """
+    if device.type == "cpu":
+        return time.process_time() / torch.get_num_threads()
+    return time.monotonic()
 
 
 @contextmanager

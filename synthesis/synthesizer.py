@@ -71,7 +71,7 @@ class Synthesizer(ABC, Generic[P]):
             cases: training people; the arrays are not changed.
             validation: watched, never learnt from.
             seed: of every random draw.
-            budget: wall-clock time after which to stop with a valid model.
+            budget: time of work after which to stop with a valid model, see `time_worked`.
             checkpoint: folder from which to resume and into which to save progress.
         """
 

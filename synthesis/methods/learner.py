@@ -6,7 +6,7 @@ says how all of them are updated.
 """
 
 import logging
-import time
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from synthesis.augmentation import Batch, Stock
-from synthesis.devices import choose_device
+from synthesis.devices import choose_device, time_worked
 from synthesis.synthesizer import Parameters, Synthesizer
 from synthesis.types import Case
 
@@ -141,12 +141,13 @@ class Learner(Synthesizer[L]):
             for name, each in {NETWORK: network, **self.build_helpers()}.items()
         }
         average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        step = 0
+        step, spent = 0, 0.0
         if checkpoint is not None and (checkpoint / STATE).exists():
-            step = _restore_state(checkpoint / STATE, players, average)
+            step, spent = _restore_state(checkpoint / STATE, players, average)
         stock = Stock(cases, self.task, device)
-        started, running = time.monotonic(), torch.zeros((), device=device)
-        progress = step / p.steps
+        started, running = time_worked(device) - spent, torch.zeros((), device=device)
+        seconds = math.inf if budget is None else budget.total_seconds()
+        progress = max(step / p.steps, spent / seconds)
         while step < p.steps:
             for player in players.values():
                 for group in player.optimizer.param_groups:
@@ -155,20 +156,18 @@ class Learner(Synthesizer[L]):
             running += self.update(players, self.draw(stock, generator), progress, generator)
             step += 1
             _follow(average, network, min(p.weight_averaging, (step + 1) / (step + 10)))
-            progress = step / p.steps
-            if budget is not None:
-                # where time runs out first, the rate falls in time
-                progress = max(progress, (time.monotonic() - started) / budget.total_seconds())
+            spent = time_worked(device) - started
+            # where time runs out first, the rate falls in time
+            progress = max(step / p.steps, spent / seconds)
             stop = step < p.steps and progress >= 1
             if step % LOG_EVERY == 0 or stop or step == p.steps:
                 self.network_ = self._averaged(average)
                 figure = self._watch(validation, seed) if step % SAVE_EVERY == 0 else ""
-                elapsed = time.monotonic() - started
                 loss = float(running) / LOG_EVERY
-                _report(f"step {step} of {p.steps}, loss {loss:.4f}, {elapsed:.0f} s {figure}")
+                _report(f"step {step} of {p.steps}, loss {loss:.4f}, {spent:.0f} s {figure}")
                 running = torch.zeros((), device=device)
             if checkpoint is not None and (step % SAVE_EVERY == 0 or stop or step == p.steps):
-                _save_state(checkpoint / STATE, players, average, step, over=step == p.steps)
+                _save_state(checkpoint / STATE, players, average, step, spent, over=step == p.steps)
             if stop:
                 break
         self.network_ = self._averaged(average)
@@ -254,11 +253,12 @@ def _save_state(
     players: Mapping[str, Player],
     average: Mapping[str, Tensor],
     step: int,
+    spent: float,
     *,
     over: bool,
 ) -> None:
     """Write the averaged weights and, unless training is over, what going on with it needs."""
-    tensors = {"step": torch.tensor(step)}
+    tensors = {"step": torch.tensor(step), "spent": torch.tensor(spent)}
     tensors |= {f"average.{k}": v.contiguous() for k, v in average.items()}
     for name, player in players.items():
         if over and name == NETWORK:
@@ -277,8 +277,10 @@ def _save_state(
     temporary.rename(path)
 
 
-def _restore_state(path: Path, players: Mapping[str, Player], average: Mapping[str, Tensor]) -> int:
-    """Read what `_save_state` wrote; returns the steps done."""
+def _restore_state(
+    path: Path, players: Mapping[str, Player], average: Mapping[str, Tensor]
+) -> tuple[int, float]:
+    """Read what `_save_state` wrote; returns the steps done and the seconds spent on them."""
     tensors = load_file(path)
     for key, value in average.items():
         value.copy_(tensors[f"average.{key}"])
@@ -294,7 +296,7 @@ def _restore_state(path: Path, players: Mapping[str, Player], average: Mapping[s
             if f"{name}.step.{key}" in tensors
         }
         player.optimizer.load_state_dict(saved)
-    return int(tensors["step"])
+    return int(tensors["step"]), float(tensors["spent"])
 
 
 def _report(line: str) -> None:

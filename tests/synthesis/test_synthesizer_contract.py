@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,44 @@ def test_training_that_is_cut_off_goes_on_to_the_same_weights(
     again.fit(cases, seed=3, checkpoint=tmp_path)
 
     assert next(done) == 4
+    for key, value in whole.network_.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), again.network_.state_dict()[key].numpy())
+
+
+def test_budget_is_of_work_and_what_was_spent_before_a_cut_counts(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "SAVE_EVERY", 2)
+    # each step is one second of work, however long the machine takes for it
+    clock = itertools.count()
+    monkeypatch.setattr(learner, "time_worked", lambda device: float(next(clock)))
+    parameters, budget = QUICK["cnn"] | {"steps": 100}, timedelta(seconds=6)
+    whole = build_method("cnn", TASK, parameters, device="cpu")
+    taken = itertools.count()
+
+    def count(method: Any, last: int) -> Any:
+        update = method.update
+
+        def counted(*arguments: Any) -> Any:
+            if next(taken) == last:
+                raise KeyboardInterrupt
+            return update(*arguments)
+
+        monkeypatch.setattr(method, "update", counted)
+        return method
+
+    count(whole, -1).fit(cases, seed=3, budget=budget)
+    steps, taken = next(taken), itertools.count()
+
+    with pytest.raises(KeyboardInterrupt):
+        count(build_method("cnn", TASK, parameters, device="cpu"), 4).fit(
+            cases, seed=3, budget=budget, checkpoint=tmp_path
+        )
+    taken = itertools.count()
+    again = count(build_method("cnn", TASK, parameters, device="cpu"), -1)
+    again.fit(cases, seed=3, budget=budget, checkpoint=tmp_path)
+
+    assert (steps, next(taken)) == (6, 2)
     for key, value in whole.network_.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), again.network_.state_dict()[key].numpy())
 

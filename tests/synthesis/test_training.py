@@ -60,7 +60,7 @@ def experiment(tmp_path: Path) -> Path:
     ]
     manifest = {"datasets": {"set": {"licence": "none", "skull": "stripped"}}, "people": people}
     (tmp_path / "people.yaml").write_text(yaml.safe_dump(manifest))
-    cache = tmp_path / "work" / "cases-1mm-p50-v2"
+    cache = tmp_path / "work" / "cases-1mm-p50-v3"
     cache.mkdir(parents=True)
     for seed, person in enumerate(people):
         subject = str(person["subject"])
@@ -108,7 +108,7 @@ def test_training_needs_no_images_of_people_who_are_prepared(
 
 
 def test_person_without_images_and_not_prepared_is_named(experiment: Path, tmp_path: Path) -> None:
-    (tmp_path / "work" / "cases-1mm-p50-v2" / "there-2.npz").unlink()
+    (tmp_path / "work" / "cases-1mm-p50-v3" / "there-2.npz").unlink()
 
     with pytest.raises(TrainingError, match="there-2 is not prepared"):
         read_cases(
