@@ -83,7 +83,8 @@ def main() -> int:
     found = Results(read_records(results))
     write_tables(found, Console())
     if options.document:
-        write_document(found, describe_machine(options), options.document)
+        rounds = {"Rounds": str(1 + max(record["round"] for record in found.records))}
+        write_document(found, describe_machine() | rounds, options.document)
     return 0
 
 
@@ -193,7 +194,7 @@ def rotate(steps: list, number: int) -> list:
     return steps[turn:] + steps[:turn]
 
 
-def describe_machine(options: argparse.Namespace) -> dict[str, str]:
+def describe_machine() -> dict[str, str]:
     """Return what a reader must know to compare figures."""
 
     def ask(*words: str) -> str:
@@ -215,7 +216,6 @@ def describe_machine(options: argparse.Namespace) -> dict[str, str]:
         "Python": platform.python_version(),
         "DCMTK": ask("storescp", "--version"),
         "Orthanc": ask("Orthanc", "--version"),
-        "Rounds": str(options.rounds),
     }
 
 
