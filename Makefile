@@ -25,6 +25,7 @@ DATABASE := postgresql
 CUTTERS := e2fsprogs mount strace
 WATCHERS := prometheus
 BROWSER := chromium
+READERS := dcm2niix
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
@@ -45,12 +46,12 @@ admin: $(RUNTIME)  ## Serve the admin page beside the node, with the folder CONF
 	@exec $(BIN)/dicom-node admin --config "$(CONFIG)"
 
 test: $(TOOLS)  ## Run every ring: unit, integration, acceptance.
-	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER) $(WATCHERS)
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER) $(WATCHERS) $(READERS)
 	@deploy/install-viewer $(if $(CI),,--try) $(VENV)/ohif
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(TOOLS)  ## Run the unit and integration rings.
-	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER) $(WATCHERS)
+	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER) $(WATCHERS) $(READERS)
 	@deploy/install-viewer $(if $(CI),,--try) $(VENV)/ohif
 	$(BIN)/python -m pytest -m "not acceptance and not gpu" $(PYTEST_ARGS)
 
