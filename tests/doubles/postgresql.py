@@ -5,8 +5,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_IXOTH
 from tempfile import gettempdir, mkdtemp
 
 from sqlalchemy import create_engine, text
@@ -22,6 +23,7 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux has a file system in memor
 MEMORY_BYTES = 512 * 1024**2
 """A cluster and its log are smaller. In memory a hundred ledgers are made in a tenth of the time;
 what a server loses with its process does not depend on that."""
+_TOLD_CHARACTERS = 2_000
 
 
 class PostgreSQL:
@@ -42,9 +44,19 @@ class PostgreSQL:
         self._numbers = itertools.count(1)
 
     def create(self) -> None:
-        """Make the cluster."""
+        """Make the cluster.
+
+        Raises:
+            PermissionError: a folder above its own is closed to the user that the server runs as.
+        """
         if os.getuid() == 0:
             shutil.chown(self.folder, USER)
+            for above in self.folder.resolve().parents:
+                if not above.stat().st_mode & S_IXOTH:
+                    raise PermissionError(
+                        f"{above} is closed to the user {USER}, as whom PostgreSQL runs:"
+                        " choose a folder below folders that all users may pass"
+                    )
         self._run(
             *("initdb", "-D", self.data, "-U", USER, "-A", "trust"),
             *("-E", "UTF8", "--locale=C.UTF-8", "--no-sync"),
@@ -93,22 +105,34 @@ class PostgreSQL:
             connection.execute(text(statement))
         engine.dispose()
 
+    def read_logs(self) -> str:
+        """Return the last lines of the server, and of the programs that control it."""
+        said = []
+        for name in ("start.log", "log"):
+            with suppress(OSError):  # it never ran, or its disk is gone
+                said.append((self.folder / name).read_text()[-_TOLD_CHARACTERS:])
+        return "\n".join(said)
+
     def _control(self, *arguments: str | Path) -> None:
         self._run("pg_ctl", "-D", self.data, "-w", "-t", PATIENCE_SECONDS, *arguments)
 
     def _run(self, program: str, *arguments: str | Path | int) -> None:
         as_user = ("runuser", "-u", USER, "--") if os.getuid() == 0 else ()
         # Into a file: the server would keep a pipe open.
-        with (self.folder / "start.log").open("ab") as log:
-            subprocess.run(
-                [*as_user, self._programs / program, *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                check=True,
-                timeout=2 * PATIENCE_SECONDS,
-            )
+        try:
+            with (self.folder / "start.log").open("ab") as log:
+                subprocess.run(
+                    [*as_user, self._programs / program, *map(str, arguments)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.folder,
+                    check=True,
+                    timeout=2 * PATIENCE_SECONDS,
+                )
+        except subprocess.SubprocessError as error:
+            error.add_note(self.read_logs())
+            raise
 
 
 @contextmanager

@@ -71,7 +71,11 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**9))
     parser.add_argument("--file-system", default="ext4", choices=tuple(FILE_SYSTEMS))
     parser.add_argument("--ledger", default="sqlite", choices=("sqlite", POSTGRESQL))
-    parser.add_argument("--work", type=Path, help="where disks and data folders are made")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="where disks and data folders are made; PostgreSQL wants it below no closed folder",
+    )
     parser.add_argument("--results", type=Path, help="append each result to this file, as JSON")
     return parser.parse_args()
 

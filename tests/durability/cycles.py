@@ -264,7 +264,7 @@ def _serve_postgresql(work: Path, disk: Path) -> Iterator[PostgreSQL]:
     try:
         yield server
     except RuntimeError as error:
-        error.add_note((server.folder / "log").read_text()[-2_000:])
+        error.add_note(server.read_logs())
         raise
     finally:
         server.stop()
