@@ -22,6 +22,7 @@ pytestmark = pytest.mark.integration
 
 PATIENCE_SECONDS = 60
 START_AND = "doubles.dask:start_and"
+START_AND_WAIT = "doubles.dask:start_and_wait"
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +58,12 @@ def starts(marker: Path) -> list[int]:
     return [int(line) for line in marker.read_text().split()] if marker.exists() else []
 
 
-def start(cluster: DaskCluster, marker: Path, seconds: float = 600.0) -> Future:
+def start(
+    cluster: DaskCluster, marker: Path, until: float | str = 600.0, function: str = START_AND
+) -> Future:
     """Return a job that runs."""
     before = len(starts(marker))
-    future = cluster.submit(call, START_AND, str(marker), seconds)
+    future = cluster.submit(call, function, str(marker), until)
     wait_until(lambda: len(starts(marker)) > before)
     return future
 
@@ -169,13 +172,15 @@ def test_scheduler_that_runs_lost_jobs_again_is_refused(tmp_path):
 
 
 def test_scheduler_that_is_away_is_told_and_found_when_it_is_back(tmp_path, marker):
+    gate = tmp_path / "gate"
     with run_dask(tmp_path) as dask, joined(dask) as cluster:
         wait_until(lambda: cluster.capacity() == 1)
-        future = start(cluster, marker, 5.0)
+        future = start(cluster, marker, str(gate), START_AND_WAIT)
         dask.scheduler.stop()
 
         with pytest.raises(WorkerLost):
             future.result(PATIENCE_SECONDS)
+        gate.touch()  # a job that goes on would keep its worker from the next one
         assert cluster.capacity() == 0
         (problem,) = cluster.problems()
         assert f"{dask.address} does not answer" in problem

@@ -144,6 +144,12 @@ def wait_until(holds: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> 
         time.sleep(0.05)
 
 
+def start_and_wait(marker: str, gate: str) -> None:
+    """Leave a line that says that this was started, and wait until there is a file `gate`."""
+    start_and(marker, 0)
+    wait_until(Path(gate).exists, 10 * PATIENCE_SECONDS)
+
+
 def start_and(marker: str, seconds: float) -> int:
     """Leave a line that says that this was started, sleep, and return the process id."""
     with Path(marker).open("a") as file:
