@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from dicom_node.node_settings import read_node
+from dicom_node.recorder import LINGER_SECONDS
 from doubles.postgresql import PostgreSQL
 from durability.disk import Disk
 from durability.sender import SUCCESS, Key, Senders
@@ -26,17 +27,13 @@ REBUILD = "rebuild.recorded"
 POWER_CUT = "power cut"
 DEAD_DISK = "dead disk"
 RETURN = "power cut after a kill and a start"
-POINTS = (
-    "receive.written",
-    "receive.stored",
-    "receive.quarantined",
-    "receive.recorded",
-    REBUILD,
-)
+OF_EACH_INSTANCE = ("receive.written", "receive.stored")
+AT_COMMIT = ("receive.quarantined", "receive.recorded")
+POINTS = (*OF_EACH_INSTANCE, *AT_COMMIT, REBUILD)
 """Every crash point of reception (see `dicom_node.crashpoints`)."""
 
 _ODDS = 15
-"""One in so many passes of a crash point dies there, so that there is something to lose."""
+"""One in so many instances dies at a crash point, so that there is something to lose."""
 
 _MOST_ACKNOWLEDGED = 150
 """It dies after so many instances or fewer: counted, for machines are fast or slow."""
@@ -45,6 +42,7 @@ _LOAD_SECONDS = 10.0
 _INSTANT_SECONDS = 0.02
 _AFTER_CUT_SECONDS = 0.1
 _POINT_SECONDS = 1.0
+_COMMIT_SECONDS = LINGER_SECONDS + 2.0
 _CYCLES_A_DISK = 25
 """Then the data folder is made anew, so that no cycle is about the files of all others."""
 
@@ -164,7 +162,7 @@ class _Life:
         death = choice.choice(("receiver", "serving process", *POINTS))
         environment = {}
         if death in POINTS:
-            odds = 1 if death == REBUILD else choice.randint(1, _ODDS)
+            odds = choice.randint(1, _ODDS) if death in OF_EACH_INSTANCE else 1
             environment = {"DICOM_NODE_CRASH_AT": death, "DICOM_NODE_CRASH_ODDS": str(odds)}
         if not victim.start(environment):
             self._result.deaths[death] += 1
@@ -174,7 +172,7 @@ class _Life:
         self._examine(cycle)
         with self._load(victim, cycle) as senders:
             if death in POINTS:
-                if victim.wait(_POINT_SECONDS) is None:
+                if victim.wait(_COMMIT_SECONDS if death in AT_COMMIT else _POINT_SECONDS) is None:
                     death = "receiver"  # nobody came to that point
             else:
                 _wait_for_instant(senders, choice)
