@@ -96,11 +96,15 @@ class Dispatch(Strict):
         lease: a worker that is silent for so long has lost its job.
         attempts: a job that has lost so many workers fails, and a person must look.
         sweep_every: how often jobs are handed out.
+        out_of_memory: what a worker does with a volume that its GPU has too little memory for, in
+            smaller portions too: `cpu` lets the CPU answer, slower and in the precision of the
+            model's card, `hold` leaves it to a person.
     """
 
     lease: Duration = timedelta(minutes=10)
     attempts: Count = 3
     sweep_every: Duration = timedelta(seconds=2)
+    out_of_memory: Literal["cpu", "hold"] = "cpu"
 
 
 class Delivery(Strict):

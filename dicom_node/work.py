@@ -182,6 +182,7 @@ class Attempt:
             model_digest=plan.model_digest,
             models_folder=self._node.models_folder,
             seed=plan.seed,
+            out_of_memory=self._node.dispatch.out_of_memory,
         )
 
     def _write(self, synthesis: types.Synthesis, sources: Sources) -> list[DerivedInstance]:

@@ -110,6 +110,22 @@ def accelerate(
     return Accelerated(network, choice, best[2])
 
 
+def in_portions(network: nn.Module, count: int) -> nn.Module:
+    """Return a network that answers as another one does, each batch in so many portions.
+
+    The two share their weights.
+    """
+
+    def forward(*given: Tensor) -> Tensor:
+        size = -(-len(given[0]) // count)
+        portions = zip(*(torch.split(tensor, size) for tensor in given), strict=True)
+        return torch.cat([network(*portion) for portion in portions])
+
+    smaller = copy.copy(network)
+    smaller.forward = forward
+    return smaller
+
+
 def list_ways(
     network: nn.Module, example: tuple[Tensor, Tensor], precision: str
 ) -> Iterator[tuple[str, Run]]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
@@ -47,6 +48,24 @@ def exact() -> Iterator[None]:
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     ):
         yield
+
+
+def memory_that_ran_out(error: BaseException) -> Literal["cpu", "gpu"] | None:
+    """Return whose memory an error says was too small, or None where it says something else.
+
+    torch's allocator on the CPU has no class of its own for that.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return "gpu"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "cpu"
+    return None
+
+
+def release_memory() -> None:
+    """Give back to the GPU, where there is one in use, what torch keeps for later."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 def name_gpu() -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from synthesis.errors import MissingSource, SynthesisError, UntrustedModel, UnusableInput
+from synthesis.memory import OutOfMemory, ask_within_memory
 from synthesis.preprocessing import (
     MOST_VOXELS,
     UNIT_LIMITS,
@@ -38,10 +39,12 @@ from synthesis.preprocessing import (
 from synthesis.quality import check_input, check_output, join
 from synthesis.registration import MINIMUM_DISTINCTNESS, register_rigid
 from synthesis.registry import LEARNT, ModelCard, load_card, load_method
+from synthesis.synthesizer import Synthesizer
 from synthesis.types import (
     ContrastLabel,
     FloatArray,
     MaskArray,
+    Prediction,
     QualityReport,
     Synthesis,
     Verdict,
@@ -88,6 +91,7 @@ def synthesize(
     model_digest: str,
     models_folder: Path,
     seed: int,
+    out_of_memory: OutOfMemory = "cpu",
 ) -> Synthesis:
     """Synthesize `target` on the grid of `reference`.
 
@@ -101,10 +105,11 @@ def synthesize(
         model_digest: the folder must have this digest.
         models_folder: where the site keeps its models.
         seed: of every random draw; the same seed gives the same answer.
+        out_of_memory: what is done when a GPU has too little, in smaller portions too.
 
     Raises:
         UnusableInput: no mask, constant image, values that are not finite, fewer than four planes,
-            more voxels than a volume has, or contrasts that do not fit together.
+            more voxels than a volume has, contrasts that do not fit together, or too little memory.
         UntrustedModel: the model folder is absent or altered.
         MissingSource: the model needs a contrast that was not given.
         SynthesisError: the model knows no such source or target.
@@ -116,6 +121,7 @@ def synthesize(
         model_digest=model_digest,
         models_folder=models_folder,
         seed=seed,
+        out_of_memory=out_of_memory,
     )
     return _run(volumes, request, _Steps())
 
@@ -169,6 +175,7 @@ class _Request:
     model_digest: str
     models_folder: Path
     seed: int
+    out_of_memory: OutOfMemory = "cpu"
 
 
 def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Steps) -> Synthesis:
@@ -208,7 +215,16 @@ def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Ste
     facts = card.targets[target]
     if gate.verdict is Verdict.REFUSE:
         return _refused(volumes[reference], gate, facts.pad_value, facts.units, steps)
-    prediction = method.predict(arrays, target=target, mask=inside, spacing=spacing, seed=seed)
+
+    def ask(asked: Synthesizer[Any]) -> Prediction:
+        return asked.predict(arrays, target=target, mask=inside, spacing=spacing, seed=seed)
+
+    def on_cpu() -> Synthesizer[Any]:
+        return load_method(models_folder, model_id, request.model_digest, "cpu")
+
+    prediction, method = ask_within_memory(
+        method, ask, on_cpu if request.out_of_memory == "cpu" else None
+    )
     steps.add(
         "predict",
         model=model_id,

@@ -158,8 +158,16 @@ def load_card(models_folder: Path, model_id: str) -> ModelCard:
 
 
 @functools.lru_cache(maxsize=KEPT_WARM)
-def load_method(models_folder: Path, model_id: str, digest: str) -> Synthesizer[Any]:
+def load_method(
+    models_folder: Path, model_id: str, digest: str, device: str = "auto"
+) -> Synthesizer[Any]:
     """Return the trained method of a model, whose digest must be `digest`.
+
+    Args:
+        models_folder: where the site keeps its models.
+        model_id: folder below `models_folder`.
+        digest: the folder must have it.
+        device: see `Synthesizer`.
 
     Raises:
         UntrustedModel: the folder's digest is another one.
@@ -171,7 +179,7 @@ def load_method(models_folder: Path, model_id: str, digest: str) -> Synthesizer[
             f"the folder has {card.digest[:16]}; plan again"
         )
     try:
-        method = build_method(card.method, card.task, dict(card.parameters))
+        method = build_method(card.method, card.task, dict(card.parameters), device=device)
     except ValidationError as error:
         raise UntrustedModel(f"{models_folder / model_id / CARD}: parameters: {error}") from None
     method.restore(models_folder / model_id / LEARNT)

@@ -13,6 +13,8 @@ from synthesis.types import FloatArray
 
 THREADS = "OMP_NUM_THREADS"
 """What bounds the threads of a worker; ONNX Runtime does not read it itself."""
+NO_MEMORY = "Failed to allocate memory"
+"""ONNX Runtime's words for it."""
 
 
 class OnnxParameters(BroughtParameters):
@@ -78,6 +80,8 @@ class OnnxNetwork(Brought[OnnxParameters]):
         try:
             answer: NDArray[np.floating] = self.session_.run(None, given)[0]
         except Exception as error:  # noqa: BLE001 - as above
+            if NO_MEMORY in str(error):
+                raise MemoryError(f"{self.parameters.file}: {NO_MEMORY}") from None
             raise UntrustedModel(
                 f"{self.parameters.file}: does not take a tensor of shape {tensor.shape}: {error}"
             ) from None

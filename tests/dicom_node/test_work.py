@@ -137,6 +137,24 @@ def test_unusable_sources_hold_the_job(bench, job, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("policy", ["cpu", "hold"])
+def test_engine_is_told_what_to_do_when_memory_runs_out(bench, job, monkeypatch, policy):
+    told = {}
+
+    def run_out(*_: Any, **named: Any) -> Synthesis:
+        told.update(named)
+        raise UnusableInput("out_of_memory", "the memory of the GPU does not suffice")
+
+    monkeypatch.setattr(work, "synthesize", run_out)
+    bench.overrides = (*bench.overrides, f"dispatch.out_of_memory={policy}")
+
+    held = run(bench, job)
+
+    assert told["out_of_memory"] == policy
+    assert held.state is JobState.HELD
+    assert held.reason.startswith("out_of_memory: ")
+
+
 def test_altered_model_fails_the_job(bench, job, monkeypatch):
     monkeypatch.setattr(work, "synthesize", fail(UntrustedModel("the folder has another digest")))
 
