@@ -21,6 +21,7 @@ from dicom_node import geometry
 from dicom_node.elements import read_numbers
 from dicom_node.errors import UnusableStudy
 from dicom_node.pixels import READ_ERRORS, check_codec, check_format, decode, read_rescale
+from dicom_node.uptake import find_factor
 
 MOST_VOXELS = 512 * 2**20
 """Largest volume that is decoded: 2 GiB as float32. A real one is a tenth of that; a forged header
@@ -47,8 +48,8 @@ def read_volume(
 ) -> tuple[Volume, tuple[Dataset, ...]]:
     """Read the one volume that the files of a series hold.
 
-    Values are stored values times Rescale Slope plus Rescale Intercept: HU for CT, the unit that
-    Units (0054,1001) names for PT, arbitrary for MR. A slice that is missing, where `geometry`
+    Values are stored values times Rescale Slope plus Rescale Intercept: HU for CT, brought to SUVbw
+    for PT (see `uptake`), arbitrary for MR. A slice that is missing, where `geometry`
     bears it, is the mean of its neighbors and has no header, which is how the caller knows of it.
 
     Args:
@@ -64,8 +65,8 @@ def read_volume(
     Raises:
         UnusableStudy: `unreadable`, `photometric`, `pixel_geometry`, `decode_limit`,
             `codec_missing`, `geometry_missing`, `frame_of_reference`, `orientation`, `one_slice`,
-            `duplicate_position`, `slice_gap`, `gantry_tilt`, `rescale`, `pixel_length`,
-            `pixel_decode`.
+            `duplicate_position`, `slice_gap`, `gantry_tilt`, `rescale`, `suv`,
+            `pixel_length`, `pixel_decode`.
     """
     with config.disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's texts repeat values, and values are of patients
@@ -178,6 +179,9 @@ def _read_array(
     planes: Sequence[_Plane], slots: Sequence[int], shape: tuple[int, int]
 ) -> NDArray[np.float32]:
     scales = [read_rescale(plane.header) for plane in planes]
+    if planes[0].header.get("Modality") == "PT":
+        factor = find_factor([plane.header for plane in planes])
+        scales = [(slope * factor, intercept * factor) for slope, intercept in scales]
     array = np.empty((slots[-1] + 1, *shape), np.float32)  # (slices, rows, columns)
     places: dict[Path, dict[int, int]] = defaultdict(dict)
     for k, plane in enumerate(planes):

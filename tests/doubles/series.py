@@ -94,6 +94,35 @@ def make_series(
     )
 
 
+def make_activity(
+    volume: Volume | None = None, *, number: int = 1, **study: object
+) -> list[Dataset]:
+    """Return a PET in Bq/ml: 70 kg, 400 MBq of F-18 given one half-life before the scan began."""
+    tracer = Dataset()
+    tracer.Radiopharmaceutical = "FDG -- fluorodeoxyglucose"
+    tracer.RadiopharmaceuticalStartTime = "095820"
+    tracer.RadiopharmaceuticalStartDateTime = "20200102095820"
+    tracer.RadionuclideTotalDose = "400000000"
+    tracer.RadionuclideHalfLife = "6586.2"
+    scanned = {
+        "Units": "BQML",
+        "SUVType": None,
+        "CorrectedImage": ["DECY", "ATTN", "SCAT"],
+        "DecayCorrection": "START",
+        "PatientWeight": "70",
+        "SeriesDate": "20200102",
+        "SeriesTime": "114806.2",
+        "AcquisitionDate": "20200102",
+        "AcquisitionTime": "114806.2",
+        "RadiopharmaceuticalInformationSequence": [tracer],
+    }
+    instances = make_series("PET", volume, number=number, **study)
+    for instance in instances:
+        for keyword, value in scanned.items():
+            setattr(instance, keyword, deepcopy(value))
+    return instances
+
+
 HEAD_MM = 3.0
 """Between the voxels of `make_head`."""
 
