@@ -1,9 +1,9 @@
 """Held-out people through the whole engine, beside the baselines, one row per person and task.
 
 The engine gets each person's images as a request would bring them: whole head or stripped, on
-their own grids. The truth is put on the reference's grid (registered when it was not aligned),
-bias corrected and normalized by its own percentiles inside the covered voxels, exactly as targets
-were in training; nothing of the prediction is rescaled.
+their own grids. The truth is put on the reference's grid (registered when it was not aligned);
+MR is bias corrected and normalized by its own percentiles inside the covered voxels, exactly as
+targets were in training; nothing of the prediction is rescaled.
 """
 
 import itertools
@@ -50,7 +50,6 @@ from synthesis.types import (
 BONE_HU = 200.0
 FEWEST_VOXELS = 1000
 """Fewer voxels in common are no comparison."""
-COMPARABLE_UNITS = frozenset({"HU", "standard scale"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +153,13 @@ def compare_with_truth(
 ) -> dict[str, float]:
     """Return how far a synthesis is from the real series, where both have data.
 
+    A real PET of the same frame of reference is compared where it lies: one machine made both, and
+    mutual information with so blurred an image would move it by millimeters that nobody moved.
+    Everything else is registered first.
+
     Args:
         synthesis: on the grid of the reference, not refused.
-        truth: the real series, in its scanner's units; it is registered to the reference.
+        truth: the real series; CT in HU, PET in SUVbw, MR in its scanner's units.
         reference: the source whose grid the synthesis has.
         card: of the model.
 
@@ -164,17 +167,18 @@ def compare_with_truth(
         `psnr_db`, `ssim` and `mae` (in the target's units).
 
     Raises:
-        UnusableInput: the two cannot be laid on each other, have nothing in common, or are not in
-            units that can be compared.
+        UnusableInput: the two cannot be laid on each other, or have nothing in common.
     """
-    if synthesis.units not in COMPARABLE_UNITS:
-        raise UnusableInput(
-            "units", f"values in {synthesis.units} are not compared with a scanner's"
-        )
-    found = align(truth, reference)
-    if not found.is_trusted:
-        raise UnusableInput("registration", "the real series cannot be aligned to the reference")
-    pair = place_truth(synthesis, truth, card=card, transform=found.transform)
+    transform = None
+    frame = truth.frame_of_reference_uid
+    if synthesis.units != "SUVbw" or frame is None or frame != reference.frame_of_reference_uid:
+        found = align(truth, reference)
+        if not found.is_trusted:
+            raise UnusableInput(
+                "registration", "the real series cannot be aligned to the reference"
+            )
+        transform = found.transform
+    pair = place_truth(synthesis, truth, card=card, transform=transform)
     if int(pair.mask.sum()) < FEWEST_VOXELS:
         raise UnusableInput("overlap", f"fewer than {FEWEST_VOXELS} voxels in common")
     made = np.asarray(synthesis.volume.array, dtype=np.float32)
@@ -196,7 +200,7 @@ def place_truth(
 
     Args:
         synthesis: on its grid, not refused.
-        truth: the real series, in its scanner's units.
+        truth: the real series; CT in HU, PET in SUVbw, MR in its scanner's units.
         card: of the model.
         transform: of `align`; None when the two are aligned already.
     """
@@ -212,6 +216,8 @@ def place_truth(
     mask = covered & seen
     if is_ct:
         return Pair(synthesis=synthesis, truth=np.clip(array, HU_LOW, HU_HIGH), mask=mask)
+    if synthesis.units == "SUVbw":
+        return Pair(synthesis=synthesis, truth=array, mask=mask)
     mask_image = sitk.GetImageFromArray(mask.astype(np.uint8))
     mask_image.CopyInformation(grid)
     flat = sitk.GetArrayFromImage(correct_bias(placed, mask_image)).astype(np.float32)

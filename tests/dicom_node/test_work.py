@@ -17,7 +17,7 @@ from dicom_node.ledger import Job
 from dicom_node.status import read_status
 from doubles.bench import CONFIGURATION, Bench
 from doubles.models import write_copying_model
-from doubles.series import make_enhanced, make_series, require_validators
+from doubles.series import make_activity, make_enhanced, make_series, require_validators
 from synthesis import backends
 from synthesis.errors import UntrustedModel, UnusableInput
 from synthesis.phantom import render
@@ -343,6 +343,63 @@ def test_shadow_mode_compares_with_the_real_series_and_sends_nothing(tmp_path, m
     assert bench.ledger.deliveries() == []
     [told] = read_status(bench.ledger, None, done.changed_at)["shadow"]
     assert (told["target"], told["model_name"], told["compared"]) == ("T1w", "Magnet 3", 1)
+    bench.ledger.close()
+
+
+UPTAKE_MODEL = "limb-pet-example"
+"""Named by a rule that `config/routing.yaml` ships switched off."""
+
+
+def make_limb() -> tuple[list[Dataset], list[Dataset], Volume]:
+    """Return T1w and PET of one scanner, and the PET's activity in Bq/ml."""
+    anatomy = render_heads("T1w", "T2w")
+    activity = anatomy["T2w"].with_array(anatomy["T2w"].array * np.float32(20))
+    t1w = make_series("T1w", anatomy["T1w"], body_part="EXTREMITY")
+    pet = make_activity(activity, number=2, body_part="EXTREMITY")
+    for image in pet:
+        image.RadiopharmaceuticalInformationSequence[0].Radiopharmaceutical = None
+        image.ManufacturerModelName = "Ring 5"
+    return t1w, pet, activity
+
+
+def compare_uptake(folder: Path, images: Sequence[Dataset]) -> tuple[Bench, Job]:
+    models = folder / "models"
+    write_copying_model(models, UPTAKE_MODEL, targets=("PET",), modality="PT", units="SUVbw")
+    return compare_in_shadow_mode(folder / "data", models, "PET", images)
+
+
+def test_shadow_mode_compares_a_pet_in_suv_and_keeps_it_with_its_scanner(tmp_path):
+    t1w, pet, activity = make_limb()
+
+    bench, done = compare_uptake(tmp_path, [*t1w, *pet])
+
+    assert done.state is JobState.DONE, done.reason
+    assert bench.ledger.deliveries() == []
+    derived = bench.ledger.derived(done.plan.plan_id)
+    paths = [bench.store.path(each.path) for each in derived if each.role is Role.IMAGE]
+    images = sorted((dcmread(path) for path in paths), key=lambda each: each.InstanceNumber)
+    made = np.array([each.pixel_array * float(each.RescaleSlope) for each in images])
+    real = activity.array * 70_000 / (400e6 / 2)
+    with np.load(paths[0].parent / work.MASK) as mask:
+        inside = mask["covered"][::-1]
+    comparison = done.quality["comparison"]
+    assert comparison["mae"] == pytest.approx(np.abs(made - real)[inside].mean(), rel=2e-3)
+    [told] = read_status(bench.ledger, None, done.changed_at)["shadow"]
+    assert (told["target"], told["manufacturer"], told["model_name"]) == ("PET", "ACME", "Ring 5")
+    assert (told["field_strength"], told["compared"], told["not_compared"]) == (None, 1, {})
+    bench.ledger.close()
+
+
+def test_pet_that_lacks_the_weight_is_not_compared_and_says_so(tmp_path):
+    t1w, pet, _ = make_limb()
+    for image in pet:
+        del image.PatientWeight
+
+    bench, done = compare_uptake(tmp_path, [*t1w, *pet])
+
+    assert done.state is JobState.DONE
+    [told] = read_status(bench.ledger, None, done.changed_at)["shadow"]
+    assert (told["compared"], told["not_compared"]) == (0, {"suv": 1})
     bench.ledger.close()
 
 

@@ -21,21 +21,27 @@ from synthesis.types import SynthesisTask
 CONTRASTS = ("T1w", "T1c", "T2w", "FLAIR")
 
 
-def write_copying_model(models_folder: Path, model_id: str = "brain-any-unet25d") -> None:
-    """Write a whole-head model that makes any of T1w, T2w and FLAIR as a matched copy."""
+def write_copying_model(
+    models_folder: Path,
+    model_id: str = "brain-any-unet25d",
+    *,
+    targets: tuple[str, ...] = ("T1w", "T2w", "FLAIR"),
+    modality: str = "MR",
+    units: str = "standard scale",
+) -> None:
+    """Write a model of whole heads, and of limbs, that makes its targets as a matched copy."""
     learnt = models_folder / model_id / LEARNT
     learnt.mkdir(parents=True)
-    targets = ("T1w", "T2w", "FLAIR")
     card = {
         "id": model_id,
         "version": "test",
         "method": "copy",
         "sources": list(CONTRASTS),
         "targets": {
-            target: {"modality": "MR", "state": "approved", "units": "standard scale"}
+            target: {"modality": modality, "state": "approved", "units": units}
             for target in targets
         },
-        "anatomy": ["BRAIN", "HEAD"],
+        "anatomy": ["BRAIN", "HEAD", "EXTREMITY"],
         "skull": "whole head",
         "spacing_mm": 3.0,
         "description": "A copy with a matched histogram, for tests.",

@@ -1,6 +1,5 @@
 """A synthesis beside the real series: a known error gives known figures."""
 
-from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -115,8 +114,49 @@ def test_another_body_is_not_compared(perfect: Synthesis) -> None:
         compare_with_truth(perfect, place("T2w").with_array(noise), place("T1w"), card=CARD)
 
 
-def test_units_that_no_scanner_has_are_not_compared(perfect: Synthesis) -> None:
-    uptake = replace(perfect, units="SUVbw")
+def make_uptake(frame: str, shift: np.ndarray | None = None) -> Volume:
+    """Return the T2w as if it were a PET of 0 to 8 SUV."""
+    image = place("T2w", shift)
+    values = image.array * np.float32(8 / image.array.max())
+    return Volume(
+        array=values,
+        affine=image.affine,
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=frame,
+    )
 
-    with pytest.raises(UnusableInput, match="SUVbw"):
-        compare_with_truth(uptake, place("T2w"), place("T1w"), card=CARD)
+
+def test_uptake_is_compared_in_suv() -> None:
+    reference, real = make_uptake("1.2.3"), make_uptake("1.2.3")
+    made = synthesize(real.array + np.float32(0.25), reference, "SUVbw")
+
+    figures = compare_with_truth(made, real, reference, card=CARD)
+
+    assert figures["mae"] == pytest.approx(0.25, abs=1e-4)
+    wanted = 20 * np.log10(measure_range(real.array, PHANTOM.brain) / 0.25)
+    assert figures["psnr_db"] == pytest.approx(wanted, abs=0.01)
+
+
+def test_scale_of_uptake_counts() -> None:
+    reference = make_uptake("1.2.3")
+    real = reference.with_array(reference.array * np.float32(2))
+    made = synthesize(reference.array, reference, "SUVbw")
+
+    figures = compare_with_truth(made, real, reference, card=CARD)
+
+    assert figures["mae"] == pytest.approx(reference.array[PHANTOM.brain].mean(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("frame", "is_moved"), [("1.2.3", False), ("1.2.4", True)])
+def test_uptake_is_registered_unless_one_machine_made_both(frame: str, *, is_moved: bool) -> None:
+    reference = make_uptake("1.2.3")
+    real = make_uptake(frame, SHIFT_MM)
+    made = synthesize(reference.array, reference, "SUVbw")
+    where_it_lies = place_truth(made, real, card=CARD, transform=None)
+
+    figures = compare_with_truth(made, real, reference, card=CARD)
+
+    error = np.abs(where_it_lies.truth - reference.array)[where_it_lies.mask].mean()
+    assert (figures["mae"] < error / 2) == is_moved
+    if not is_moved:
+        assert figures["mae"] == pytest.approx(error, rel=1e-4)
