@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from pydicom.uid import generate_uid
 
 from dicom_node.admin.accounts import RIGHTS, Role
 from dicom_node.admin.guard import MOST_BODY_BYTES
@@ -14,6 +15,7 @@ from dicom_node.jobs import JobState
 from dicom_node.ledger import Job
 from doubles.admin import PEOPLE, STAPLE, AdminUnderTest, Answer, Client
 from doubles.bench import Bench
+from doubles.series import make_series
 
 LogIn = Callable[..., Client]
 pytestmark = pytest.mark.integration
@@ -324,3 +326,22 @@ def test_slow_client_is_left_alone_soon(
             slow.recv(1) or (_ for _ in ()).throw(ConnectionResetError)
 
     assert time.monotonic() - began < 20
+
+
+def test_comparison_of_a_scanner_without_a_magnet_tells_no_field(
+    log_in: LogIn, bench: Bench
+) -> None:
+    bench.receive(make_series("T1w", key=generate_uid()))
+    bench.judge()
+    job = bench.claim("FLAIR")
+    compared = {"manufacturer": "ACME", "model_name": "Ring 5", "field_strength": None, "mae": 0.4}
+    quality = {"verdict": "pass", "comparison": compared}
+    assert bench.ledger.record_derived(
+        job.plan.plan_id, job.attempt, [], quality=quality, seconds={}, record=[]
+    )
+
+    page = log_in(next(iter(PEOPLE))).get("/comparison").text
+
+    told = re.search(r"ACME Ring 5[^<]*", page)
+    assert told is not None
+    assert told[0].split(";")[0] == "ACME Ring 5"
