@@ -56,11 +56,16 @@ class _Strict(BaseModel):
 
 
 class Bar(_Strict):
-    """By how much a row must beat another one, over the site folds pooled."""
+    """By how much a row must beat another one, over the site folds pooled.
+
+    Attributes:
+        relative: the figure is an error, and the margin the share of the other's that must go.
+    """
 
     over: str
     figure: str
     margin: float
+    relative: bool = False
 
 
 class Table(_Strict):
@@ -73,8 +78,11 @@ class Table(_Strict):
             when None.
         brain_mask: folder of a brain mask's weights for whole heads, relative to the file.
         task_sets: name to tasks, each `T1w + T2w -> FLAIR`.
-        folds: name to the sites that are tested, each site once; they are not learnt from.
-        validation: people who are watched in a site fold: the first who is not tested.
+        folds: name to the sites, or people of a large site, that are tested; they are not learnt
+            from, and everybody is tested once.
+        test_only: people who are not learnt from in any fold.
+        validation: people who are watched in a site fold: the first who is not tested; in the
+            fixed split, too, where it watches nobody.
         pictured: a person whose pictures may be published; those of the fixed split are.
         pictured_tasks: tasks that pictures are of.
         baselines: rows that every row is compared with.
@@ -90,6 +98,7 @@ class Table(_Strict):
     brain_mask: Path | None = None
     task_sets: Mapping[str, tuple[str, ...]]
     folds: Mapping[str, tuple[str, ...]]
+    test_only: tuple[str, ...] = ()
     validation: tuple[str, ...]
     pictured: str | None = None
     pictured_tasks: tuple[str, ...] = ()
@@ -176,42 +185,40 @@ def make_folds(table: Table, manifest: Manifest) -> dict[str, Fold]:
     """Return the fixed split and the folds by site.
 
     Raises:
-        TrainingError: a site is tested twice or never, or nobody is left to watch.
+        TrainingError: somebody is tested twice or never, or nobody is left to watch.
     """
     people = [p for p in manifest.people if p.dataset in table.datasets]
-    folds = {
-        FIXED: Fold(
-            name=FIXED,
-            train=tuple(p for p in people if p.split == "train"),
-            validation=tuple(p for p in people if p.split == "validation"),
-            test=tuple(p for p in people if p.split == "test"),
-        )
+    tested = {
+        FIXED: [p for p in people if p.split == "test"],
+        **{
+            name: [p for p in people if p.site in members or p.subject in members]
+            for name, members in table.folds.items()
+        },
     }
-    tested = [site for sites in table.folds.values() for site in sites]
-    if sorted(tested) != sorted({p.site for p in people}):
+    subjects = sorted(p.subject for name, fold in tested.items() if name != FIXED for p in fold)
+    if subjects != sorted(p.subject for p in people):
         raise TrainingError(
-            f"folds test the sites {sorted(tested)}; the people are of "
-            f"{sorted({p.site for p in people})}, each to be tested once"
+            f"folds test {', '.join(subjects)}; the people are of the sites "
+            f"{', '.join(sorted({p.site for p in people}))}, each to be tested once"
         )
-    for name, sites in table.folds.items():
-        watched = next(
-            (
-                p
-                for subject in table.validation
-                for p in people
-                if p.subject == subject and p.site not in sites
-            ),
-            None,
-        )
-        if watched is None:
-            raise TrainingError(f"fold {name}: everyone of {table.validation} is tested in it")
-        folds[name] = Fold(
-            name=name,
-            train=tuple(p for p in people if p.site not in sites and p.subject != watched.subject),
-            validation=(watched,),
-            test=tuple(p for p in people if p.site in sites),
-        )
-    return folds
+    return {name: _make_fold(name, table, people, fold) for name, fold in tested.items()}
+
+
+def _make_fold(name: str, table: Table, people: list[Person], tested: list[Person]) -> Fold:
+    """Return the fold that tests some people, watches one or some, and learns from the others."""
+    watched = [p for p in people if p.split == "validation"] if name == FIXED else []
+    if not watched:
+        usable = {p.subject: p for p in people if p not in tested}
+        watched = [usable[subject] for subject in table.validation if subject in usable][:1]
+    if not watched:
+        raise TrainingError(f"fold {name}: everyone of {table.validation} is tested in it")
+    left = [p for p in people if p not in tested and p not in watched]
+    return Fold(
+        name=name,
+        train=tuple(p for p in left if p.subject not in table.test_only),
+        validation=tuple(watched),
+        test=tuple(tested),
+    )
 
 
 def list_rows(path: Path, *, on_gpu: bool = False) -> list[Row]:

@@ -34,6 +34,10 @@ SHOWN = {
     "gradient_ratio": ("gradients", 2),
     "through_plane_ratio": ("∂z", 2),
     "tissue_dice": ("tissue Dice", 3),
+    "air_mae": ("air MAE", 0),
+    "soft_mae": ("soft tissue MAE", 0),
+    "bone_mae": ("bone MAE", 0),
+    "bone_dice": ("bone Dice", 2),
     "lesion_mae": ("lesion MAE", 0),
     "lesion_contrast": ("lesion contrast", 2),
     "band_coverage": ("band", 2),
@@ -65,7 +69,8 @@ def write_page(tables: Sequence[Path], results: Path, page: Path) -> None:
         "",
         "Figures are in the mask, on the model grid, as `synthesis/metrics/ours.py` defines them:",
         "the range is the truth's own and no answer is rescaled. MR errors are in units of the",
-        "standard scale, where median tissue is 500. *Gradients* and *∂z* are ratios to the truth,",
+        "standard scale, where median tissue is 500, those of CT in HU; air is up to -400 HU and",
+        "bone from 200 HU. *Gradients* and *∂z* are ratios to the truth,",
         "below one is blur; *tissue Dice* is of a plain classifier that cuts the answer where it",
         "cuts the truth; *lesion contrast* is one where a lesion stands out as it should and zero",
         "where it is gone; *band* is the share of voxels within the 90 % band.",
@@ -127,11 +132,13 @@ def _describe(table: Table, kept: Sequence[_Kept]) -> Iterator[str]:
             yield (
                 f"The fixed split learns from {len(fold.train)} people, watches "
                 f"{len(fold.validation)} and tests {len(fold.test)}, of whom "
-                f"{', '.join(unseen)} are of sites that nobody was learnt from."
+                f"{', '.join(unseen) or 'none'} are of sites that nobody was learnt from."
             )
         else:
             sites = ", ".join(dict.fromkeys(p.site for p in fold.test))
-            yield f"Fold {name} tests {len(fold.test)} people of the sites {sites}."
+            shared = {p.site for p in fold.train} & {p.site for p in fold.test}
+            others = ", others of which it learns from" if shared else ""
+            yield f"Fold {name} tests {len(fold.test)} people of {sites}{others}."
     yield ""
 
 
@@ -201,25 +208,34 @@ def _write_bars(
     table: Table, rows: Mapping[str, Mapping[str, Values]], order: Sequence[str]
 ) -> Iterator[str]:
     """Write every row's gain over the baselines, and over the rows that have a bar."""
-    bars = {(bar.over, bar.figure): bar.margin for bar in table.bars}
+    bars = {(bar.over, bar.figure): bar for bar in table.bars}
     wanted = dict.fromkeys([*((b, "psnr_db") for b in table.baselines), *bars])
     usable = [(over, figure) for over, figure in wanted if over in rows]
     if not usable or len(rows) == 1:
         return
     heads = []
     for over, figure in usable:
-        bar = f", bar {bars[over, figure]:g}" if (over, figure) in bars else ""
-        heads.append(f"{SHOWN[figure][0]} over {over}{bar}")
+        bar = bars.get((over, figure))
+        wanted_gain = "" if bar is None else f", bar {bar.margin:g}"
+        kind = "share less of" if bar and bar.relative else "over"
+        heads.append(f"{SHOWN[figure][0]} {kind} {over}{wanted_gain}")
     yield "| gain of | " + " | ".join(heads) + " |"
     yield "|---|" + "---|" * len(heads)
     for name in order:
         cells = []
         for over, figure in usable:
-            gain = compare(_pick(rows[name], figure), _pick(rows[over], figure))
+            bar = bars.get((over, figure))
+            ours, theirs = _pick(rows[name], figure), _pick(rows[over], figure)
+            digits = SHOWN[figure][1]
+            if bar is not None and bar.relative:
+                theirs = {person: theirs[person] for person in ours if theirs.get(person)}
+                ours = {person: -ours[person] / theirs[person] for person in theirs}
+                theirs, digits = dict.fromkeys(theirs, -1.0), 2
+            gain = compare(ours, theirs)
             if name == over or gain is None:
                 cells.append("")
                 continue
-            cells.append(_write_gain(gain, bars.get((over, figure)), SHOWN[figure][1]))
+            cells.append(_write_gain(gain, None if bar is None else bar.margin, digits))
         yield f"| {name} | " + " | ".join(cells) + " |"
     yield ""
 

@@ -16,6 +16,7 @@ METHODS = {
     "mean_image": "synthesis.methods.baselines:MeanImage",
     "copy": "synthesis.methods.baselines:MatchedCopy",
     "linear": "synthesis.methods.baselines:VoxelwiseLinear",
+    "depth_atlas": "synthesis.methods.depth_atlas:DepthAtlas",
     "forest": "synthesis.methods.forest:RandomForest",
     "boosting": "synthesis.methods.boosting:Boosting",
     "dictionary": "synthesis.methods.dictionary:CoupledDictionary",

@@ -129,18 +129,58 @@ def test_shipped_folds_test_everyone_once_and_teach_no_test_person(path: Path) -
     people = [p.subject for p in manifest.people if p.dataset in shipped.datasets]
     assert sorted(tested) == sorted(people)
     for fold in by_site:
-        assert not {p.site for p in fold.train} & {p.site for p in fold.test}
+        whole = set(shipped.folds[fold.name]) & {p.site for p in manifest.people}
+        assert not {p.site for p in fold.train} & whole
+        assert not {p.subject for p in fold.train} & set(shipped.test_only)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
 def test_shipped_rows_name_known_methods_and_their_parameters(path: Path) -> None:
     rows = [*list_rows(path), *list_rows(path, on_gpu=True)]
 
-    assert len({task for row in rows for task in row.tasks}) >= 12
+    assert rows
     for row in rows:
         module, _, name = results.find_method(row.settings.method).partition(":")
         method = getattr(importlib.import_module(module), name)
         method.parameters_type.model_validate(dict(row.recipe.parameters))
+
+
+def test_brain_rows_judge_at_least_twelve_tasks() -> None:
+    brain = next(path for path in SHIPPED if path.stem == "brain")
+
+    assert len({task for row in list_rows(brain) for task in row.tasks}) >= 12
+
+
+def test_bar_of_an_error_is_the_share_of_it_that_goes(table: Path) -> None:
+    facts = yaml.safe_load(table.read_text())
+    bars = [{"over": "copy", "figure": "mae", "margin": 0.3, "relative": True}]
+    table.write_text(yaml.safe_dump(facts | {"bars": bars}))
+    kept = {row.name: run(table, row) for row in list_rows(table) if row.fold.name == "fixed"}
+    for name, share in (("copy", 1.0), ("linear", 0.5)):
+        document = json.loads(kept[name].read_text())
+        for people in document["figures"].values():
+            for number, figures in enumerate(people.values(), start=1):
+                figures["mae"] = 100.0 * number * share
+        kept[name].write_text(json.dumps(document))
+
+    page = table.parent / "page.md"
+    write_page([table], table.parent / "results", page)
+
+    assert "MAE share less of copy, bar 0.3" in page.read_text()
+    assert "0.50 [0.50, 0.50], n 2: **reached**" in page.read_text()
+
+
+def test_person_who_is_for_tests_only_teaches_in_no_fold(table: Path) -> None:
+    facts = yaml.safe_load(table.read_text())
+    folds = {"a": ["north"], "b": ["south", "west-1"], "c": ["west-2"]}
+    table.write_text(yaml.safe_dump(facts | {"folds": folds, "test_only": ["west-1"]}))
+    shipped = read_table(table)
+
+    made = make_folds(shipped, read_manifest(shipped.people))
+
+    assert [p.subject for p in made["b"].test] == ["south-1", "south-2", "west-1"]
+    assert all("west-1" not in {p.subject for p in fold.train} for fold in made.values())
+    assert "west-2" in {p.subject for p in made["b"].train}
 
 
 def test_no_slice_of_a_test_person_reaches_training(
