@@ -177,10 +177,12 @@ def train(
 ) -> None:
     """Train a model and write its folder; a stopped run goes on where it was.
 
-    People who are prepared below --work need no images: see `synthesis prepare`.
+    People who are prepared below --work need no images: see `synthesis prepare`. What torch trains
+    leaves curve.csv, and validation.png with pictures of the validation people, below --work.
 
     Example: synthesis train config/experiments/brain-any-unet25d.yaml
     """
+    from synthesis.progress import show_progress  # noqa: PLC0415
     from synthesis.training import judge_without, read_experiment, register  # noqa: PLC0415
     from synthesis.training import train as run  # noqa: PLC0415
 
@@ -188,12 +190,22 @@ def train(
     budget = timedelta(minutes=minutes) if minutes else None
     images = _data_folder(must_exist=False)
     if without is not None:
-        rows = judge_without(
-            settings, without, data_folder=images, work=work, budget=budget, device=device
-        )
+        with show_progress(settings.model, Console(stderr=True)) as report:
+            rows = judge_without(
+                settings,
+                without,
+                data_folder=images,
+                work=work,
+                budget=budget,
+                device=device,
+                report=report,
+            )
         _print_rows(rows)
         return
-    learnt = run(settings, data_folder=images, work=work, budget=budget, device=device)
+    with show_progress(settings.model, Console(stderr=True)) as report:
+        learnt = run(
+            settings, data_folder=images, work=work, budget=budget, device=device, report=report
+        )
     folder = register(settings, learnt, models_folder)
     typer.echo(f"wrote {folder}; now: synthesis evaluate --model {settings.model} --write")
 

@@ -1,13 +1,14 @@
 """One training run: experiment file → cases → fit → gate → brain mask → model folder with card.
 
-Resumable: progress lies in `<work>/<model>/`; a run that was stopped goes on where it was.
+Resumable: progress lies in `<work>/<model>/`; a run that was stopped goes on where it was. What
+torch trains leaves its curve and pictures there too, see `methods.observation`.
 """
 
 import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from synthesis.datasets import cached_cases, cases_folder
 from synthesis.errors import TrainingError
@@ -66,6 +67,8 @@ class Experiment(_Strict):
         required: sources that the model cannot do without.
         brain_mask: how the mask of a skull-stripped model is learnt, or the folder of a model that
             has one, beside the experiment file.
+        patience: how often the validation people may be looked at, 20 times in a whole training,
+            without a better answer before what torch trains ends; the best weights are kept.
         precision: of the arithmetic with which the model answers, see `backends`.
         card: what the card says beyond what training knows.
     """
@@ -82,6 +85,7 @@ class Experiment(_Strict):
     people: Path
     datasets: tuple[str, ...]
     seed: int
+    patience: int = Field(default=8, ge=1)
     parameters: dict[str, Any] = {}
     brain_mask: BrainMaskTraining | Path | None = None
     tested_on: tuple[str, ...] = ()
@@ -144,15 +148,24 @@ def train(
     work: Path,
     budget: timedelta | None = None,
     device: str = "auto",
+    report: Callable[[float], None] = lambda _: None,
 ) -> Path:
     """Train a method and return the folder that holds what it learnt.
+
+    Args:
+        experiment: what to train.
+        data_folder: where images lie.
+        work: where progress lies.
+        budget: wall-clock time after which to stop training.
+        device: see `Synthesizer`.
+        report: told how much is over, from 0 to 1, by what torch trains.
 
     Raises:
         TrainingError: nobody in the manifest can teach this task.
     """
     cases = read_cases(experiment, data_folder=data_folder, work=work)
     checkpoint = work / experiment.model
-    method = _fit(experiment, cases, checkpoint, budget, device)
+    method = _fit(experiment, cases, checkpoint, budget, device, report)
     learnt = checkpoint / LEARNT
     learnt.mkdir(parents=True, exist_ok=True)
     method.save(learnt)
@@ -178,6 +191,7 @@ def judge_without(
     work: Path,
     budget: timedelta | None = None,
     device: str = "auto",
+    report: Callable[[float], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Train without some of the training people, judge on them, and return a row for each task.
 
@@ -191,6 +205,7 @@ def judge_without(
         work: where progress lies.
         budget: wall-clock time after which to stop training.
         device: see `Synthesizer`.
+        report: see `train`.
 
     Raises:
         TrainingError: nobody is left out, or nobody is left.
@@ -205,7 +220,7 @@ def judge_without(
         for split, members in cases.items()
     }
     folder = work / f"{experiment.model}-without-{without}"
-    method = _fit(experiment, left, folder, budget, device)
+    method = _fit(experiment, left, folder, budget, device, report)
     rows = [row for case in out for row in _judge(method, case)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FIGURES).write_text(json.dumps(rows, indent=2))
@@ -218,12 +233,16 @@ def _fit(
     checkpoint: Path,
     budget: timedelta | None,
     device: str,
+    report: Callable[[float], None],
 ) -> Synthesizer[Any]:
+    from synthesis.methods.observation import Watch, observe  # noqa: PLC0415 - loads torch
+
     if not cases["train"]:
         raise TrainingError(f"{experiment.people}: nobody to train {experiment.model} on")
     logger.info("training on %d people", len(cases["train"]))
     method = build_method(experiment.method, experiment.task, experiment.parameters, device=device)
-    return method.fit(
+    watch = Watch(patience=experiment.patience, report=report)
+    return observe(method, watch).fit(
         cases["train"],
         validation=cases["validation"],
         seed=experiment.seed,

@@ -1,6 +1,16 @@
-"""Training: prepared people, samples drawn from them, people left out, the device, the band."""
+"""Training: prepared people, samples drawn from them, people left out, the device, the band.
 
+Then what one sees of it: how far it is, its curve and pictures, how it goes on and when it ends.
+"""
+
+import csv
 import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +19,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+from rich.console import Console
+from safetensors import safe_open
 
 from synthesis.augmentation import Stock
-from synthesis.datasets import UNITS, read_case, write_case
+from synthesis.datasets import UNITS, cases_folder, read_case, write_case
 from synthesis.devices import choose_device
 from synthesis.errors import SynthesisError, TrainingError
-from synthesis.methods import build_method
+from synthesis.methods import build_method, learner
+from synthesis.methods.learner import STATE
+from synthesis.methods.observation import BEST, CURVE, SHEET
+from synthesis.progress import show_progress
 from synthesis.speed import make_head
-from synthesis.training import judge_without, read_cases, read_experiment, register
-from synthesis.types import Case, ContrastLabel, SynthesisTask
+from synthesis.training import judge_without, read_cases, read_experiment, register, train
+from synthesis.types import Anchor, Case, ContrastLabel, SynthesisTask
 
 T1W, T2W, FLAIR = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR"))
 TASK = SynthesisTask(sources=(T1W, T2W, FLAIR), targets=(T2W,))
@@ -60,7 +76,7 @@ def experiment(tmp_path: Path) -> Path:
     ]
     manifest = {"datasets": {"set": {"licence": "none", "skull": "stripped"}}, "people": people}
     (tmp_path / "people.yaml").write_text(yaml.safe_dump(manifest))
-    cache = tmp_path / "work" / "cases-1mm-p50-v3"
+    cache = cases_folder(tmp_path / "work", 1.0, Anchor())
     cache.mkdir(parents=True)
     for seed, person in enumerate(people):
         subject = str(person["subject"])
@@ -108,7 +124,7 @@ def test_training_needs_no_images_of_people_who_are_prepared(
 
 
 def test_person_without_images_and_not_prepared_is_named(experiment: Path, tmp_path: Path) -> None:
-    (tmp_path / "work" / "cases-1mm-p50-v3" / "there-2.npz").unlink()
+    (cases_folder(tmp_path / "work", 1.0, Anchor()) / "there-2.npz").unlink()
 
     with pytest.raises(TrainingError, match="there-2 is not prepared"):
         read_cases(
@@ -214,3 +230,144 @@ def test_band_is_widened_until_it_holds_the_people_who_were_not_learnt_from() ->
     mean, lower, upper = method.network_(batch.stack, batch.condition).chunk(3, dim=1)
     within = (batch.truth - mean).abs() <= factors[T2W] * (upper - lower) / 2
     assert within[batch.weight > 0].float().mean() > 0.85
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from synthesis.cli import app
+from synthesis.methods import learner
+learner.LOG_EVERY, learner.SAVE_EVERY = 2, 4
+app(["train", sys.argv[1], "--work", sys.argv[2], "--models", sys.argv[3], "--device", "cpu"])
+"""
+MANY_STEPS = 16
+LIMIT_SECONDS = 120
+
+
+@pytest.fixture
+def observed(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path]:
+    """An experiment that torch trains in `MANY_STEPS`, where one person validates; and `work`."""
+    manifest = yaml.safe_load((tmp_path / "people.yaml").read_text())
+    manifest["people"][-1]["split"] = "validation"
+    (tmp_path / "people.yaml").write_text(yaml.safe_dump(manifest))
+    settings = yaml.safe_load(experiment.read_text())
+    settings |= {"model": "net", "method": "unet25d", "parameters": TOY | {"steps": MANY_STEPS}}
+    experiment.write_text(yaml.safe_dump(settings))
+    monkeypatch.setattr(learner, "LOG_EVERY", 2)
+    monkeypatch.setattr(learner, "SAVE_EVERY", 4)
+    return experiment, tmp_path / "work"
+
+
+def read_curve(folder: Path) -> list[dict[str, str]]:
+    with (folder / CURVE).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_training_that_was_killed_goes_on_to_what_an_unbroken_one_learns(
+    observed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, work = observed
+    settings = read_experiment(path)
+    unbroken = train(settings, data_folder=tmp_path, work=work, device="cpu")
+    whole = read_curve(work / "net")
+    unbroken.parent.rename(tmp_path / "unbroken")
+
+    victim = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path), str(work), str(tmp_path / "models")],
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # for the same bytes
+    )
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not (work / "net" / STATE).exists():
+        assert victim.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    with safe_open(work / "net" / STATE, framework="pt") as state:
+        reached = int(state.get_tensor("step"))
+    shares: list[float] = []
+    again = train(settings, data_folder=tmp_path, work=work, device="cpu", report=shares.append)
+
+    assert 0 < reached < MANY_STEPS
+    assert len(shares) == MANY_STEPS - reached  # the steps before are not taken again
+    kept = tmp_path / "unbroken" / again.name / "weights.safetensors"
+    assert (again / "weights.safetensors").read_bytes() == kept.read_bytes()
+    figures = [{k: v for k, v in row.items() if k not in ("seconds", "loss")} for row in whole]
+    assert [
+        {k: v for k, v in row.items() if k not in ("seconds", "loss")}
+        for row in read_curve(work / "net")
+    ] == figures
+
+
+def test_training_leaves_a_curve_and_pictures_and_keeps_the_best_weights(
+    observed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, work = observed
+
+    learnt = train(read_experiment(path), data_folder=tmp_path, work=work, device="cpu")
+
+    rows = read_curve(work / "net")
+    assert [int(row["step"]) for row in rows] == sorted({int(row["step"]) for row in rows})
+    assert int(rows[-1]["step"]) == MANY_STEPS
+    assert len(rows) == MANY_STEPS / 2
+    assert all(float(row["loss"]) > 0 and float(row["T2w"]) == float(row["mean"]) for row in rows)
+    best = max(rows, key=lambda row: float(row["mean"]))
+    with safe_open(work / "net" / BEST, framework="pt") as kept:
+        assert kept.metadata()["step"] == best["step"]
+        name = next(iter(kept.keys()))
+        with safe_open(learnt / "weights.safetensors", framework="pt") as used:
+            assert torch.equal(used.get_tensor(name), kept.get_tensor(name))
+    sheet = np.asarray(Image.open(work / "net" / SHEET))
+    # three slices of one person; source, truth, answer and error side by side
+    assert sheet.shape[1] == 4 * 32
+    assert sheet.shape[0] > 3 * 40
+    panels = sheet.reshape(len(sheet), 4, 32)
+    assert all(panels[:, number].std() > 10 for number in range(4))
+
+
+def test_training_ends_when_the_validation_people_gain_no_more(
+    observed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, work = observed
+    settings = read_experiment(path)
+    idle = settings.model_copy(
+        update={"patience": 2, "parameters": {**settings.parameters, "learning_rate": 0.0}}
+    )
+
+    learnt = train(idle, data_folder=tmp_path, work=work, device="cpu")
+
+    rows = read_curve(work / "net")
+    assert len(rows) == 3  # one that counts, and two that are no better
+    assert (learnt / "weights.safetensors").exists()
+
+
+def test_remaining_time_is_told_where_no_terminal_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    with show_progress("net", Console(force_terminal=False)) as report:
+        for step in range(101):
+            report(step / 100)
+
+    assert len(caplog.messages) == 20
+    assert all(message.startswith("net: ") and "left" in message for message in caplog.messages)
+    assert caplog.messages[-1] == "net: 100 %, 0:00:00 left"
+
+
+def test_terminal_shows_a_bar_with_the_remaining_time(tmp_path: Path) -> None:
+    with (tmp_path / "terminal").open("w+") as file:
+        console = Console(file=file, force_terminal=True, width=100)
+        with show_progress("net", console) as report:
+            for step in range(4):
+                report(step / 4)
+                logging.getLogger("x").warning("a line above the bar")
+        file.seek(0)
+        shown = file.read()
+
+    assert "net" in shown
+    assert "75%" in shown
+    assert "left:" in shown
+    assert "a line above the bar" in shown
