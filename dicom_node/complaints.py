@@ -8,6 +8,8 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 QUIET_SECONDS = 10.0
@@ -24,6 +26,21 @@ _REMEMBERED = 1_024
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """Somebody is not who they should be.
+
+    Attributes:
+        event: short stable word.
+        who: the peer's alias in the configuration, or its address when it has none.
+        facts: counts and codes of our own.
+    """
+
+    event: str
+    who: str
+    facts: Mapping[str, int | str]
+
+
 class Complains(Protocol):
     """Tells of a peer, see `Complaints`; perhaps in another process."""
 
@@ -34,7 +51,9 @@ class Complains(Protocol):
 class Complaints:
     """What was said of whom, and when."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Callable[[Alert], None] = lambda _: None) -> None:
+        """Describe it; `keep` gets each alert, beside the log."""
+        self._keep = keep
         self._lock = threading.Lock()
         self._said: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
 
@@ -65,6 +84,7 @@ class Complaints:
         _logger.log(level, "receive.%s", event, extra={"peer": who, **counts})
         if event in _ALERTS:
             raise_alert(event, who=who, **counts)
+            self._keep(Alert(event=event, who=who, facts=counts))
 
 
 def raise_alert(event: str, *, who: str, **facts: int | str) -> None:

@@ -43,7 +43,7 @@ from dicom_node.commitment import (
     judge_loss,
     take_report,
 )
-from dicom_node.complaints import raise_alert
+from dicom_node.complaints import Alert, raise_alert
 from dicom_node.delivery import open_peer
 from dicom_node.domain import Delivery
 from dicom_node.errors import DeliveryError
@@ -142,6 +142,8 @@ class Confirmation:
         )
         if isinstance(error, InsecurePeerError):
             raise_alert("tls_failed", who=self._alias, reason=error.reason)
+            facts = {"reason": error.reason}
+            self._ledger.note_alert(Alert(event="tls_failed", who=self._alias, facts=facts))
 
     def _request(self, association: Requestor, context: Context, jobs: list[Unconfirmed]) -> None:
         """Ask for storage commitment, and wait a moment for the reports.

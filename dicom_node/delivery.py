@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import islice
 
-from dicom_node.complaints import raise_alert
+from dicom_node.complaints import Alert, raise_alert
 from dicom_node.courier import MOST_OPEN, Courier, Kind, find_contexts
 from dicom_node.domain import Delivery, Role
 from dicom_node.door_settings import Peer
@@ -260,6 +260,8 @@ class Destination:
         )
         if isinstance(error, InsecurePeerError):
             raise_alert("tls_failed", who=self.alias, reason=error.reason)
+            facts = {"reason": error.reason}
+            self._ledger.note_alert(Alert(event="tls_failed", who=self.alias, facts=facts))
         park_overdue(self._ledger, self._settings, self._clock, self.alias)
 
 

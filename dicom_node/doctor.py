@@ -28,7 +28,7 @@ from dicom_node.network import STUDY_ROOT_FIND, VERIFICATION, open_association
 from dicom_node.node_settings import NodeSettings
 from dicom_node.rules import ROUTING_FILE
 from dicom_node.settings import Configuration
-from dicom_node.tls import WARNINGS, call_with_tls, check_own_chain, inspect_own
+from dicom_node.tls import WARNINGS, ClientSide, call_with_tls, check_own_chain, inspect_own
 from synthesis.errors import UntrustedModel
 from synthesis.registry import load_cards
 
@@ -82,7 +82,7 @@ def examine(configuration: Configuration, executor: JobExecutor) -> Iterator[Fin
     """
     checks: tuple[Check, ...] = (
         *(_check_disk, _check_clock, _check_ledger, _check_tls),
-        *(_check_identities, _check_door, _check_peers),
+        *(_check_identities, _check_door, _check_peers, _check_audit),
     )
     for check in checks:
         yield from check(configuration)
@@ -276,6 +276,26 @@ def _look_at_certificate(node: NodeSettings, alias: str, peer: Peer) -> Iterator
         check=f"certificate {alias}",
         state=State.OK if left > max(WARNINGS) else State.WARNING,
         detail=f"{left.days} days are left; fingerprint {seen.fingerprint}",
+    )
+
+
+def _check_audit(configuration: Configuration) -> Iterator[Finding]:
+    """Call the audit record repository, and end without a word."""
+    audit = configuration.node.audit
+    if audit is None:
+        return
+    try:
+        tls = ClientSide(audit.tls, audit.certificates, "audit.tls")
+        seen = tls.look_at(audit.host, audit.port, CALL_SECONDS)
+    except (ConfigurationError, DeliveryError) as error:
+        detail = f"{audit.host} port {audit.port}: {error}"
+        yield Finding(check="audit", state=State.FAILED, detail=detail)
+        return
+    left = seen.expires - datetime.now(UTC)
+    yield Finding(
+        check="audit",
+        state=State.OK if left > max(WARNINGS) else State.WARNING,
+        detail=f"answers; {left.days} days are left; fingerprint {seen.fingerprint}",
     )
 
 

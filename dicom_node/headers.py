@@ -122,9 +122,9 @@ def read_facts(image: Dataset, syntax: UID) -> Facts:
         shared = image.get("SharedFunctionalGroupsSequence") or [Dataset()]
         mixed = {keyword: "MIXED" for keyword in _FRAME_CODES if facts.get(keyword) == "MIXED"}
         facts.update({**_read_frames(image, shared[0], frames), **mixed})
-    facts[IDENTITY] = _digest(read_bytes(image, "PatientID"))
+    facts[IDENTITY] = digest_identity(read_bytes(image, "PatientID"))
     for key, keyword in ((BIRTH, "PatientBirthDate"), (SEX, "PatientSex")):
-        if digest := _digest(read_bytes(image, keyword)):
+        if digest := digest_identity(read_bytes(image, keyword)):
             facts[key] = digest
     if (age := _read_age(image)) is not None:
         facts[AGE] = age
@@ -296,5 +296,6 @@ def _numbers(item: Dataset, keyword: str) -> list[float]:
         return []
 
 
-def _digest(identity: bytes) -> str:
+def digest_identity(identity: bytes) -> str:
+    """Return what is kept of an attribute by which patients are told apart."""
     return hashlib.sha256(identity).hexdigest()[:16] if identity else ""

@@ -25,6 +25,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from dicom_node import assembly, retention, withdrawal
+from dicom_node.audit_trail import AuditTrail
 from dicom_node.cluster import DaskCluster, check_installed
 from dicom_node.confirmation import Confirmation
 from dicom_node.delivery import (
@@ -148,6 +149,9 @@ class Node:
         )
         tls = node.receiver.tls
         self._certificate = None if tls is None else CertificateWatch(tls, now)
+        self._audit = (
+            AuditTrail(node, node.audit, self._ledger, self._store, now) if node.audit else None
+        )
         self._rules = LiveRules(configuration)
         self._noted = ""
         self._destinations: list[Destination] = []
@@ -160,6 +164,7 @@ class Node:
             Timer("receiver", self._watch_receiver, RECEIVER_WATCH),
             Timer("tenure", self._stay, TENURE / RENEWALS),
             *self._build_certificate_watch(),
+            *self._build_audit(),
         )
         self._number: int | None = None
         self._parts = ExitStack()
@@ -206,6 +211,9 @@ class Node:
             if self._rules.problem is not None:
                 alerts.append(f"the last good rules hold, because of: {self._rules.problem}")
             gauges["oldest_pending_delivery_seconds"] = find_oldest_pending(backlogs, now())
+            if self._audit is not None:
+                alerts += self._audit.find_alerts()
+                gauges["audit_delay_seconds"] = self._audit.find_delay().total_seconds()
         except StorageError as error:
             problems.append(f"ledger: {error}")
         if self._certificate is not None and self._certificate.left is not None:
@@ -304,6 +312,10 @@ class Node:
         if self._certificate is not None:
             yield Timer("certificate", self._certificate.sweep, CERTIFICATE_EVERY)
 
+    def _build_audit(self) -> Iterator[Timer]:
+        if self._audit is not None and (audit := self._configuration.node.audit) is not None:
+            yield Timer("audit", self._audit.sweep, audit.sweep_every)
+
     def _park_unserved(self) -> None:
         park_unserved(self._ledger, self._configuration.node, now)
 
@@ -325,6 +337,8 @@ class Node:
         """Let another node follow at once."""
         with suppress(StorageError):  # it follows when the lease runs out
             self._ledger.end_tenure()
+            if self._audit is not None:
+                self._audit.finish()
 
     def _watch_receiver(self) -> None:
         if not self._receiver.is_alive():

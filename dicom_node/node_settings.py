@@ -31,6 +31,7 @@ from dicom_node.value_types import (
     Alias,
     Count,
     Duration,
+    Fingerprint,
     HostName,
     IPNetwork,
     Port,
@@ -328,6 +329,33 @@ class Admin(Strict):
         return self
 
 
+class Audit(Strict):
+    """Where DICOM audit messages go (PS3.15 sections A.5 and A.6): syslog over TLS.
+
+    Attributes:
+        host: the audit record repository, as its certificate names it.
+        port: 6514 is that of syslog over TLS.
+        tls: certificate and key that the node shows there, and the authority of the repository.
+        certificates: SHA-256 fingerprints of those that it may show; without any, the one that it
+            shows must name `host`.
+        patient: what a message says of whose study it is. `pseudonym`: the same one for the same
+            patient, from which nobody gets back to the Patient ID; `identifier`: the Patient ID
+            itself, as PS3.15 asks for; `none`: nothing.
+        first_retry: after the first failure; each further pause is twice the one before.
+        longest_retry: no pause is longer.
+        sweep_every: how often what has happened is told.
+    """
+
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]{1,253}$")]
+    port: Annotated[int, Field(ge=1, le=65535)] = 6514
+    tls: TLS
+    certificates: tuple[Fingerprint, ...] = ()
+    patient: Literal["pseudonym", "identifier", "none"] = "pseudonym"
+    first_retry: Duration = timedelta(seconds=10)
+    longest_retry: Duration = timedelta(minutes=5)
+    sweep_every: Duration = timedelta(seconds=5)
+
+
 class NodeSettings(Strict):
     """node.yaml.
 
@@ -347,6 +375,7 @@ class NodeSettings(Strict):
         executor: where jobs run.
         web: where the node tells how it is.
         admin: the page on which people watch the node and decide.
+        audit: where audit messages go; None sends none.
     """
 
     ae_title: AETitle
@@ -364,6 +393,7 @@ class NodeSettings(Strict):
     executor: ExecutorSettings = EmbeddedExecutor()
     web: Web = Web()
     admin: Admin = Admin()
+    audit: Audit | None = None
 
     @field_validator("peers")
     @classmethod
@@ -441,6 +471,9 @@ def _locate(node: NodeSettings, folder: Path) -> NodeSettings:
         executor = executor.model_copy(update={"tls": _locate_tls(executor.tls, folder)})
     tls = _locate_tls(node.receiver.tls, folder)
     shown = _locate_tls(node.admin.tls, folder)
+    audit = node.audit
+    if audit is not None:
+        audit = audit.model_copy(update={"tls": _locate_tls(audit.tls, folder)})
     return node.model_copy(
         update={
             "data_folder": (folder / node.data_folder).resolve(),
@@ -448,6 +481,7 @@ def _locate(node: NodeSettings, folder: Path) -> NodeSettings:
             "receiver": node.receiver.model_copy(update={"tls": tls}),
             "executor": executor,
             "admin": node.admin.model_copy(update={"tls": shown}),
+            "audit": audit,
         }
     )
 

@@ -251,7 +251,7 @@ def run_receiver(
                 tell=crew.tell,
                 record_report=functools.partial(take_report, ledger, node.delivery, _now),
             ) as recorder:
-                admission, complaints = build_admission(node), Complaints()
+                admission, complaints = build_admission(node), Complaints(recorder.keep_alert)
                 crew.start(admission, complaints, recorder)
                 receiver = Receiver(node, admission, complaints, crew)
                 ready(*receiver.start())

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from dicom_node import crashpoints
-from dicom_node.complaints import Complaints
+from dicom_node.complaints import Alert, Complaints
 from dicom_node.errors import StorageError, UnsyncedLedger
 from dicom_node.ledger import (
     UID_CONFLICT,
@@ -58,6 +58,9 @@ _ENOUGH_ROWS = 4_000
 
 _MOST_ROWS = 5_000
 """More do not wait in memory: then the ledger sets the pace."""
+
+_MOST_ALERTS = 10
+"""In one commit: whoever is not let in must not fill the ledger. The log has the others, too."""
 
 _PAUSE_SECONDS = 0.5
 _NICENESS = 5  # of one thread; more would also slow down those that wait for the interpreter
@@ -170,9 +173,10 @@ class _Batch:
     closed: list[str] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     told: list[tuple[str, Report | Notice, Outcome]] = field(default_factory=list)
+    alerts: list[Alert] = field(default_factory=list)
 
     def is_empty(self) -> bool:
-        return not (self.receipts or self.alive or self.closed or self.told)
+        return not (self.receipts or self.alive or self.closed or self.told or self.alerts)
 
 
 class Recorder(Rows):
@@ -265,6 +269,13 @@ class Recorder(Rows):
             self._batch.alive.update(association_ids)
             self._changed.notify_all()
 
+    def keep_alert(self, alert: Alert) -> None:
+        """Put an alert into one of the next commits, unless there are too many already."""
+        with self._changed:
+            if len(self._batch.alerts) < _MOST_ALERTS:
+                self._batch.alerts.append(alert)
+                self._changed.notify_all()
+
     def _look_around(self) -> None:
         """Say what stands in the way now, if that has changed."""
         obstacle = None
@@ -305,6 +316,7 @@ class Recorder(Rows):
                     batch.receipts,
                     alive=batch.alive,
                     closed=batch.closed,
+                    alerts=batch.alerts,
                     quarantine=self._quarantine,
                 )
             except UnsyncedLedger:

@@ -30,7 +30,7 @@ from sqlalchemy import (
 from dicom_node.domain import DeliveryState, InquiryState, NoticeState, Role, StudyState
 from dicom_node.jobs import JobState
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Raise it with every change of a table, and write the migration in `ledger.migrations`."""
 
 
@@ -266,6 +266,13 @@ tenure = Table(
     Column("number", NUMBER, primary_key=True, autoincrement=False),  # the fence: grows
     Column("holder", Text, nullable=False),
     Column("lease_until", Utc, nullable=False),
+)
+
+# One row: up to which event audit messages have been delivered. None before the first one.
+trail = Table(
+    "trail",
+    metadata,
+    Column("told", NUMBER, primary_key=True, autoincrement=False),  # sequence of an event
 )
 
 event = Table(

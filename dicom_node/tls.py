@@ -92,14 +92,16 @@ class ClientSide:
     called. Both must be signed by an authority of `ca`.
     """
 
-    def __init__(self, files: TLS, certificates: Collection[str] = ()) -> None:
-        """Load `files`; `certificates` are fingerprints.
+    def __init__(
+        self, files: TLS, certificates: Collection[str] = (), where: str = "receiver.tls"
+    ) -> None:
+        """Load `files`, whose place in node.yaml is `where`; `certificates` are fingerprints.
 
         Raises:
             ConfigurationError: they cannot be used.
         """
         self._certificates = certificates
-        self._context = _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files)
+        self._context = _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files, where)
         self._context.check_hostname = not certificates
 
     def wrap(self, sock: socket.socket, host: str) -> ssl.SSLSocket:
@@ -264,14 +266,18 @@ def serve_browsers(files: WebCertificate) -> ssl.SSLContext:
     return _load_own(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files, "admin.tls")
 
 
-def _load(context: ssl.SSLContext, files: TLS) -> ssl.SSLContext:
+def _load(context: ssl.SSLContext, files: TLS, where: str = "receiver.tls") -> ssl.SSLContext:
     """Return `context` with the profile, the node's certificate and its authorities."""
-    _load_own(context, files, "receiver.tls")
+    _load_own(context, files, where)
     try:
         context.load_verify_locations(files.ca)
     except OSError as error:
         raise _fault(
-            "ca", files.ca, describe_failure(error), "a PEM file with the authorities of the peers"
+            "ca",
+            files.ca,
+            describe_failure(error),
+            "a PEM file with the authorities of the peers",
+            where,
         ) from None
     if context.cert_store_stats()["crl"]:
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF

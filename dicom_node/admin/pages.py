@@ -157,6 +157,7 @@ def _refuse(route: "Route", asked: Asked) -> Response | None:
         return _send_to_login(asked.request)
     if not person.may(route.right):
         raise_alert("page_right_missing", who=person.name, right=route.right)
+        asked.site.ledger.note_act("right_missing", person.name, right=route.right)
         return _tell(asked, HTTPStatus.FORBIDDEN, f"Your role, {person.role}, may not do this.")
     if asked.request.method == "POST" and not session.takes(asked.form.get("token", "")):
         return _tell(asked, HTTPStatus.FORBIDDEN, "The form was not this session's. Try again.")

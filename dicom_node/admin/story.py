@@ -494,6 +494,7 @@ _SENTENCES: Mapping[str, str] = {
     "commitment.asked": "{target}: {peer} was asked whether it keeps {count} instances",
     "inquiry.answered": "{peer} answered",
     "inquiry.silent": "{peer} did not answer in time",
+    "bytes.forgotten": "{files} files were deleted; what happened stays known",
     "page.patient_seen": "{by} looked at whose study it is",
 }
 _SENT = {

@@ -16,6 +16,7 @@ with its event row. Read the files in the order of the walk:
     chronicle    events, counts, retention
     overview     what the admin page shows of all of it
     tenure       which node has the ledger
+    trail        how far the audit trail has come
     database     connection and transactions (below all of them)
     engines      SQLite and PostgreSQL: durability, one writer at a time
     migrations   ledgers of earlier versions
@@ -52,6 +53,7 @@ from dicom_node.ledger.records import (
     Unconfirmed,
 )
 from dicom_node.ledger.tenure import Tenure
+from dicom_node.ledger.trail import Trail
 from dicom_node.ledger.withdrawals import Withdrawals
 
 __all__ = [
@@ -98,6 +100,7 @@ class Ledger(
     Chronicle,
     Overview,
     Tenure,
+    Trail,
 ):
     """The ledger, open between `open` and `close`; safe to share between threads.
 

@@ -4,6 +4,7 @@ Step 13 of the walk. Retention deletes a file first and forgets it here second: 
 leaves a row without a file, which the next sweep, finding it expired still, puts right.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
@@ -138,14 +139,24 @@ class Chronicle(Database):
     def forget_bytes(self, paths: Sequence[str]) -> None:
         """Record that files were deleted; their rows and events stay for good."""
         now = self._clock()
+        received = select(instance.c.study_instance_uid).where(
+            instance.c.path.in_(paths), instance.c.forgotten_at.is_(None)
+        )
+        made = (
+            select(job.c.study_instance_uid)
+            .join(derived)
+            .where(derived.c.path.in_(paths), derived.c.forgotten_at.is_(None))
+        )
         with self._writing() as connection:
+            files = Counter(connection.scalars(received)) + Counter(connection.scalars(made))
             for table in (instance, derived):
                 connection.execute(
                     update(table)
                     .where(table.c.path.in_(paths), table.c.forgotten_at.is_(None))
                     .values(forgotten_at=now)
                 )
-            self._note(connection, "bytes.forgotten", files=len(paths))
+            for uid, count in sorted(files.items()):
+                self._note(connection, "bytes.forgotten", study=uid, files=count)
 
 
 def _is_unconfirmed(confirming: Collection[str]) -> ColumnElement[bool]:

@@ -180,6 +180,15 @@ _TO_6 = (
     "CREATE INDEX ix_notice_study_instance_uid ON notice (study_instance_uid)",
 )
 
+_TO_7 = (
+    """
+    CREATE TABLE trail (
+        told INTEGER NOT NULL,
+        PRIMARY KEY (told)
+    )
+    """,
+)
+
 _STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {
     1: {"sqlite": _TO_2},
     2: {
@@ -197,6 +206,10 @@ _STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {
     5: {
         "sqlite": _TO_6,
         "postgresql": [each.replace("DATETIME", "TIMESTAMP WITH TIME ZONE") for each in _TO_6],
+    },
+    6: {
+        "sqlite": _TO_7,
+        "postgresql": [each.replace("INTEGER", "BIGINT") for each in _TO_7],
     },
 }
 """Version to the statements that lead to the next one, for each database."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, exists, select, update
 
+from dicom_node.complaints import Alert
 from dicom_node.domain import Instance, StudyState
 from dicom_node.ledger.conflicts import UID_CONFLICT, is_quarantined
 from dicom_node.ledger.database import Database, add_new, insert_new
@@ -73,6 +74,7 @@ class Reception(Database):
         *,
         alive: Iterable[str] = (),
         closed: Iterable[str] = (),
+        alerts: Iterable[Alert] = (),
         quarantine: Quarantine | None = None,
     ) -> list[Receipt]:
         """Record in one commit what came in; the same content a second time changes nothing.
@@ -89,6 +91,7 @@ class Reception(Database):
             receipts: of any peers and associations, in the order in which they came.
             alive: associations that gave a sign of life; without one they soon count as closed.
             closed: associations that are over; only their events stay.
+            alerts: who was not let in, for those who watch over security.
             quarantine: moves a file there, unless it is there already, and returns its new path;
                 None leaves it where it is.
 
@@ -106,7 +109,18 @@ class Reception(Database):
             _beat(connection, alive, now)
             for association_id in closed:
                 self._close(connection, association_id)
+            for alert in alerts:
+                self._note_alert(connection, alert)
         return contested
+
+    def note_alert(self, alert: Alert) -> None:
+        """Keep who is not who it should be."""
+        with self._writing() as connection:
+            self._note_alert(connection, alert)
+
+    def _note_alert(self, connection: Connection, alert: Alert) -> None:
+        detail = {"who": alert.who, **alert.facts}
+        self._note_all(connection, [{"name": f"security.{alert.event}", "detail": detail}])
 
     def _record(
         self,
@@ -161,6 +175,7 @@ class Reception(Database):
                 peer=peer,
                 new=len(new),
                 own=own_count,
+                classes=dict(Counter(each.instance.sop_class_uid for each in new)),
                 association=association_id,
                 **_flag(new),
             )

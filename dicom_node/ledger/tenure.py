@@ -64,11 +64,13 @@ class Tenure(Database):
     def end_tenure(self) -> None:
         """Give the lease back, so that another node may follow at once."""
         with self._writing(fenced=False) as connection:
-            connection.execute(
+            ended = connection.execute(
                 update(tenure)
                 .where(tenure.c.number == self._number)
                 .values(lease_until=self._clock())
-            )
+            ).rowcount
+            if ended:
+                self._note(connection, "tenure.ended", number=self._number)
         self._number = None
 
     def write_under(self, number: int | None) -> None:

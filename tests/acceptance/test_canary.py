@@ -40,6 +40,7 @@ from dicom_node.ledger import Ledger
 from dicom_node.node_settings import NodeSettings
 from dicom_node.settings import load
 from doubles import bad_inputs, saboteur
+from doubles.audit import ET, make_certificates, open_repository
 from doubles.canary import Canary
 from doubles.dcmtk import storescu
 from doubles.node import AE_TITLE, CONFIGURATION, SCANNER
@@ -89,6 +90,7 @@ class Told:
         jobs: states of the jobs, by study.
         deliveries: states of the deliveries.
         sabotaged: processes that failed on purpose.
+        audited: event and outcome of each audit message.
     """
 
     canary: Canary
@@ -99,6 +101,7 @@ class Told:
     holds: dict[str, str | None] = field(default_factory=dict)
     rejections: list[object] = field(default_factory=list)
     sabotaged: int = 0
+    audited: list[tuple[str | None, str | None]] = field(default_factory=list)
 
     @property
     def log(self) -> str:
@@ -115,6 +118,7 @@ class Walk:
         models: Path,
         pacs: ScriptedPacs,
         strict: ScriptedPacs,
+        audit: Sequence[str],
     ) -> None:
         self.canary = canary
         self.told = Told(canary)
@@ -142,6 +146,7 @@ class Walk:
             "peers.strict.host=127.0.0.1",
             f"peers.strict.port={strict.port}",
             f"peers.ct={{ae_title: {self.scanner}, address: 127.0.0.1, roles: [receive]}}",
+            *audit,
         )
         for name in ("tmp", "sabotaged"):
             (folder / name).mkdir()
@@ -298,6 +303,15 @@ class Walk:
         return load(self._configuration, self.overrides).node
 
 
+def describe(message: ET.Element) -> tuple[str | None, str | None]:
+    """Return event and outcome of an audit message."""
+    about = message.find("EventIdentification")
+    assert about is not None
+    event = about.find("EventID")
+    assert event is not None
+    return event.get("csd-code"), about.get("EventOutcomeIndicator")
+
+
 def comment(canary: Canary, status: int) -> Dataset:
     """Return an answer to a C-STORE with tokens in it."""
     answer = Dataset()
@@ -318,15 +332,20 @@ def told(phantom: Parcel, copying_models: Path, tmp_path_factory: pytest.TempPat
         return answers.pop() if answers else 0
 
     folder = tmp_path_factory.mktemp("canary")
+    tls = make_certificates(folder)
     with (
+        open_repository(folder) as repository,
         ScriptedPacs(answer, classes=classes, ae_title="ORTHANC") as pacs,
         ScriptedPacs(classes=classes, ae_title="STRICT", known="SOMEBODY") as strict,
     ):
-        walk = Walk(canary, folder, copying_models, pacs, strict)
+        audit = f"audit={{host: 127.0.0.1, port: {repository.port}, tls: {tls}}}"
+        walk = Walk(canary, folder, copying_models, pacs, strict, [audit, "audit.sweep_every=1 s"])
         try:
             _go(walk, phantom)
         finally:
             walk.node.stop()
+        walk.told.audited = [describe(each) for each in repository.messages]
+        walk.tell("audit messages", b"".join(repository.streams))
     walk.look_around()
     return walk.told
 
@@ -458,8 +477,19 @@ def test_codecs_print_nothing(told):
     assert "Not a JPEG file" not in told.log
 
 
+def test_audit_messages_tell_all_of_it(told):
+    """All of them follow the schema, or they could not have been read."""
+    assert told.audited[0] == told.audited[-1] == ("110100", "0")  # the start, and the stop
+    assert set(told.audited) >= {
+        ("110103", "0"),  # jobs
+        *(("110104", outcome) for outcome in "048"),  # what came, and how it went
+        ("110113", "4"),  # who was not let in
+    }
+
+
 def test_nothing_of_a_patient_is_told(told):
-    assert told.canary.find(told.texts) == {}
+    # PS3.15 section A.5.2.2 wants the AE titles of both sides: that of a peer in node.yaml.
+    assert told.canary.find(told.texts) == {"audit messages": {"AE title of a peer"}}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dicom_node.doctor import Finding, State, examine
 from dicom_node.errors import WorkerLost
 from dicom_node.executors import InlineExecutor, JobExecutor
 from dicom_node.settings import load
+from doubles.audit import make_certificates, open_repository
 from doubles.bench import CONFIGURATION, Bench
 from doubles.certificates import find_fingerprint, make_authority, make_certificate
 from doubles.models import write_copying_model
@@ -205,6 +206,24 @@ def test_peer_that_is_called_with_tls_is_told_with_its_certificate(find, tmp_pat
     assert found["peer pacs"].state is State.OK
     assert found["certificate pacs"].state is State.WARNING
     assert found["certificate pacs"].detail == f"1 days are left; fingerprint {pin}"
+
+
+def test_audit_repository_is_called_and_told_with_its_certificate(find, tmp_path):
+    tls = make_certificates(tmp_path)
+    with open_repository(tmp_path) as repository:
+        found = find(f"audit={{host: 127.0.0.1, port: {repository.port}, tls: {tls}}}")["audit"]
+
+    assert found.state is State.WARNING  # it ends in two days
+    assert found.detail.startswith("answers; 1 days are left; fingerprint ")
+    assert repository.streams == [b""]
+
+
+def test_audit_repository_that_is_away_fails(find, tmp_path):
+    tls = make_certificates(tmp_path)
+    found = find(f"audit={{host: 127.0.0.1, port: 1, tls: {tls}}}")["audit"]
+
+    assert found.state is State.FAILED
+    assert found.detail.startswith("127.0.0.1 port 1: ")
 
 
 @pytest.mark.integration

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dicom_node.complaints import Complaints
 from dicom_node.errors import StorageError
 from dicom_node.ledger import Ledger, Receipt
 from dicom_node.recorder import Recorder
@@ -113,6 +114,17 @@ def test_an_association_is_closed_after_all_that_came_over_it(ledger, store):
         assert len(ledger.read_instances(STUDY)) == 1
         told = [event.name for event in ledger.events()]
         assert told == ["association.opened", "study.received", "association.closed"]
+
+
+def test_alerts_are_kept_and_no_flood_of_them(ledger, store):
+    with Recorder(ledger, store, waited_for=False) as recorder:
+        complaints = Complaints(recorder.keep_alert)
+        for number in range(1_000):
+            complaints.note("calling_ae_title", who=f"10.0.0.{number}", code=3)
+
+    alerts = [each for each in ledger.events() if each.name == "security.calling_ae_title"]
+    assert alerts[0].detail == {"who": "10.0.0.0", "code": 3}
+    assert len(alerts) < 50
 
 
 def test_the_end_writes_what_still_waits(ledger, store):

@@ -105,6 +105,8 @@ def test_forgotten_bytes_keep_their_rows(ledger, clock):
     assert ledger.find_expired_instances(clock.now) == []
     assert ledger.read_instances(STUDY) == (make_instance(),)
     assert ledger.known_paths() == set()
+    told = ledger.events(STUDY)[-1]
+    assert (told.name, told.detail) == ("bytes.forgotten", {"files": 1})
 
 
 def test_bytes_that_come_again_are_remembered(ledger, clock):
