@@ -347,11 +347,7 @@ class Acceptor:
 
     def _negotiate(self, request: AssociationRequest, caller: Caller) -> list[ContextResult]:
         """Answer each proposed context (PS3.8 section 9.3.3.2)."""
-        offered = {VERIFICATION: UNCOMPRESSED, **(self._door.storage if caller.may_store else {})}
-        if caller.may_report:
-            offered[STORAGE_COMMITMENT] = UNCOMPRESSED
-        if caller.may_notify:
-            offered.update(dict.fromkeys(NOTICES, UNCOMPRESSED))
+        offered = offer_contexts(self._door.storage, caller)
         results: list[ContextResult] = []
         for context in request.contexts:
             ours = offered.get(context.abstract_syntax)
@@ -367,6 +363,18 @@ class Acceptor:
                 ContextResult(context_id=context.context_id, result=result, transfer_syntax=syntax)
             )
         return results
+
+
+def offer_contexts(
+    storage: Mapping[str, tuple[str, ...]], caller: Caller
+) -> dict[str, tuple[str, ...]]:
+    """Return what a peer may use here: abstract syntax to transfer syntaxes, best first."""
+    offered = {VERIFICATION: UNCOMPRESSED, **(storage if caller.may_store else {})}
+    if caller.may_report:
+        offered[STORAGE_COMMITMENT] = UNCOMPRESSED
+    if caller.may_notify:
+        offered.update(dict.fromkeys(NOTICES, UNCOMPRESSED))
+    return offered
 
 
 def _choose_roles(

@@ -18,7 +18,7 @@ import pydicom
 import typer
 from rich.console import Console
 
-from dicom_node import __version__, decisions, doctor, node, terminal
+from dicom_node import __version__, decisions, doctor, node, statement, terminal
 from dicom_node.admin.accounts import Accounts, Role
 from dicom_node.admin.server import AdminServer
 from dicom_node.assembly import build_judge
@@ -454,6 +454,24 @@ def examine(
         terminal.print_examination(document)
     if any(finding.state is doctor.State.FAILED for finding in findings):
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def conformance(
+    config: ConfigFolder = DEFAULT_CONFIG, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Print the DICOM Conformance Statement (PS3.2) of a node with this configuration, in Markdown.
+
+    With --json only what it accepts and proposes.
+
+    Example: dicom-node conformance --config config > statement.md
+    """
+    _set_up_quiet()
+    configuration = load(config, overrides or [])
+    if as_json:
+        _print_json(statement.describe(configuration))
+    else:
+        typer.echo(statement.write(configuration), nl=False)
 
 
 @app.command()

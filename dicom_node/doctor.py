@@ -15,19 +15,17 @@ from enum import StrEnum
 from ipaddress import ip_address
 from typing import Any
 
-from pydicom.uid import Comprehensive3DSRStorage, ParametricMapStorage
-
 from dicom_node.commitment import STORAGE_COMMITMENT
 from dicom_node.domain import Mode
 from dicom_node.door_settings import Peer
 from dicom_node.errors import ConfigurationError, DeliveryError, StorageError, WorkerLost
 from dicom_node.executors import JobExecutor, call
-from dicom_node.images import SOP_CLASSES
 from dicom_node.ledger import REJECTED, Ledger
 from dicom_node.network import STUDY_ROOT_FIND, VERIFICATION, open_association
 from dicom_node.node_settings import NodeSettings
 from dicom_node.rules import ROUTING_FILE
 from dicom_node.settings import Configuration
+from dicom_node.statement import find_sent_classes
 from dicom_node.tls import WARNINGS, ClientSide, call_with_tls, check_own_chain, inspect_own
 from synthesis.errors import UntrustedModel
 from synthesis.registry import load_cards
@@ -230,7 +228,7 @@ def _check_door(configuration: Configuration) -> Iterator[Finding]:
 
 def _check_peers(configuration: Configuration) -> Iterator[Finding]:
     node = configuration.node
-    classes = _find_sent_classes(configuration)
+    classes = find_sent_classes(configuration)
     for alias, peer in node.peers.items():
         if peer.roles & {"send", "query"}:
             sent = {**classes, **_COMMITMENT[peer.commitment]} if "send" in peer.roles else {}
@@ -297,21 +295,6 @@ def _check_audit(configuration: Configuration) -> Iterator[Finding]:
         state=State.OK if left > max(WARNINGS) else State.WARNING,
         detail=f"answers; {left.days} days are left; fingerprint {seen.fingerprint}",
     )
-
-
-def _find_sent_classes(configuration: Configuration) -> dict[str, str]:
-    """Return what the rules that are on make, as keyword to SOP Class UID."""
-    contrasts = configuration.contrasts.contrasts
-    modalities = {
-        contrasts[make.target].modality
-        for rule in configuration.routing.rules
-        if rule.mode is not Mode.OFF
-        for make in rule.makes
-    }
-    classes = [SOP_CLASSES[each] for each in sorted(modalities & SOP_CLASSES.keys())]
-    return {
-        uid.keyword: str(uid) for uid in (*classes, Comprehensive3DSRStorage, ParametricMapStorage)
-    }
 
 
 def _check_executor(executor: JobExecutor) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ from dicom_node.audit import configure_logging
 from dicom_node.commitment import take_report
 from dicom_node.complaints import Complaints
 from dicom_node.crew import Line, fork_crew
+from dicom_node.door_settings import Peer
 from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.hall import Hall
 from dicom_node.ledger import Ledger
@@ -289,10 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_door(node: NodeSettings) -> Door:
-    """Return what the configuration says about who comes in, and how."""
-    receiver, limits = node.receiver, node.receiver.limits
-    callers = [
+def find_callers(node: NodeSettings) -> list[tuple[Peer, Caller]]:
+    """Return who may ask for an association, and what for."""
+    return [
         (
             peer,
             Caller(
@@ -305,6 +305,17 @@ def build_door(node: NodeSettings) -> Door:
         for alias, peer in node.peers.items()
         if peer.may_call
     ]
+
+
+def find_storage(node: NodeSettings) -> dict[str, tuple[str, ...]]:
+    """Return the storage SOP classes that are taken, and their transfer syntaxes, best first."""
+    return dict.fromkeys(node.receiver.storage_classes.all, (*UNCOMPRESSED, *LOSSLESS))
+
+
+def build_door(node: NodeSettings) -> Door:
+    """Return what the configuration says about who comes in, and how."""
+    receiver, limits = node.receiver, node.receiver.limits
+    callers = find_callers(node)
 
     def find_caller(ae_title: str, address: Address, certificate: str | None) -> Caller:
         facts = {"lacks": "ae_title"}
@@ -328,7 +339,7 @@ def build_door(node: NodeSettings) -> Door:
         ae_title=node.ae_title,
         find_caller=find_caller,
         may_be_plain=may_be_plain,
-        storage=dict.fromkeys(receiver.storage_classes.all, (*UNCOMPRESSED, *LOSSLESS)),
+        storage=find_storage(node),
         folder=node.store_folder,
         tls=None if tls is None else ServerSide(tls),
         minimum_free_bytes=receiver.minimum_free,
