@@ -6,6 +6,7 @@ admin enters at the PACS.
 """
 
 import ctypes
+import json
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +16,20 @@ from enum import StrEnum
 from ipaddress import ip_address
 from typing import Any
 
+from pydicom.uid import KeyObjectSelectionDocumentStorage
+
 from dicom_node.commitment import STORAGE_COMMITMENT
 from dicom_node.domain import Mode
 from dicom_node.door_settings import Peer
 from dicom_node.errors import ConfigurationError, DeliveryError, StorageError, WorkerLost
 from dicom_node.executors import JobExecutor, call
 from dicom_node.ledger import REJECTED, Ledger
-from dicom_node.network import STUDY_ROOT_FIND, VERIFICATION, open_association
+from dicom_node.network import (
+    STUDY_ROOT_FIND,
+    VERIFICATION,
+    normalize_address,
+    open_association,
+)
 from dicom_node.node_settings import NodeSettings
 from dicom_node.rules import ROUTING_FILE
 from dicom_node.settings import Configuration
@@ -39,6 +47,7 @@ LOW_DISK_BYTES = 20 * 1024**3
 CALL_SECONDS = 10.0
 """How long a peer may take to show its certificate."""
 
+_WITHDRAWAL = str(KeyObjectSelectionDocumentStorage)
 _CLOCK_ERROR = 5  # TIME_ERROR of adjtimex(2): the clock is not synchronized
 _TIMEX_BYTES = 1024  # more than struct timex has on any platform
 _SUCCESS = 0
@@ -80,7 +89,8 @@ def examine(configuration: Configuration, executor: JobExecutor) -> Iterator[Fin
     """
     checks: tuple[Check, ...] = (
         *(_check_disk, _check_clock, _check_ledger, _check_tls),
-        *(_check_identities, _check_door, _check_peers, _check_audit),
+        *(_check_identities, _check_addresses, _check_door, _check_heard, _check_peers),
+        _check_audit,
     )
     for check in checks:
         yield from check(configuration)
@@ -101,12 +111,26 @@ def describe_for_pacs(node: NodeSettings) -> Iterator[str]:
     host, port = node.receiver.host, node.receiver.port
     if ip_address(host).is_unspecified:
         host = socket.gethostname()
-    security = "TLS" if node.receiver.tls else "no TLS"
-    yield f"AE title {node.ae_title}, host {host}, port {port}, {security}"
+    tls = node.receiver.tls is not None
+    yield f"AE title {node.ae_title}, host {host}, port {port}, {'TLS' if tls else 'no TLS'}"
     yield "send it studies by C-STORE, and let it store (and echo) at the PACS under that AE title"
     if any(peer.commitment == "storage_commitment" for peer in node.peers.values()):
         yield "let it send its storage commitment reports to the same AE title, host and port"
-    yield f'Orthanc: "DicomModalities": {{"node": ["{node.ae_title}", "{host}", {port}]}}'
+    # Both forms are Orthanc's; only the second one can say TLS.
+    modality: Any = [node.ae_title, host, port]
+    if tls:
+        modality = {"AET": node.ae_title, "Host": host, "Port": port, "UseDicomTls": True}
+    yield f'Orthanc: "DicomModalities": {{"node": {json.dumps(modality)}}}'
+    yield (
+        f"dcm4chee: Configuration, AE list, new AET: AE title {node.ae_title}, hostname {host}, "
+        f"port {port}{', with a TLS cipher suite' if tls else ''}"
+    )
+    yield f"DCMTK, HostTable of dcmqrscp.cfg: node = ({node.ae_title}, {host}, {port})"
+    options = "+tls KEY CERTIFICATE +cf AUTHORITY " if tls else ""
+    for alias, peer in node.peers.items():
+        if peer.may_call:
+            titles = f"-aet {peer.ae_title} -aec {node.ae_title}"
+            yield f"tried from {alias} with DCMTK: echoscu {options}{titles} {host} {port}"
 
 
 def _check_disk(configuration: Configuration) -> Iterator[Finding]:
@@ -206,8 +230,9 @@ def _check_door(configuration: Configuration) -> Iterator[Finding]:
         for peer in node.peers.values()
         if peer.may_call and peer.address and local in peer.address
     )
-    caller = next(callers, None)
-    if caller is None or node.receiver.tls is not None:
+    # Our own certificate opens where a peer is not known by another.
+    caller = next((peer for peer in callers if not peer.certificates), None)
+    if caller is None:
         return
     try:
         with open_association(
@@ -216,6 +241,7 @@ def _check_door(configuration: Configuration) -> Iterator[Finding]:
             called_ae_title=node.ae_title,
             calling_ae_title=caller.ae_title,
             sop_classes=[VERIFICATION],
+            tls=_call_ourselves(node),
         ) as association:
             association.echo()
     except DeliveryError as error:
@@ -226,6 +252,61 @@ def _check_door(configuration: Configuration) -> Iterator[Finding]:
         yield Finding(check="door", state=State.OK, detail=detail)
 
 
+def _call_ourselves(node: NodeSettings) -> ClientSide | None:
+    """Return how we call our own door with TLS, or None when it is plain.
+
+    Raises:
+        DeliveryError: the files cannot be used.
+    """
+    tls = node.receiver.tls
+    if tls is None:
+        return None
+    try:
+        return ClientSide(tls, [inspect_own(tls).fingerprint])
+    except ConfigurationError as error:
+        raise DeliveryError(str(error), retry=True) from None
+
+
+def _check_addresses(configuration: Configuration) -> Iterator[Finding]:
+    """Tell of hosts that have no address, and of peers that cannot call from where they are."""
+    for alias, peer in configuration.node.peers.items():
+        if peer.host is None:
+            continue
+        try:
+            found = socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_STREAM)
+        except OSError:
+            detail = f"the host {peer.host} has no address: enter one, or see to the DNS"
+            yield Finding(check=f"address {alias}", state=State.FAILED, detail=detail)
+            continue
+        addresses = {normalize_address(str(each[4][0])) for each in found}
+        network = peer.address
+        if peer.may_call and network and not any(each in network for each in addresses):
+            here = ", ".join(sorted(map(str, addresses)))
+            detail = f"its host is {here}, and it may call from {network} only: is that right?"
+            yield Finding(check=f"address {alias}", state=State.WARNING, detail=detail)
+
+
+def _check_heard(configuration: Configuration) -> Iterator[Finding]:
+    """Tell when each peer that may has stored here: whether its way to us works."""
+    node = configuration.node
+    if not node.data_folder.exists():
+        return
+    try:
+        with Ledger(node.ledger_url, lambda: datetime.now(UTC)).open(create=False) as ledger:
+            heard = ledger.find_last_received()
+    except (ConfigurationError, StorageError):
+        return  # which `_check_ledger` tells
+    for alias, peer in node.peers.items():
+        if "receive" not in peer.roles:
+            continue
+        at = heard.get(alias)
+        detail = "has not stored anything here: enter the node there, and let it echo and send"
+        if at is not None:
+            detail = f"stored here last at {at:%Y-%m-%d %H:%M} UTC"
+        state = State.WARNING if at is None else State.OK
+        yield Finding(check=f"heard {alias}", state=state, detail=detail)
+
+
 def _check_peers(configuration: Configuration) -> Iterator[Finding]:
     node = configuration.node
     classes = find_sent_classes(configuration)
@@ -234,33 +315,39 @@ def _check_peers(configuration: Configuration) -> Iterator[Finding]:
             sent = {**classes, **_COMMITMENT[peer.commitment]} if "send" in peer.roles else {}
             try:
                 yield from _look_at_certificate(node, alias, peer)
-                yield _call(node, alias, peer, sent)
+                yield from _call(node, alias, peer, sent)
             except DeliveryError as error:
                 where = f"{peer.ae_title} at {peer.host} port {peer.port}"
                 detail = f"{where}: {error}"
                 yield Finding(check=f"peer {alias}", state=State.FAILED, detail=detail)
 
 
-def _call(node: NodeSettings, alias: str, peer: Peer, sent: dict[str, str]) -> Finding:
+def _call(node: NodeSettings, alias: str, peer: Peer, sent: dict[str, str]) -> Iterator[Finding]:
     """Echo a peer, and see which of the classes that it will be sent it takes."""
+    wanted = [VERIFICATION, *sent.values()]
     with open_association(
         str(peer.host),
         int(peer.port or 0),
         called_ae_title=peer.ae_title,
         calling_ae_title=node.ae_title,
-        sop_classes=[VERIFICATION, *sent.values()],
+        sop_classes=[*wanted, *([_WITHDRAWAL] if sent else [])],
         tls=call_with_tls(node, peer),
     ) as association:
         status = association.echo()
         refused = [name for name, uid in sent.items() if association.find_context(uid) is None]
-    if status != _SUCCESS:
-        detail = f"answers an echo with 0x{status:04X}"
-        return Finding(check=f"peer {alias}", state=State.FAILED, detail=detail)
-    if refused:
+        can_withdraw = not sent or association.find_context(_WITHDRAWAL) is not None
+    state, detail = State.FAILED, f"answers an echo with 0x{status:04X}"
+    if status == _SUCCESS and refused:
         detail = f"echoes, and does not take {', '.join(refused)}: allow them at {peer.ae_title}"
-        return Finding(check=f"peer {alias}", state=State.FAILED, detail=detail)
-    takes = f" and takes {', '.join(sent)}" if sent else ""
-    return Finding(check=f"peer {alias}", state=State.OK, detail=f"echoes{takes}")
+    elif status == _SUCCESS:
+        state, detail = State.OK, f"echoes{' and takes ' if sent else ''}{', '.join(sent)}"
+    yield Finding(check=f"peer {alias}", state=state, detail=detail)
+    if not can_withdraw:
+        detail = (
+            "does not take KeyObjectSelectionDocumentStorage: it will not learn that a result is "
+            "withdrawn"
+        )
+        yield Finding(check=f"withdrawal {alias}", state=State.WARNING, detail=detail)
 
 
 def _look_at_certificate(node: NodeSettings, alias: str, peer: Peer) -> Iterator[Finding]:

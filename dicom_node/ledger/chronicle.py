@@ -36,6 +36,12 @@ class Chronicle(Database):
         with self._reading() as connection:
             return [Event(**row._mapping) for row in connection.execute(query)]
 
+    def find_last_received(self) -> dict[str, datetime]:
+        """Return when each peer stored a new instance here, the last time."""
+        query = select(instance.c.peer, func.max(instance.c.received_at)).group_by(instance.c.peer)
+        with self._reading() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def note_rules(self, config_digest: str) -> None:
         """Keep since when a configuration decides."""
         with self._writing() as connection:

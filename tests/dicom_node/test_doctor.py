@@ -1,7 +1,10 @@
+import json
 import socket
 import ssl
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,19 @@ import pytest
 
 from dicom_node import doctor
 from dicom_node.doctor import Finding, State, examine
+from dicom_node.door_settings import TLS, Peer
 from dicom_node.errors import WorkerLost
 from dicom_node.executors import InlineExecutor, JobExecutor
+from dicom_node.ledger import Ledger
 from dicom_node.settings import load
 from doubles.audit import make_certificates, open_repository
 from doubles.bench import CONFIGURATION, Bench
 from doubles.certificates import find_fingerprint, make_authority, make_certificate
+from doubles.ledger import make_instance
 from doubles.models import write_copying_model
+from doubles.receiver import open_door
 from doubles.scripted_pacs import MR, ScriptedPacs
+from doubles.tools import require_program
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -240,6 +248,94 @@ def test_pacs_is_told_title_host_and_port():
 
     assert "AE title DICOM_NODE, host 127.0.0.1, port 11112, no TLS" in lines
     assert '["DICOM_NODE", "127.0.0.1", 11112]' in lines
+
+
+@pytest.mark.integration
+def test_line_for_dcmtk_echoes_the_node(tmp_path):
+    with open_door(tmp_path) as door:
+        node = load(CONFIGURATION, ["ae_title=NODE", f"receiver.port={door.port}"]).node
+        scanner = Peer(ae_title="SCANNER", address="127.0.0.1", roles={"receive"})
+        node = node.model_copy(update={"peers": {"scanner": scanner}})
+        [line] = [each for each in doctor.describe_for_pacs(node) if "echoscu" in each]
+        words = line.partition(": ")[2].split()
+        done = subprocess.run([require_program(words[0], "dcmtk"), *words[1:]], check=False)
+
+    assert done.returncode == 0
+
+
+def test_pacs_is_told_to_use_tls_where_the_node_does(tmp_path):
+    authority = make_authority(tmp_path)
+    certificate, key = make_certificate(tmp_path, authority, "node")
+    files = f"{{certificate: {certificate}, key: {key}, ca: {authority}}}"
+    lines = list(doctor.describe_for_pacs(load(CONFIGURATION, [f"receiver.tls={files}"]).node))
+
+    [orthanc] = [line for line in lines if line.startswith("Orthanc")]
+    entered = json.loads(f"{{{orthanc.partition(': ')[2]}}}")
+    assert entered["DicomModalities"]["node"]["UseDicomTls"] is True
+    assert any(line.startswith("dcm4chee") for line in lines)
+    assert all("+tls" in line for line in lines if "echoscu" in line)
+
+
+def test_node_answers_its_own_echo_as_a_peer_would(find, tmp_path):
+    with open_door(tmp_path / "door") as door:
+        found = find(
+            "ae_title=NODE",
+            f"receiver.port={door.port}",
+            "peers.modality.ae_title=SCANNER",
+            "peers.pacs.roles=[send, query]",
+        )["door"]
+
+    assert found.state is State.OK
+
+
+def test_node_answers_its_own_echo_over_tls(find, tmp_path):
+    authority = make_authority(tmp_path)
+    certificate, key = make_certificate(tmp_path, authority, "node")
+    files = f"{{certificate: {certificate}, key: {key}, ca: {authority}}}"
+    with open_door(
+        tmp_path / "door", tls=TLS(certificate=certificate, key=key, ca=authority)
+    ) as door:
+        found = find(
+            "ae_title=NODE",
+            f"receiver.port={door.port}",
+            f"receiver.tls={files}",
+            "peers.modality.ae_title=SCANNER",
+            "peers.pacs.address=10.1.2.3",
+        )["door"]
+
+    assert found.state is State.OK
+
+
+def test_host_without_an_address_fails(find):
+    found = find("peers.pacs.host=nowhere.invalid")["address pacs"]
+
+    assert found.state is State.FAILED
+    assert "nowhere.invalid has no address" in found.detail
+
+
+def test_peer_that_calls_from_elsewhere_than_its_host_is_warned_of(find):
+    found = find("peers.pacs.address=10.1.2.3", "peers.pacs.host=127.0.0.1")["address pacs"]
+
+    assert found.state is State.WARNING
+    assert "its host is 127.0.0.1, and it may call from 10.1.2.3/32 only" in found.detail
+
+
+def test_peer_that_has_never_stored_here_is_told(find, tmp_path):
+    url = f"sqlite:///{tmp_path / 'data' / 'ledger.sqlite'}"
+    (tmp_path / "data").mkdir()
+    with Ledger(url, lambda: datetime(2026, 11, 27, 8, 0, tzinfo=UTC)).open() as ledger:
+        ledger.record_instances([make_instance()], "pacs", None)
+    found = find()
+
+    assert found["heard pacs"].detail == "stored here last at 2026-11-27 08:00 UTC"
+    assert found["heard modality"].state is State.WARNING
+
+
+def test_peer_that_cannot_be_told_of_withdrawals_is_warned_of(find):
+    with ScriptedPacs(classes=(MR, CT, REPORT, MAP), ae_title="ORTHANC") as pacs:
+        found = find(f"peers.pacs.port={pacs.port}")
+
+    assert found["withdrawal pacs"].state is State.WARNING
 
 
 def test_open_address_is_told_as_this_machine():

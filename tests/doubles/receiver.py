@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dicom_node.complaints import Complaints
-from dicom_node.door_settings import Limits, Peer, StorageClasses
+from dicom_node.door_settings import TLS, Limits, Peer, StorageClasses
 from dicom_node.door_settings import Receiver as ReceiverSettings
 from dicom_node.hall import Hall
 from dicom_node.ledger import Ledger, Report
@@ -79,6 +79,7 @@ def open_door(
     folder: Path,
     durability: Durability = Durability.STRICT,
     minimum_free: str = "256 MiB",
+    tls: TLS | None = None,
     **limits: object,
 ) -> Iterator[Door]:
     """Give a receiver with these limits for the length of a `with` block.
@@ -92,6 +93,7 @@ def open_door(
         models_folder=folder,
         receiver=ReceiverSettings(
             port=0,
+            tls=tls,
             minimum_free=minimum_free,
             limits=Limits(**limits),
             storage_classes=StorageClasses(
