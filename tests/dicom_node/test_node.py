@@ -19,6 +19,7 @@ import pytest
 from dicom_node.demonstration.walk import Node
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Ledger
+from doubles.audit import make_certificates
 from doubles.certificates import make_authority, make_certificate
 from doubles.committing_pacs import CommittingPacs
 from doubles.dcmtk import echoscu, storescu
@@ -35,6 +36,8 @@ MAP = "1.2.840.10008.5.1.4.1.1.30"
 READY = re.compile(r"^ready dicom=127\.0\.0\.1:(\d+) web=127\.0\.0\.1:(\d+)$", re.MULTILINE)
 EXIT_FAILED, EXIT_WRONG = 1, 2
 DEPLOY = CONFIGURATION.parent / "deploy"
+NOBODY = 1
+"""A port at which nobody listens."""
 
 
 class Running:
@@ -199,9 +202,8 @@ def test_no_process_of_the_node_leaves_a_core_file(start):
 
 
 def test_alerts_and_dashboard_ask_for_what_the_node_tells(start, tmp_path):
-    authority = make_authority(tmp_path)
-    certificate, key = make_certificate(tmp_path, authority, "node")
-    running = start(f"receiver.tls={{certificate: {certificate}, key: {key}, ca: {authority}}}")
+    tls = make_certificates(tmp_path)
+    running = start(f"receiver.tls={tls}", f"audit={{host: 127.0.0.1, port: {NOBODY}, tls: {tls}}}")
     wait_until(lambda: "dicom_node_certificate_left_seconds" in running.ask("/metrics"))
     told = running.ask("/metrics")
 
@@ -212,6 +214,17 @@ def test_alerts_and_dashboard_ask_for_what_the_node_tells(start, tmp_path):
         assert len(asked) > 10
         known = [each for each in asked if re.search(rf"^{re.escape(each)}[ {{]", told, re.M)]
         assert known == asked
+
+
+def test_audit_repository_that_is_away_delays_nothing(start, tmp_path):
+    tls = make_certificates(tmp_path)
+    running = start(f"audit={{host: 127.0.0.1, port: {NOBODY}, tls: {tls}}}")
+    wait_until(lambda: "audit.not_told" in running.node.child.read_log())
+    wait_until(lambda: running.count("dicom_node_audit_delay_seconds") > 0)
+
+    assert json.loads(running.ask("/healthz"))["status"] == "ok"
+    assert echoscu(running.node.port, called=AE_TITLE).returncode == 0
+    assert running.node.stop() == 0
 
 
 def test_node_says_that_its_certificate_ends(start, tmp_path):
