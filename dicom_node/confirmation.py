@@ -6,7 +6,8 @@ Only for destinations whose setting says how. Storage commitment answers with a 
 association while it is open, else on one that the peer opens to our receiver, in its own time; a
 report that does not come is asked for anew under another Transaction UID. A query counts what the
 peer lists in each series, and looks for the instances where the count falls short; what was sent
-just now may not be listed yet, so that a peer is asked twice before anything is called lost.
+just now may not be listed yet, so that a peer is asked twice before anything is called lost. A peer
+that does not offer storage commitment after all is queried instead, if it may be.
 
 Source: PS3.4 annex J, PS3.7 sections 9.1.2, 10.1.1 and 10.1.4.
 """
@@ -46,6 +47,7 @@ from dicom_node.commitment import (
 from dicom_node.complaints import Alert, raise_alert
 from dicom_node.delivery import open_peer
 from dicom_node.domain import Delivery
+from dicom_node.door_settings import Peer
 from dicom_node.errors import DeliveryError
 from dicom_node.ledger import Attempt, Ledger, Unconfirmed
 from dicom_node.network import (
@@ -86,6 +88,7 @@ class Confirmation:
         """Describe it; the arguments are those of `delivery.Destination`."""
         self._alias = alias
         self._peer = settings.peers[alias]
+        self._ways = _find_ways(self._peer)
         self._ledger = ledger
         self._settings = settings
         self._patience = settings.delivery
@@ -112,14 +115,12 @@ class Confirmation:
         jobs = self._ledger.find_unconfirmed(self._alias, now, LOOK_AHEAD)
         if not jobs:
             return 0
-        is_query = self._peer.commitment == "query"
-        sop_class = STUDY_ROOT_FIND if is_query else STORAGE_COMMITMENT
         try:
-            with open_peer(self._settings, self._peer, [sop_class]) as association:
-                context = association.find_context(sop_class)
+            with open_peer(self._settings, self._peer, self._ways) as association:
+                context = next(filter(None, map(association.find_context, self._ways)), None)
                 if context is None:
                     raise DeliveryError("the peer does not offer it", retry=True)
-                if is_query:
+                if context.abstract_syntax == STUDY_ROOT_FIND:
                     self._query(association, context, jobs)
                 else:
                     self._request(association, context, jobs)
@@ -276,6 +277,14 @@ class Confirmation:
 
     def _judge_loss(self, delivery: Delivery, reason: int) -> Attempt | None:
         return judge_loss(delivery, reason, self._patience, self._clock())
+
+
+def _find_ways(peer: Peer) -> list[str]:
+    """Return the SOP classes by which a peer may be asked, the best first."""
+    ways = [STORAGE_COMMITMENT] if peer.commitment == "storage_commitment" else []
+    if "query" in peer.roles:
+        ways.append(STUDY_ROOT_FIND)
+    return ways
 
 
 def _find_listed(

@@ -197,7 +197,8 @@ class Peer(Strict):
         keep_open: an association is released when nothing has gone over it for so long.
         commitment: how a peer that takes results is asked whether it keeps them, which then has to
             be so before they are deleted here. `storage_commitment`: by N-ACTION (PS3.4 annex J);
-            it may call back with its report. `query`: by C-FIND.
+            it may call back with its report; one that does not offer it is asked by C-FIND where it
+            has the role `query`. `query`: by C-FIND.
         roles: `receive` lets it store here, `echo` lets it verify here (a receiver may anyway),
             `send` lets us store there, `query` lets us ask there, `notify` lets it tell of studies:
             performed procedure steps (MPPS) and Instance Availability Notifications.

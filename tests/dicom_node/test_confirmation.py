@@ -314,6 +314,14 @@ def test_peer_that_does_not_offer_commitment_is_left_alone_for_a_while(outbox, c
     assert "commitment.not_asked peer=pacs failures=1" in caplog.text
 
 
+def test_a_peer_that_does_not_offer_commitment_is_believed_by_what_it_lists(outbox, tmp_path):
+    with run_archive(tmp_path / "archive") as archive:
+        assert outbox.sweep(archive) == 3
+        outbox.confirmation(archive, "storage_commitment").sweep()
+
+    assert outbox.states() == [COMMITTED] * 3
+
+
 def test_silence_about_what_is_kept_is_told(outbox, short):
     with CommittingPacs() as pacs:
         send(outbox, pacs)
