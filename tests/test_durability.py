@@ -41,12 +41,21 @@ def run(tmp_path: Path) -> Run:
     return run_command
 
 
-def test_nothing_acknowledged_is_lost_to_kills(run):
-    result, status = run("--fault", "kill", "--cycles", "15")
+def require_postgresql() -> None:
+    require_program("runuser", "util-linux")
+    require_module("psycopg", "dicom_node[cluster]")
+
+
+@pytest.mark.parametrize(("ledger", "cycles"), [("sqlite", 15), ("postgresql", 4)])
+def test_nothing_acknowledged_is_lost_to_kills(run, ledger, cycles):
+    if ledger == "postgresql":
+        require_postgresql()
+
+    result, status = run("--fault", "kill", "--ledger", ledger, "--cycles", str(cycles))
 
     assert (result["lost"], result["findings"], status) == (0, [], 0)
-    assert result["cycles"] == 15
-    assert result["acknowledged"] > 15
+    assert result["cycles"] == cycles
+    assert result["acknowledged"] > cycles
 
 
 @pytest.mark.mounts
@@ -56,8 +65,7 @@ def test_nothing_acknowledged_is_lost_to_kills(run):
 )
 def test_nothing_acknowledged_is_lost_to_power_cuts(run, durability, ledger, cycles):
     if ledger == "postgresql":
-        require_program("runuser", "util-linux")
-        require_module("psycopg", "dicom_node[cluster]")
+        require_postgresql()
     options = ("--durability", durability, "--ledger", ledger, "--cycles", str(cycles))
 
     result, status = run("--fault", "cut", *options)

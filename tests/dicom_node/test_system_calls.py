@@ -26,6 +26,10 @@ LONG = 2_500_000  # in several
 REFUSED = {0xA700, 0xA701, None}
 """Statuses of what was not kept; None is the end of the association."""
 
+DSN = "DICOM_NODE_LEDGER"
+COMMITTED = b"C\0\0\0\x0bCOMMIT\0"
+"""CommandComplete of PostgreSQL's protocol, which it sends when the commit is on its disk."""
+
 OF_FILE = re.compile(r"/incoming/[0-9a-f]{2}/")
 OF_FOLDER = re.compile(r"/incoming/[0-9a-f]{2}>")
 
@@ -40,8 +44,8 @@ FAILURES = [
 class Watched:
     """A receiver of one durability, watched while it takes one instance after another."""
 
-    def __init__(self, folder: Path, durability: str) -> None:
-        write_configuration(folder, folder / "data", durability)
+    def __init__(self, folder: Path, durability: str, dsn_env: str = "") -> None:
+        write_configuration(folder, folder / "data", durability, dsn_env)
         self.durability = durability
         self.acknowledged: set[Key] = set()
         self._folder = folder
@@ -119,17 +123,19 @@ def prove_order(calls: list[Call], durability: str) -> None:
     (folder,) = [
         each for each in calls if OF_FOLDER.search(each.arguments) and each.name == "fsync"
     ]
-    row = next(
-        each
-        for each in calls
-        if each.name in {"fsync", "fdatasync"}
-        and "ledger.sqlite-wal" in each.arguments
-        and each.begun > folder.ended
-    )
+    row = next(each for each in calls if is_commit(each) and each.begun > folder.ended)
     assert synced.ended < renamed.begun
     assert renamed.ended < folder.begun
-    assert (folder.result, row.result) == (0, 0)
+    assert folder.result == 0
     assert row.ended < said.begun
+
+
+def is_commit(call: Call) -> bool:
+    """Say whether after this call a row is on the disk: of SQLite, or by word of PostgreSQL."""
+    if call.name == "recvfrom":
+        return COMMITTED in call.data
+    is_synced = call.name in {"fsync", "fdatasync"} and call.result == 0
+    return is_synced and "ledger.sqlite-wal" in call.arguments
 
 
 @pytest.fixture(scope="module", params=["synced", "strict"])
@@ -147,6 +153,19 @@ def test_success_is_said_when_everything_is_on_the_disk(watched, size):
 
     assert status == SUCCESS
     prove_order(calls, watched.durability)
+
+
+@pytest.mark.parametrize("size", [SHORT, LONG])
+def test_strict_waits_for_the_word_of_postgresql(size, postgresql, tmp_path, monkeypatch):
+    monkeypatch.setenv(DSN, postgresql.make_url())
+    watched = Watched(tmp_path, "strict", DSN)
+    try:
+        status, calls = watched.take(size)
+    finally:
+        watched.stop()
+
+    assert status == SUCCESS
+    prove_order(calls, "strict")
 
 
 @pytest.mark.parametrize(("names", "error"), FAILURES)

@@ -13,7 +13,9 @@ from doubles.raw_peer import P_DATA
 from doubles.tools import require_program
 
 PATIENCE_SECONDS = 10.0
-CALLS = "openat,write,writev,pwrite64,fsync,fdatasync,link,linkat,rename,unlink,sendto,sendmsg"
+CALLS = (
+    "openat,write,writev,pwrite64,fsync,fdatasync,link,linkat,rename,unlink,sendto,recvfrom,sendmsg"
+)
 
 _LINE = re.compile(r"(\d+) +(?:(\w+)\(|<\.\.\. (\w+) resumed>)(.*)")
 _END = re.compile(r"(.*?)\) += (-?\d+)(.*)")
@@ -39,11 +41,16 @@ class Call:
     injected: bool
 
     @property
+    def data(self) -> bytes:
+        """The first bytes that it sends or gets."""
+        return b"".join(ast.literal_eval(f"b{each}") for each in _QUOTED.findall(self.arguments))
+
+    @property
     def status(self) -> int | None:
         """Status of the DIMSE response that it sends; None when it sends none."""
         if not self.name.startswith("send"):
             return None
-        data = b"".join(ast.literal_eval(f"b{each}") for each in _QUOTED.findall(self.arguments))
+        data = self.data
         if not data or data[0] != P_DATA:
             return None
         return command.number(command.decode_command(data[12:]), command.STATUS)
