@@ -9,9 +9,10 @@
     job.claim, finish, refuse        110103 Instances Accessed         read, and made
     what a person decided            110103 Instances Accessed         which act, by whom
     page.patient_seen                110103 Instances Accessed         by whom
+    study.exported                   110106 Export                     by whom
     bytes.forgotten                  110105 Study Deleted              how many files of it
     security.*, page.right_missing,  110113 Security Alert             who, and what about
-      rules.hold
+      rules.hold, account.*
     page.login, login_failed,        110114 User Authentication        who, from where
       locked, logout
 
@@ -56,6 +57,7 @@ _APPLICATION_ACTIVITY: _Code = ("110100", _DICOM, "Application Activity")
 _ACCESSED: _Code = ("110103", _DICOM, "DICOM Instances Accessed")
 _TRANSFERRED: _Code = ("110104", _DICOM, "DICOM Instances Transferred")
 _DELETED: _Code = ("110105", _DICOM, "DICOM Study Deleted")
+_EXPORT: _Code = ("110106", _DICOM, "Export")
 _QUERY: _Code = ("110112", _DICOM, "Query")
 _ALERT: _Code = ("110113", _DICOM, "Security Alert")
 _AUTHENTICATION: _Code = ("110114", _DICOM, "User Authentication")
@@ -63,6 +65,8 @@ _AUTHENTICATION: _Code = ("110114", _DICOM, "User Authentication")
 _APPLICATION: _Code = ("110150", _DICOM, "Application")
 _DESTINATION: _Code = ("110152", _DICOM, "Destination Role ID")
 _SOURCE: _Code = ("110153", _DICOM, "Source Role ID")
+_MEDIA: _Code = ("110154", _DICOM, "Destination Media")
+_URI: _Code = ("110037", _DICOM, "URI")
 _STUDY: _Code = ("110180", _DICOM, "Study Instance UID")
 _CLASS: _Code = ("110181", _DICOM, "SOP Class UID")
 _NODE: _Code = ("110182", _DICOM, "Node ID")
@@ -79,8 +83,11 @@ _LOGINS: Mapping[str, tuple[_Code, str]] = {
     "page.logout": (("110123", _DICOM, "Logout"), _FINE),
 }
 _NODE_AUTHENTICATION: _Code = ("110126", _DICOM, "Node Authentication")
+_USERS_CHANGED: _Code = ("110137", _DICOM, "User security Attributes Changed")
 _ALERTS: Mapping[str, tuple[_Code, str]] = {
     "rules.hold": (("110131", _DICOM, "Software Configuration"), _FINE),
+    "account.set": (_USERS_CHANGED, _FINE),
+    "account.removed": (_USERS_CHANGED, _FINE),
     "page.right_missing": (("110132", _DICOM, "Use of Restricted Function"), _MINOR),
 }
 _SENT: Mapping[str, str] = {
@@ -247,6 +254,13 @@ class _Writer:
             self._about(study)
         elif name in _ACTS and person:
             self._act(event, person, study)
+        elif name == "study.exported" and study:
+            self._begin(_EXPORT, "R")
+            self._person(person)
+            self._this_node(_SOURCE)
+            self._media()
+            self._source_element()
+            self._about(study)
         elif name == "bytes.forgotten" and study:
             self._begin(_DELETED, "D")
             self._this_node(_APPLICATION, is_requestor=True)
@@ -358,6 +372,13 @@ class _Writer:
         element = ET.SubElement(self._message, "ActiveParticipant", _clean(words))
         if role is not None:
             _add_code(element, "RoleIDCode", role)
+
+    def _media(self) -> None:
+        """Name where an export goes: a folder, whose path may say more than it should."""
+        words = {"UserID": "a folder", "UserIsRequestor": "false"}
+        element = ET.SubElement(self._message, "ActiveParticipant", words)
+        _add_code(element, "RoleIDCode", _MEDIA)
+        _add_code(ET.SubElement(element, "MediaIdentifier"), "MediaType", _URI)
 
     def _source_element(self) -> None:
         source = ET.SubElement(

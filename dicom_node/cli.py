@@ -4,12 +4,13 @@ Exit codes: 0 done, 1 ran and failed, 2 bad arguments or configuration. With `--
 document goes to standard output and nothing else; log and messages go to standard error.
 """
 
+import getpass
 import json
 import platform
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from dicom_node.admin.server import AdminServer
 from dicom_node.assembly import build_judge
 from dicom_node.audit import configure_logging
 from dicom_node.backfill import Backfill, list_days
-from dicom_node.errors import ConfigurationError, DicomNodeError
+from dicom_node.errors import ConfigurationError, DicomNodeError, StorageError
 from dicom_node.explain import explain_folder, explain_listed, explain_study
 from dicom_node.export import MANIFEST, Export
 from dicom_node.identifiers import WRITER_VERSION
@@ -333,7 +334,7 @@ def export(
     store = Store(configuration.node.store_folder)
     keys = dict(each.partition("=")[::2] for each in query)
     with _open_ledger(configuration) as ledger, _progress("exporting", as_json) as tell:
-        run = Export(walk, judge, ledger, store, out)
+        run = Export(walk, judge, ledger, store, out, by=getpass.getuser())
         for people in run.run(keys):
             tell(f"{people} people")
     if as_json:
@@ -399,6 +400,7 @@ def set_account(
     else:
         password = sys.stdin.readline().rstrip("\n")
     kept.put(name, role, password, node.now())
+    _note_account("account.set", name, config, overrides)
 
 
 @accounts.command(name="remove")
@@ -412,6 +414,7 @@ def remove_account(
     Example: dicom-node account remove "M. Meier"
     """
     _open_accounts(config, overrides).remove(name)
+    _note_account("account.removed", name, config, overrides)
 
 
 @accounts.command(name="list")
@@ -509,6 +512,12 @@ def version(as_json: AsJson = False) -> None:
 def _open_accounts(config: Path, overrides: list[str] | None) -> Accounts:
     _set_up_quiet()
     return Accounts(load(config, overrides or []).node.data_folder)
+
+
+def _note_account(event: str, name: str, config: Path, overrides: list[str] | None) -> None:
+    """Keep who changed an account; before the first start of the node there is nowhere to."""
+    with suppress(StorageError), _open_ledger(load(config, overrides or [])) as ledger:
+        ledger.note_command(event, getpass.getuser(), account=name)
 
 
 def _decide(config: Path, overrides: list[str] | None, decide: Callable[[Ledger], None]) -> None:

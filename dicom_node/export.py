@@ -75,6 +75,7 @@ class Export:
         ledger: of the node that runs, which receives.
         store: of that node.
         out: folder to write, which must be empty or absent.
+        by: who exports; kept for good with each study.
         sleep: waits for some seconds.
     """
 
@@ -85,6 +86,7 @@ class Export:
         ledger: Ledger,
         store: Store,
         out: Path,
+        by: str,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._walk = walk
@@ -92,6 +94,7 @@ class Export:
         self._ledger = ledger
         self._store = store
         self._out = out
+        self._by = by
         self._sleep = sleep
         self._key = secrets.token_bytes(32)
         self._people: dict[str, dict[str, str]] = {}
@@ -158,6 +161,7 @@ class Export:
             self.tally.left_out[f"unreadable ({error.code})"] += 1
             return
         self.tally.exported += 1
+        self._ledger.note_command("study.exported", self._by, study=uid)
         logger.info("export.written study=%s contrasts=%d", uid, len(chosen))
 
     def _name(self, instances: Sequence[Instance]) -> str:

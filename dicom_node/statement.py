@@ -247,7 +247,8 @@ def _describe_audit(node: NodeSettings) -> str:
     return (
         "Audit messages (PS3.15 section A.5) are sent by syslog over TLS (RFC 5425) to "
         f"{audit.host} port {audit.port}: Application Activity, DICOM Instances Accessed, DICOM "
-        "Instances Transferred, DICOM Study Deleted, Query, Security Alert, User Authentication. "
+        "Instances Transferred, DICOM Study Deleted, Export, Query, Security Alert, User "
+        "Authentication. "
         f"Of the patient they tell: {audit.patient}. None are received."
     )
 

@@ -29,6 +29,7 @@ _MOST_COMPARED = 2_000
 
 _PEOPLE = ("job.requeue", "job.release", "job.reject", "job.withdrawn", "delivery.requeue")
 _PEOPLE_OF_STUDIES = ("study.released", "study.rejected", "study.reopened")
+_COMMANDS = ("account.set", "account.removed", "study.exported")
 _PAGE = "page."
 
 
@@ -216,13 +217,18 @@ class Overview(Database):
         with self._writing() as connection:
             self._note(connection, f"{_PAGE}{name}", study=study, by=by, **detail)
 
+    def note_command(self, name: str, by: str, study: str | None = None, **detail: Any) -> None:
+        """Keep what a person did at the command line, beside deciding: an event of its own."""
+        with self._writing() as connection:
+            self._note(connection, name, study=study, by=by, **detail)
+
     def find_acts(self, limit: int, offset: int = 0) -> list[Event]:
         """Return what persons did, the newest first."""
         query = (
             select(event)
             .where(
                 or_(
-                    event.c.name.in_(_PEOPLE + _PEOPLE_OF_STUDIES),
+                    event.c.name.in_(_PEOPLE + _PEOPLE_OF_STUDIES + _COMMANDS),
                     event.c.name.startswith(_PAGE, autoescape=True),
                 )
             )

@@ -1,5 +1,6 @@
 """What the PACS holds complete becomes volumes that tell nobody and can be learnt from."""
 
+import getpass
 import gzip
 import json
 import urllib.request
@@ -120,6 +121,14 @@ def test_one_complete_study_of_each_person_is_exported(exported) -> None:
     people = read_manifest(out / "people.yaml").people
     assert len(people) == 2
     assert all(set(person.images) == {"T1w", "T2w", "FLAIR"} for person in people)
+
+
+def test_who_exported_is_kept_with_each_study(exported, node) -> None:
+    with node.ledger() as ledger:
+        acts = [each for each in ledger.find_acts(99) if each.name == "study.exported"]
+
+    assert len({each.study_instance_uid for each in acts}) == exported[1]["exported"]
+    assert {each.detail["by"] for each in acts} == {getpass.getuser()}
 
 
 def test_voxels_and_their_places_are_those_of_the_scanner(exported) -> None:

@@ -114,6 +114,8 @@ US = ("DICOM_NODE", "AETITLES=DICOM_NODE")
             make_event("page.patient_seen", study=STUDY, by="M. Meier"),
             ("110103", "page.patient_seen", "R", "0"),
         ),
+        (make_event("study.exported", study=STUDY, by="root"), ("110106", None, "R", "0")),
+        (make_event("account.set", by="root", account="m"), ("110113", "110137", "E", "0")),
         (make_event("bytes.forgotten", study=STUDY, files=7), ("110105", None, "D", "0")),
         (
             make_event("security.calling_ae_title", who="10.9.9.9"),

@@ -273,6 +273,8 @@ def test_account_is_made_listed_and_taken_away(
     assert run("account", "remove", "M. Meier")[0] == 0
     assert run("account", "remove", "M. Meier")[0] == 1
     assert run("account", "list", "--json")[1] == "{}\n"
+    acts = [(each.name, each.detail["account"]) for each in bench.ledger.find_acts(9)]
+    assert acts == [("account.removed", "M. Meier"), ("account.set", "M. Meier")]
 
 
 def test_page_that_others_could_overhear_is_refused(run: Run, bench: Bench):

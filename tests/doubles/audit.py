@@ -61,6 +61,8 @@ _GRAMMAR: dict[str, tuple[dict[str, str], str]] = {
         },
         "(RoleIDCode )*(MediaIdentifier )?",
     ),
+    "MediaIdentifier": ({}, "MediaType "),
+    "MediaType": (_CODE, ""),
     "AuditSourceIdentification": (
         {"AuditEnterpriseSiteID?": _ANY, "AuditSourceID": _ANY},
         "(AuditSourceTypeCode )*",

@@ -56,12 +56,15 @@ def test_stranger_sees_nothing_but_the_log_in_form(
 def test_each_role_gets_what_its_rights_say_and_nothing_else(
     role: Role, log_in: LogIn, bench: Bench
 ) -> None:
-    client = log_in(next(name for name, its in PEOPLE.items() if its is role))
+    person = next(name for name, its in PEOPLE.items() if its is role)
+    client = log_in(person)
     routes = [route for route in ROUTES if route.right is not None and route.path != "/logout"]
 
     refused = {name_of(route) for route in routes if ask(client, route, bench).status == 403}
 
     assert refused == {name_of(r) for r in routes if r.right not in RIGHTS[role]}
+    acts = [each for each in bench.ledger.find_acts(99) if each.detail["by"] == person]
+    assert sum(each.name == "page.right_missing" for each in acts) == len(refused)
 
 
 def test_answer_runs_no_script_of_others_and_is_kept_nowhere(log_in: LogIn) -> None:
