@@ -12,6 +12,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
 SIEGE_ARGS ?=
+GATES_ARGS ?=
 LABELS_ARGS ?=
 DURABILITY_ARGS ?=
 RESULTS_ARGS ?=
@@ -29,7 +30,7 @@ READERS := dcm2niix
 EXPERIMENTS := $(filter-out %/people.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve admin test test-fast lint docs sbom bench labels geometry durability fuzz siege train results \
+.PHONY: help demo serve admin test test-fast lint docs sbom bench labels gates geometry durability fuzz siege train results \
 	lock clean
 
 help:  ## List the targets.
@@ -61,6 +62,9 @@ bench: $(TOOLS)  ## Measure the door and the sender beside others; about 35 minu
 
 labels: $(TOOLS)  ## Measure the labels on the real series of DICOM_NODE_DATA and write docs/labels.md.
 	@PYTHONPATH=.:tests $(BIN)/python -m labelling $(LABELS_ARGS)
+
+gates: $(TOOLS)  ## Send held-out people of DICOM_NODE_DATA and every fault through the gates. GATES_ARGS=--help.
+	@PYTHONPATH=.:tests $(BIN)/python -m gates $(GATES_ARGS)
 
 geometry: $(TOOLS)  ## Send 204 geometries through the whole path and print the worst errors.
 	@PYTHONPATH=.:tests $(BIN)/python -m geometries

@@ -1,4 +1,4 @@
-"""The command `synthesis`: models, predict, approve, prepare, train, benchmark, evaluate, results.
+"""The command `synthesis`: models, predict, approve, train, evaluate, gates, results and more.
 
 No PACS is needed.
 
@@ -207,7 +207,10 @@ def train(
             settings, data_folder=images, work=work, budget=budget, device=device, report=report
         )
     folder = register(settings, learnt, models_folder)
-    typer.echo(f"wrote {folder}; now: synthesis evaluate --model {settings.model} --write")
+    typer.echo(
+        f"wrote {folder}; now: synthesis gates --model {settings.model} --work {work}, "
+        f"synthesis evaluate --model {settings.model} --write"
+    )
 
 
 @app.command()
@@ -340,6 +343,37 @@ def evaluate(
             "" if entry.baseline_value is None else f"{entry.baseline_value:.4g} {entry.baseline}",
         )
     console.print(table)
+
+
+@app.command()
+def gates(
+    model: Annotated[str, typer.Option(help="Id of the model.")],
+    manifest: Annotated[Path, typer.Option(help="People, with their splits.")] = Path(
+        "config/experiments/people.yaml"
+    ),
+    work: Work = DEFAULT_WORK,
+    models_folder: ModelsFolder = DEFAULT_MODELS,
+) -> None:
+    """Set the limits of a model's quality gate anew from the people of its training.
+
+    Test people are not looked at. The table and its SHA-256 in the card are written.
+
+    Example: synthesis gates --model brain-any-unet25d
+    """
+    from synthesis.gates import write_table  # noqa: PLC0415
+    from synthesis.people import read_manifest  # noqa: PLC0415
+
+    table = write_table(
+        load_card(models_folder, model),
+        read_manifest(manifest),
+        models_folder=models_folder,
+        data_folder=_data_folder(must_exist=False),
+        work=work,
+    )
+    for name in ("farthest", "agreement", "disagreement"):
+        typer.echo(f"{name}: {table.get(name, 'not judged')}")
+    typer.echo(f"posture: {'judged' if 'shape' in table else 'not judged'}")
+    typer.echo(f"wrote {models_folder / model}; its digest is another one now")
 
 
 @app.command()

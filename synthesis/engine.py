@@ -200,9 +200,10 @@ def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Ste
         sha256=_digest(sitk.GetArrayViewFromImage(mask)),
     )
     grid = make_grid(images[reference], card.spacing_mm)
-    on_grid, cover = _bring_together(images, reference, grid, seed, steps)
+    on_grid, cover, moved_mm = _bring_together(images, reference, grid, seed, steps)
     grid_mask = resample(mask, grid, nearest=True)
-    inside = (sitk.GetArrayFromImage(grid_mask) > 0) & cover
+    whole = sitk.GetArrayFromImage(grid_mask) > 0
+    inside = whole & cover
     if not inside.any():
         raise UnusableInput("overlap", "no place of the mask is covered by every source")
     arrays = {
@@ -210,7 +211,9 @@ def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Ste
         for label, image in on_grid.items()
     }
     spacing = (grid.GetSpacing()[2], grid.GetSpacing()[1], grid.GetSpacing()[0])
-    gate = check_input(arrays, inside, spacing, models_folder / model_id / LEARNT)
+    learnt = models_folder / model_id / LEARNT
+    covered_share = float(inside.sum() / whole.sum())
+    gate = check_input(arrays, inside, spacing, learnt, covered=covered_share, moved_mm=moved_mm)
     steps.add("check_input", verdict=str(gate.verdict))
     facts = card.targets[target]
     if gate.verdict is Verdict.REFUSE:
@@ -237,7 +240,7 @@ def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Ste
     half_width = None
     if prediction.lower is not None and prediction.upper is not None:
         half_width = np.float32(facts.band_scale / 2) * (prediction.upper - prediction.lower)
-    outcome = check_output(prediction.mean, half_width, inside, arrays[reference])
+    outcome = check_output(prediction, half_width, arrays, inside, spacing, learnt, target=target)
     steps.add("check_output", verdict=str(outcome.verdict))
     covered = _back(inside.astype(np.float32), grid, original) > 0.5  # noqa: PLR2004 - half a voxel
     scale = UNIT_SCALES[facts.units]
@@ -302,14 +305,15 @@ def _bring_together(
     grid: sitk.Image,
     seed: int,
     steps: _Steps,
-) -> tuple[dict[ContrastLabel, sitk.Image], MaskArray]:
-    """Return every image on the grid, registered, and where all of them have data."""
-    on_grid = {}
+) -> tuple[dict[ContrastLabel, sitk.Image], MaskArray, dict[ContrastLabel, float]]:
+    """Return every image on the grid, registered, where all have data, how far each was moved."""
+    on_grid, moved_mm = {}, {}
     cover: MaskArray = np.ones(tuple(reversed(grid.GetSize())), np.bool_)
     for label, image in images.items():
         transform = None
         if label != reference and (known := steps.recall("register", label)) is not None:
             transform = rebuild_transform(known["transform"])
+            moved_mm[label] = float(known["shift_mm"])
             steps.add("register", **known)
         elif label != reference:
             found = register_rigid(images[reference], image, seed=seed)
@@ -333,13 +337,14 @@ def _bring_together(
                     f"{found.angle_degrees:.1f} degrees from the start",
                 )
             transform = found.transform
+            moved_mm[label] = round(found.shift_mm, 2)
         on_grid[label] = resample(image, grid, transform)
         here = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
         here.CopyInformation(image)
         there = sitk.GetArrayFromImage(resample(here, grid, transform, nearest=True)) > 0
         cover = np.logical_and(cover, there)
         steps.add("resample", contrast=label, spacing=[round(s, 4) for s in grid.GetSpacing()])
-    return on_grid, cover
+    return on_grid, cover, moved_mm
 
 
 def _normalize(

@@ -2,23 +2,41 @@
 
 Each source, normalized on the model grid, is described by a few numbers: its histogram, its
 roughness near and far, how tissue changes with depth below the mask's surface, how alike left and
-right are. Three questions follow. Is it noise: is the image as rough between neighbors as between
-strangers? Is it what its label says: a discriminant over the contrasts with one covariance for all
-(Fisher 1936; shrunk after Ledoit and Wolf 2004) tells a swapped pair. Is it like any training
-person: the distance to the nearest contrast tells another anatomy. All limits are set from the
-training people, each judged by the others, and lie in the model's folder.
+right are. Of the input these questions are asked. Is enough of it covered? Is it noise: is the
+image as rough between neighbors as between strangers? Is it what its label says: a discriminant
+over the contrasts with one covariance for all (Fisher 1936; shrunk after Ledoit and Wolf 2004)
+tells a swapped pair. Is it like any training person: the distance to its contrast tells. Is it the
+same anatomy, and does it lie upright, see `posture`? Do the sources lie on one another, see
+`agreement`, and was one moved far for that? Of the output: is it a picture, does it have the edges
+of its source, and is it of one mind with a method of another family, see `opinion`?
+
+All limits are set from the training people, each judged by the others where that is possible, and
+lie in the model's folder; what a table does not hold is not judged. `synthesis gates` writes it.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from synthesis.agreement import measure_agreement
 from synthesis.chance import happens
-from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, QualityReport, Verdict
+from synthesis.opinion import give_opinion, learn_opinion, measure_disagreement
+from synthesis.posture import find_posture, fit_shape
+from synthesis.types import (
+    Case,
+    ContrastLabel,
+    FloatArray,
+    MaskArray,
+    Prediction,
+    QualityReport,
+    Verdict,
+)
 
 TABLE = "quality.json"
 WARN_FACTOR, REFUSE_FACTOR = 1.3, 1.8
@@ -37,6 +55,19 @@ FLAT = 0.02
 FOREIGN_EDGES = 0.2
 """Correlation of edge strength with the source; people of the training set lie well above."""
 COARSE_MM = 2.0
+FARTHEST_MOVE_MM = 5.0
+"""A source that registration moved farther is told of: patients move by less between series."""
+COVERED, BARELY_COVERED = 0.9, 0.5
+"""Share of the reference's mask that all sources cover: warned below the one, refused below the
+other. What they do not cover is padding in any case."""
+ELSEWHERE = 1.0
+"""Sources that agree less than so many times as well as elsewhere do not lie on one another."""
+SHAPE_DIGITS = 2
+LEAST_ALIKE = 0.85
+"""Correlation of a mask with the mean one, as it lies or turned; training brains lie above 0.94,
+and with a fifth of their height cut off about 0.9."""
+DISAGREEMENT = "disagreement"
+"""Key of the table: of each target the farthest training person, see `gates`."""
 
 
 def describe(
@@ -103,11 +134,34 @@ def fit_table(cases: Sequence[Case], labels: Sequence[str], *, seed: int) -> dic
             if distances:
                 farthest = max(farthest, float(np.median(distances)))
     means, precision = _fit([(label, numbers) for _, label, numbers in rows])
-    return {
+    table: dict[str, object] = {
         "means": {label: mean.tolist() for label, mean in means.items()},
         "precision": precision.tolist(),
         "farthest": farthest,
     }
+    return table | fit_references(cases, labels)
+
+
+def fit_references(cases: Sequence[Case], labels: Sequence[str]) -> dict[str, object]:
+    """Return what posture, agreement and output are judged by, as far as it holds for the people.
+
+    A mean shape that does not tell how the people themselves lie, and an agreement that one of
+    their own pairs does not have, are left out.
+    """
+    table: dict[str, object] = {"opinion": learn_opinion(cases)}
+    shape = fit_shape([(case.mask, case.spacing) for case in cases])
+    if shape is not None:
+        table["shape"] = np.round(shape, SHAPE_DIGITS).tolist()
+    least = np.inf
+    for case in cases:
+        known = [case.images[ContrastLabel(label)] for label in labels if label in case.images]
+        for first, second in itertools.combinations(known, 2):
+            found = measure_agreement(first, second, case.mask, case.spacing)
+            if found is not None:
+                least = min(least, found.moved, found.mirrored)
+    if ELSEWHERE < least < np.inf:
+        table["agreement"] = least
+    return table
 
 
 def check_input(
@@ -115,17 +169,34 @@ def check_input(
     mask: MaskArray,
     spacing: tuple[float, float, float],
     folder: Path,
+    *,
+    covered: float = 1.0,
+    moved_mm: Mapping[ContrastLabel, float] | None = None,
 ) -> QualityReport:
     """Judge normalized sources on the model grid against the table of the model in `folder`.
 
     A model without a table is one that was trained elsewhere: its sources may be anything but
     noise, and the answer is a warning.
+
+    Args:
+        sources: the reference first.
+        mask: where all of them mean something.
+        spacing: of the grid in mm.
+        folder: of the model's learnt files.
+        covered: share of the reference's mask that all sources cover.
+        moved_mm: how far registration moved each of the others.
     """
     if int(mask.sum()) < MINIMUM_VOXELS:
         reason = f"only {int(mask.sum())} voxels of the model grid are covered"
         return QualityReport(verdict=Verdict.REFUSE, reasons=(reason,))
     reasons: list[tuple[int, str]] = []
-    figures: dict[str, float] = {}
+    figures: dict[str, float] = {"covered": covered}
+    if covered < COVERED:
+        reasons.append(
+            (2 if covered < BARELY_COVERED else 1,
+             f"the sources have only {100 * covered:.0f} % of the anatomy in common, refused below "
+             f"{100 * BARELY_COVERED:.0f} %")
+        )  # fmt: skip
     for label, array in sources.items():
         ratio = noise_ratio(array, mask, spacing)
         figures[f"noise.{label}"] = ratio
@@ -134,10 +205,30 @@ def check_input(
                 (2, f"{label} is noise: neighbors differ like strangers (ratio {ratio:.2f}, "
                     f"refused above {NOISE_RATIO})")
             )  # fmt: skip
+    for label, distance in (moved_mm or {}).items():
+        figures[f"moved_mm.{label}"] = distance
+        if distance > FARTHEST_MOVE_MM:
+            reasons.append(
+                (1, f"{label} lay {distance:.1f} mm from the reference and was moved there")
+            )
     if not (folder / TABLE).exists():
         reasons.append((1, "the model has no table of its training images to compare with"))
         return _report(reasons, figures)
     table = json.loads((folder / TABLE).read_text())
+    for judge in (_judge_posture, _judge_contrasts, _judge_agreement):
+        reasons += judge(sources, mask, spacing, table, figures)
+    return _report(reasons, figures)
+
+
+def _judge_contrasts(
+    sources: Mapping[ContrastLabel, FloatArray],
+    mask: MaskArray,
+    spacing: tuple[float, float, float],
+    table: Mapping[str, Any],
+    figures: dict[str, float],
+) -> list[tuple[int, str]]:
+    """Judge each source by its label and by its distance to the training people."""
+    reasons: list[tuple[int, str]] = []
     precision, farthest = np.array(table["precision"]), float(table["farthest"])
     for label, array in sources.items():
         numbers = describe(array, mask, spacing)
@@ -157,7 +248,65 @@ def check_input(
             )
         elif distances[label] > WARN_FACTOR * farthest:
             reasons.append((1, _unlike(label, distances[label], "warned", WARN_FACTOR * farthest)))
-    return _report(reasons, figures)
+    return reasons
+
+
+def _judge_posture(
+    _: Mapping[ContrastLabel, FloatArray],
+    mask: MaskArray,
+    spacing: tuple[float, float, float],
+    table: Mapping[str, Any],
+    figures: dict[str, float],
+) -> list[tuple[int, str]]:
+    """Judge whether this is the anatomy, and upright, by the mask: that of the reference."""
+    if "shape" not in table:
+        return []
+    posture = find_posture(mask, spacing, np.array(table["shape"]))
+    figures["posture.upright"], figures["posture.turned"] = posture.upright, posture.turned
+    if max(posture.upright, posture.turned) < LEAST_ALIKE:
+        alike = max(posture.upright, posture.turned)
+        return [
+            (2, f"this is another anatomy: its shape is alike to that of the training people to "
+                f"{alike:.3f}, refused below {LEAST_ALIKE}")
+        ]  # fmt: skip
+    if posture.upright > posture.turned:
+        return []
+    return [
+        (2, f"the anatomy lies {posture.how}: so it is alike to the training people's to "
+            f"{posture.turned:.3f}, as its header says to {posture.upright:.3f}")
+    ]  # fmt: skip
+
+
+def _judge_agreement(
+    sources: Mapping[ContrastLabel, FloatArray],
+    mask: MaskArray,
+    spacing: tuple[float, float, float],
+    table: Mapping[str, Any],
+    figures: dict[str, float],
+) -> list[tuple[int, str]]:
+    """Judge whether the sources lie on the first of them."""
+    if "agreement" not in table:
+        return []
+    reasons: list[tuple[int, str]] = []
+    (reference, fixed), *others = sources.items()
+    for label, moving in others:
+        found = measure_agreement(fixed, moving, mask, spacing)
+        if found is None:
+            reasons.append((1, f"too little is covered to see whether {label} lies on {reference}"))
+            continue
+        figures[f"agreement.moved.{label}"] = found.moved
+        figures[f"agreement.mirrored.{label}"] = found.mirrored
+        if found.moved < ELSEWHERE:
+            reasons.append(
+                (2, f"{label} does not lie on {reference}: 10 mm away the two agree "
+                    f"{1 / found.moved:.1f} times as well")
+            )  # fmt: skip
+        if found.mirrored < ELSEWHERE:
+            reasons.append(
+                (2, f"left and right are exchanged in {label} or in {reference}: mirrored, the two "
+                    f"agree {1 / found.mirrored:.1f} times as well")
+            )  # fmt: skip
+    return reasons
 
 
 def _unlike(label: str, distance: float, what: str, limit: float) -> str:
@@ -167,34 +316,65 @@ def _unlike(label: str, distance: float, what: str, limit: float) -> str:
 
 
 def check_output(
-    mean: FloatArray,
+    prediction: Prediction,
     half_width: FloatArray | None,
+    sources: Mapping[ContrastLabel, FloatArray],
     mask: MaskArray,
-    reference: FloatArray,
+    spacing: tuple[float, float, float],
+    folder: Path,
+    *,
+    target: ContrastLabel,
 ) -> QualityReport:
-    """Judge a prediction in normalized units: finite, varied, and with the edges of its source.
+    """Judge a prediction: finite, varied, with the edges of its source, and of a second opinion.
 
     Args:
-        mean: prediction.
+        prediction: in normalized units.
         half_width: of the 90 % band, or None.
-        mask: where both mean something.
-        reference: the reference source, normalized.
+        sources: normalized, the reference first.
+        mask: where all mean something.
+        spacing: of the grid in mm.
+        folder: of the model's learnt files.
+        target: what was predicted.
     """
     reasons: list[tuple[int, str]] = []
     figures: dict[str, float] = {}
+    mean = prediction.mean
     if not np.isfinite(mean).all():
         return QualityReport(verdict=Verdict.REFUSE, reasons=("the output holds NaN or infinity",))
     spread = float(mean[mask].std())
     figures["output.std"] = spread
     if spread < FLAT:
         reasons.append((2, f"the output is nearly constant (standard deviation {spread:.3f})"))
-    edges = _edge_correlation(mean, reference, mask)
+    edges = _edge_correlation(mean, next(iter(sources.values())), mask)
     figures["output.edge_correlation"] = edges
     if edges < FOREIGN_EDGES:
         reasons.append((1, f"the edges of the output hardly follow the source ({edges:.2f})"))
     if half_width is not None:
         figures["output.mean_half_width"] = float(half_width[mask].mean())
+    table = json.loads((folder / TABLE).read_text()) if (folder / TABLE).exists() else {}
+    farthest = table.get(DISAGREEMENT, {}).get(target)
+    if farthest is not None:
+        opinion = give_opinion(table["opinion"], sources, target=target, mask=mask, spacing=spacing)
+        if opinion is not None:
+            reasons += _judge_disagreement(
+                measure_disagreement(mean, opinion, mask), farthest, figures
+            )
     return _report(reasons, figures)
+
+
+def _judge_disagreement(
+    disagreement: float, farthest: float, figures: dict[str, float]
+) -> list[tuple[int, str]]:
+    """Warn beyond the farthest training person, refuse halfway from there to nothing in common."""
+    figures["output.disagreement"] = disagreement
+    limit = (1 + farthest) / 2
+    if disagreement <= farthest:
+        return []
+    return [
+        (2 if disagreement > limit else 1,
+         f"a method of another family sees something else: disagreement {disagreement:.2f}, that "
+         f"of training people up to {farthest:.2f}, refused above {limit:.2f}")
+    ]  # fmt: skip
 
 
 def join(*reports: QualityReport) -> QualityReport:
