@@ -25,12 +25,12 @@
     (`outcomes`); `confirmation` asks the peer whether it keeps it (`commitment`, `attributes`).
 13. `retention` deletes bytes in time; rows and events stay.
 
-`node` builds all of it, `timers` let the sweeps tick; `cli` is the command line, with `explain`,
-`backfill`, `status` and `doctor` behind it, and `admin` the page; what a person decides at either
-goes through `decisions`. `settings` reads `config/`, and `live_rules` takes what changes in it;
-`domain` and `jobs` hold the words and states that all of them share. A result that is not wanted
-any more is taken back (`withdrawal`). Each step reads what the one before it has committed, so that
-a crash anywhere resumes.
+`node` builds all of it, `timers` let the sweeps tick, and `warmth` has the models ready before the
+first job. `cli` is the command line, with `explain`, `backfill`, `status` and `doctor` behind it,
+and `admin` the page; what a person decides at either goes through `decisions`. `settings` reads
+`config/`, and `live_rules` takes what changes in it; `domain` and `jobs` hold the words and states
+that all of them share. A result that is not wanted any more is taken back (`withdrawal`). Each step
+reads what the one before it has committed, so that a crash anywhere resumes.
 """
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ import pkgutil
 import resource
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from datetime import timedelta
 from typing import Any, TextIO, TypeVar
@@ -46,6 +46,12 @@ class JobExecutor(Executor):
     def capacity(self) -> int:
         """Return how many jobs may run at once, now."""
         return 1
+
+    def submit_to_each(
+        self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
+    ) -> Sequence[Future[T]]:
+        """Run `fn` once in each worker that is this node's own, after what that one is at."""
+        return ()
 
     def problems(self) -> Iterator[str]:
         """Yield sentences for the admin on what keeps jobs from being run."""
@@ -90,6 +96,12 @@ class ProcessPool(JobExecutor):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run `fn` in the worker that has the least to do, after what that one is at."""
         return min(self._slots, key=lambda slot: len(slot.futures)).submit(fn, *args, **kwargs)
+
+    def submit_to_each(
+        self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
+    ) -> Sequence[Future[T]]:
+        """Run `fn` once in each worker, after what that one is at."""
+        return [slot.submit(fn, *args, **kwargs) for slot in self._slots]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers, after the jobs that they are at."""

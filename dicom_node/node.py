@@ -50,6 +50,7 @@ from dicom_node.signals import EndRequest
 from dicom_node.store import Store
 from dicom_node.timers import Timer
 from dicom_node.tls import CertificateWatch
+from dicom_node.warmth import Warmth
 
 LOCK = "node.lock"
 
@@ -147,6 +148,7 @@ class Node:
             config_folder=configuration.folder,
             overrides=overrides,
         )
+        self._warmth = Warmth(self._executor, configuration.folder, overrides)
         tls = node.receiver.tls
         self._certificate = None if tls is None else CertificateWatch(tls, now)
         self._audit = (
@@ -200,7 +202,7 @@ class Node:
         if free < LOW_DISK_BYTES:
             problems.append(f"disk: {free} bytes are free; wanted {LOW_DISK_BYTES}")
         counts: Mapping[str, int] = {}
-        alerts = list(self._executor.problems())
+        alerts = [*self._executor.problems(), *self._warmth.problems()]
         gauges: dict[str, float] = {"disk_free_bytes": free}
         try:
             self._ledger.check()
@@ -285,6 +287,8 @@ class Node:
         if rules.configuration.digest != self._noted:
             self._noted = rules.configuration.digest
             self._ledger.note_rules(self._noted)
+        if self._configuration.node.dispatch.warm:
+            self._warmth.sweep(rules.configuration.routing, rules.cards)
         assembly.sweep(self._ledger, self._store, rules.configuration, rules.cards, now)
         namespace = self._configuration.node.installation or self._store.namespace()
         withdrawal.sweep(self._ledger, self._store, rules.configuration.routing, namespace)

@@ -100,12 +100,16 @@ class Dispatch(Strict):
         out_of_memory: what a worker does with a volume that its GPU has too little memory for, in
             smaller portions too: `cpu` lets the CPU answer, slower and in the precision of the
             model's card, `hold` leaves it to a person.
+        warm: whether the models that the rules name are loaded, and answer once, in every worker as
+            soon as the node starts, so that the first job does not wait for that. A model that
+            cannot is an alert. Workers of Dask load them with their first job.
     """
 
     lease: Duration = timedelta(minutes=10)
     attempts: Count = 3
     sweep_every: Duration = timedelta(seconds=2)
     out_of_memory: Literal["cpu", "hold"] = "cpu"
+    warm: bool = True
 
 
 class Delivery(Strict):

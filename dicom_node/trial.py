@@ -1,10 +1,16 @@
-"""One real forward pass of each model on a rendered head, in a worker process, for `doctor`."""
+"""One real forward pass of a model on a rendered head, in a worker process.
+
+`doctor` tries every model so, and `warmth` has those of the rules ready before the first job.
+"""
 
 import resource
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from dicom_node.audit import describe_error
 from dicom_node.errors import WorkerLost
+from dicom_node.node_settings import read_node
+from dicom_node.work import keep_back_ends
 from synthesis.engine import synthesize
 from synthesis.errors import SynthesisError
 from synthesis.phantom import Phantom, render
@@ -21,19 +27,38 @@ _ANY = ContrastLabel("T1w")
 _KIBIBYTES_PER_MEBIBYTE = 1024
 
 
-def run(models_folder: Path, model_id: str) -> dict[str, float]:
-    """Make the model's first target from a phantom; return `seconds` and `peak_rss_mb`.
+def run(models_folder: Path, model_id: str) -> int:
+    """Make the model's first target from a phantom; return the most memory so far in MiB.
 
     Raises:
         WorkerLost: the model folder is altered, or the model does not work; says why.
     """
-    began = time.monotonic()
     try:
         _try(load_card(models_folder, model_id), models_folder)
     except SynthesisError as error:
         raise WorkerLost(f"{type(error).__name__}: {error}") from None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIBIBYTES_PER_MEBIBYTE
-    return {"seconds": round(time.monotonic() - began, 1), "peak_rss_mb": round(peak)}
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIBIBYTES_PER_MEBIBYTE)
+
+
+def warm(model_id: str, config_folder: Path, overrides: Sequence[str]) -> str | None:
+    """Load a model as a job would and let it answer once; return what stands in the way, if any.
+
+    Nothing is raised: a worker that fails is replaced, and with it the models that it has ready.
+
+    Args:
+        model_id: of a model that the rules name.
+        config_folder: of the node whose worker this is.
+        overrides: `key=value` settings over those of its node.yaml.
+    """
+    try:
+        node = read_node(config_folder, overrides)
+        keep_back_ends(node)
+        run(node.models_folder, model_id)
+    except WorkerLost as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - whatever a library raises, the node goes on
+        return describe_error(error)
+    return None
 
 
 def _try(card: ModelCard, models_folder: Path) -> None:

@@ -79,13 +79,20 @@ def run(plan_id: str, attempt: int, config_folder: Path, overrides: Sequence[str
     """
     # The rules are not read: what they decided is in the plan, and they may change meanwhile.
     node = read_node(config_folder, overrides)
-    # How a network is run here is measured once, and not again at each start: it changes pixels.
-    os.environ.setdefault(CACHE, str(node.data_folder / BACKENDS))
+    keep_back_ends(node)
     store = Store(node.store_folder).open()
     with Ledger(node.ledger_url, lambda: datetime.now(UTC)).open(create=False) as ledger:
         job = Attempt(node, store, ledger, ledger.job(plan_id).plan, attempt)
         with _held_lease(ledger, plan_id, attempt, node.dispatch.lease):
             _finish(job)
+
+
+def keep_back_ends(node: NodeSettings) -> None:
+    """Have it kept in the data folder how each network is run here.
+
+    It is measured once, and not again at each start: it changes pixels.
+    """
+    os.environ.setdefault(CACHE, str(node.data_folder / BACKENDS))
 
 
 def _finish(job: "Attempt") -> None:

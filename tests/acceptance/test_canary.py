@@ -138,6 +138,7 @@ class Walk:
             "assembly.quiet_period=1 s",
             "assembly.sweep_every=200 ms",
             "dispatch.sweep_every=200 ms",
+            "dispatch.warm=false",
             "delivery.sweep_every=200 ms",
             "delivery.first_retry=1 s",
             "query.enabled=false",

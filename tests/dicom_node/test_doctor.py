@@ -34,7 +34,7 @@ MAP = "1.2.840.10008.5.1.4.1.1.30"
 class Worker(JobExecutor):
     """Answers every trial alike."""
 
-    def __init__(self, answer: dict[str, float] | Exception) -> None:
+    def __init__(self, answer: int | Exception) -> None:
         self._answer = answer
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -54,7 +54,7 @@ def find_server_context(folder: Path, name: str) -> ssl.SSLContext:
     return context
 
 
-QUICK = Worker({"seconds": 2.5, "peak_rss_mb": 700})
+QUICK = Worker(700)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_model_tells_seconds_and_memory(find):
     found = find()["model brain-any-unet25d"]
 
     assert found.state is State.OK
-    assert found.detail == "a forward pass took 2.5 s and 700 MB"
+    assert found.detail == "the first answer took 0.0 s, the next 0.0 s; 700 MB"
 
 
 def test_model_that_does_not_work_fails(find):

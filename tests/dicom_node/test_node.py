@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dicom_node.demonstration.walk import Node
 from dicom_node.jobs import JobState
@@ -23,7 +24,7 @@ from doubles.audit import make_certificates
 from doubles.certificates import make_authority, make_certificate
 from doubles.committing_pacs import CommittingPacs
 from doubles.dcmtk import echoscu, storescu
-from doubles.models import write_copying_model
+from doubles.models import write_card, write_copying_model
 from doubles.node import AE_TITLE, CONFIGURATION
 from doubles.scripted_pacs import MR, ScriptedPacs
 from doubles.series import make_series, make_volume, write_files
@@ -54,6 +55,7 @@ class Running:
                 "assembly.quiet_period=500 ms",
                 "assembly.sweep_every=200 ms",
                 "dispatch.sweep_every=200 ms",
+                "dispatch.warm=false",
                 "delivery.sweep_every=200 ms",
                 "query.enabled=false",
                 *overrides,
@@ -368,6 +370,25 @@ def test_node_itself_loads_no_torch(start):
     wait_until(lambda: "dicom_node_assembly_sweep_age_seconds" in running.ask("/metrics"))
 
     assert "torch" not in Path(f"/proc/{running.pid}/maps").read_text()
+
+
+def test_model_is_ready_in_the_worker_before_any_study_comes(start):
+    running = start("dispatch.warm=true")
+
+    wait_until(lambda: "model.ready" in running.node.child.read_log())
+    assert "model.ready model=brain-any-unet25d workers=1" in running.node.child.read_log()
+    assert running.count("dicom_node_alerts") == 0
+
+
+def test_model_that_cannot_answer_is_an_alert_and_reception_goes_on(start, tmp_path):
+    folder = tmp_path / "models" / "brain-any-unet25d"
+    (folder / "learnt" / "table.json").unlink()
+    write_card(folder, yaml.safe_load((folder / "card.yaml").read_text()))
+    running = start("dispatch.warm=true")
+
+    wait_until(lambda: running.count("dicom_node_alerts") == 1)
+    assert echoscu(running.node.port, called=AE_TITLE).returncode == 0
+    assert "model.broken model=brain-any-unet25d" in running.node.child.read_log()
 
 
 def test_broken_model_stops_judging_and_not_reception(start, tmp_path):

@@ -38,6 +38,7 @@ class NodeUnderTest:
             "assembly.quiet_period=1 s",
             "assembly.sweep_every=300 ms",
             "dispatch.sweep_every=300 ms",
+            "dispatch.warm=false",
             "delivery.sweep_every=300 ms",
             "query.sweep_every=300 ms",
             *overrides,
