@@ -25,6 +25,7 @@ from dicom_node.admin.server import AdminServer
 from dicom_node.assembly import build_judge
 from dicom_node.audit import configure_logging
 from dicom_node.backfill import Backfill, list_days
+from dicom_node.dicomweb import show_secret
 from dicom_node.errors import ConfigurationError, DicomNodeError, StorageError
 from dicom_node.explain import explain_folder, explain_listed, explain_study
 from dicom_node.export import MANIFEST, Export
@@ -134,6 +135,9 @@ def check(
         raise ConfigurationError(told)
     if configuration.node.receiver.tls is not None:
         inspect_own(configuration.node.receiver.tls)
+    for alias, peer in configuration.node.peers.items():
+        if peer.dicomweb is not None:
+            show_secret(peer.dicomweb, f"peers.{alias}.dicomweb")
     studies = []
     if study_folder is not None:
         with _progress("reading headers", as_json):

@@ -1,5 +1,7 @@
 """Takes instances to a peer over one association: each read, checked, sent, judged, recorded.
 
+A DICOMweb service that is called (`stow`) is one here, too.
+
     file → digest, transfer syntax → C-STORE → … → status → attempt → ledger, some at a time
 
 While the peer stores one instance the next are read, their digests are compared in a thread beside,
@@ -25,6 +27,7 @@ from datetime import datetime
 from functools import partial
 from io import BytesIO
 from itertools import islice
+from typing import Protocol
 
 from pydicom import Dataset, dcmread, dcmwrite
 
@@ -37,12 +40,12 @@ from dicom_node.network import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
     MOST_CONTEXTS,
-    Requestor,
 )
 from dicom_node.node_settings import Delivery as Patience
-from dicom_node.outcomes import find_pause, judge_status
+from dicom_node.outcomes import Outcome, find_pause
 from dicom_node.part10 import decode_file_meta
 from dicom_node.store import Store
+from dicom_node.wire import Piece
 
 BATCH = 128
 """Answers recorded at a time: a crash sends no more than these, and what was under way, twice."""
@@ -74,6 +77,40 @@ Kind = tuple[str, str]
 """SOP class and transfer syntax of an instance, as it lies in its file."""
 
 logger = logging.getLogger(__name__)
+
+
+class Carrier(Protocol):
+    """What instances go over: an association (`network`), or a DICOMweb service (`stow`).
+
+    Attributes:
+        window: how many instances may be under way at a time.
+        takes_files: whether it is given whole files, or data sets without file meta information.
+    """
+
+    window: int
+    takes_files: bool
+
+    def find_context(
+        self, abstract_syntax: str, transfer_syntax: str | None = None
+    ) -> Context | None:
+        """Return a context under which the peer takes instances of this kind, or None."""
+
+    def begin_store(
+        self, context: Context, sop_class_uid: str, sop_instance_uid: str, data_set: Piece
+    ) -> int:
+        """Send an instance and return a number for it; raises DeliveryError."""
+
+    def read_outcome(self) -> tuple[int, Outcome]:
+        """Return the number of an instance under way and its outcome; raises DeliveryError."""
+
+    def has_input(self) -> bool:
+        """Say whether the peer has said something unasked, or has gone."""
+
+    def release(self, seconds: float | None = None) -> None:
+        """End it, and let the peer confirm that within `seconds`."""
+
+    def abort(self) -> None:
+        """End it now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +165,7 @@ class Courier:
 
     def __init__(
         self,
-        association: Requestor,
+        association: Carrier,
         proposed: Collection[Kind],
         ledger: Ledger,
         store: Store,
@@ -164,7 +201,7 @@ class Courier:
         self._may_go_on = may_go_on
         self._under_way: dict[int, _Parcel] = {}
         self._asked: dict[int, int] = {}
-        self._heard: list[tuple[_Parcel, int]] = []
+        self._heard: list[tuple[_Parcel, Outcome]] = []
         self._attempts: list[Attempt] = []
         self._record_at = 0.0
 
@@ -281,7 +318,8 @@ class Courier:
             return None
         context = self._association.find_context(*kind)
         if context is not None:
-            data_set = memoryview(file)[meta.data_set_offset :]
+            start = 0 if self._association.takes_files else meta.data_set_offset
+            data_set = memoryview(file)[start:]
             return _Parcel(delivery=delivery, context=context, data_set=data_set, note=None)
         if meta.transfer_syntax_uid == EXPLICIT_VR_LITTLE_ENDIAN:
             context = self._association.find_context(
@@ -305,14 +343,14 @@ class Courier:
 
     def _hear(self) -> None:
         """Wait for one answer, to whichever instance."""
-        message_id, status = self._association.read_status()
-        self._heard.append((self._under_way.pop(self._asked.pop(message_id)), status))
+        message_id, outcome = self._association.read_outcome()
+        self._heard.append((self._under_way.pop(self._asked.pop(message_id)), outcome))
         self.answered += 1
 
     def _judge_heard(self) -> None:
-        for parcel, status in self._heard:
+        for parcel, outcome in self._heard:
             self.reencoded += parcel.note is not None
-            self._note(self._judge(parcel, status))
+            self._note(self._judge(parcel, outcome))
         self._heard.clear()
 
     def _note(self, attempt: Attempt) -> None:
@@ -330,17 +368,16 @@ class Courier:
         self._ledger.record_attempts(attempts)
         self.taken += taken
 
-    def _judge(self, parcel: _Parcel, status: int) -> Attempt:
-        outcome = judge_status(status)
+    def _judge(self, parcel: _Parcel, outcome: Outcome) -> Attempt:
         reason = "; ".join(filter(None, (outcome.reason, parcel.note))) or None
         if outcome.state is DeliveryState.PENDING:
-            return self._postpone(parcel.delivery, reason, status)
+            return self._postpone(parcel.delivery, reason, outcome.status)
         if outcome.state is DeliveryState.PARKED:
-            return self._park(parcel.delivery, reason, status)
+            return self._park(parcel.delivery, reason, outcome.status)
         return Attempt(
             delivery_id=parcel.delivery.delivery_id,
             state=outcome.state,
-            status=status,
+            status=outcome.status,
             reason=reason,
         )
 

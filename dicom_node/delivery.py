@@ -27,7 +27,8 @@ from datetime import datetime
 from itertools import islice
 
 from dicom_node.complaints import Alert, raise_alert
-from dicom_node.courier import MOST_OPEN, Courier, Kind, find_contexts
+from dicom_node.courier import MOST_OPEN, Carrier, Courier, Kind, find_contexts
+from dicom_node.dicomweb import Service
 from dicom_node.domain import Delivery, Role
 from dicom_node.door_settings import Peer
 from dicom_node.errors import DeliveryError, StorageError
@@ -43,6 +44,7 @@ from dicom_node.node_settings import NodeSettings
 from dicom_node.outcomes import find_pause
 from dicom_node.part10 import decode_file_meta
 from dicom_node.store import Store
+from dicom_node.stow import open_stow
 from dicom_node.tls import InsecurePeerError, call_with_tls
 
 SWEEP_SECONDS = 15.0
@@ -96,7 +98,7 @@ class Destination:
         self._rng = rng or random.SystemRandom()
         self._stopping = threading.Event()
         self._busy = threading.Lock()
-        self._lines = [_Line(settings, self._peer) for _ in range(self._peer.associations)]
+        self._lines = [_Line(settings, alias) for _ in range(self._peer.associations)]
         self._strangers: set[Kind] = set()
 
     def sweep(self) -> int:
@@ -197,10 +199,14 @@ class Destination:
                 courier.carry(islice(run.supply, most))
             except DeliveryError as error:
                 line.drop()
-                is_stale = was_kept and not courier.answered
-                run.supply.give_back((courier.unanswered if is_stale else []) + courier.unsent)
-                if not is_stale:
+                # Who refuses all this node asks for has not looked at what was under way.
+                is_refusal = isinstance(error, AssociationRejectedError)
+                is_stale = was_kept and not courier.answered and not is_refusal
+                is_untried = is_stale or is_refusal
+                run.supply.give_back((courier.unanswered if is_untried else []) + courier.unsent)
+                if not is_untried:
                     courier.give_up(error)
+                if not is_stale:
                     raise
             except BaseException:
                 line.drop()
@@ -272,15 +278,15 @@ class _Line:
         proposed: kinds of instances for which it was asked.
     """
 
-    def __init__(self, settings: NodeSettings, peer: Peer) -> None:
+    def __init__(self, settings: NodeSettings, alias: str) -> None:
         self.proposed: frozenset[Kind] = frozenset()
         self._settings = settings
-        self._peer = peer
-        self._association: Requestor | None = None
+        self._alias = alias
+        self._association: Carrier | None = None
         self._used_at = 0.0
 
     @property
-    def association(self) -> Requestor:
+    def association(self) -> Carrier:
         """The association that `call` has seen to."""
         if self._association is None:
             raise DeliveryError("the association is over", retry=True)
@@ -299,10 +305,14 @@ class _Line:
                 return True
             self.hang_up()
         contexts, self.proposed = find_contexts(kinds)
-        self._association = open_peer(
-            self._settings, self._peer, instances=contexts, window=self._peer.window
-        )
+        self._association = self._open(contexts)
         return False
+
+    def _open(self, contexts: Sequence[Kind]) -> Carrier:
+        peer = self._settings.peers[self._alias]
+        if peer.dicomweb is not None:
+            return open_stow(Service(self._alias, peer), peer.window)
+        return open_peer(self._settings, peer, instances=contexts, window=peer.window)
 
     def hang_up(self, *, unless_used_within: float = 0.0) -> None:
         """Release the association, if there is one that was not used for so many seconds."""
@@ -437,8 +447,8 @@ def open_peer(
     Raises:
         DeliveryError: there is none.
     """
-    if peer.host is None or peer.port is None:  # settings refuse such a peer
-        raise DeliveryError("the peer has no host and port", retry=False)
+    if peer.host is None or peer.port is None or peer.ae_title is None:  # settings refuse that
+        raise DeliveryError("the peer has no AE title, host and port", retry=False)
     return open_association(
         peer.host,
         peer.port,

@@ -11,18 +11,22 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from dicom_node.commitment import STORAGE_COMMITMENT
+from dicom_node.dicomweb import JSON, Service
 from dicom_node.domain import Mode
-from dicom_node.door_settings import Peer
+from dicom_node.door_settings import Peer, is_here
 from dicom_node.errors import ConfigurationError, DeliveryError, StorageError, WorkerLost
 from dicom_node.executors import JobExecutor, call
 from dicom_node.ledger import REJECTED, Ledger
@@ -53,6 +57,7 @@ _WITHDRAWAL = str(KeyObjectSelectionDocumentStorage)
 _CLOCK_ERROR = 5  # TIME_ERROR of adjtimex(2): the clock is not synchronized
 _TIMEX_BYTES = 1024  # more than struct timex has on any platform
 _SUCCESS = 0
+_LONGEST_LIST = 16 * 1024**2  # bytes; a service may list more than it is asked for
 
 
 class State(StrEnum):
@@ -210,16 +215,12 @@ def _check_identities(configuration: Configuration) -> Iterator[Finding]:
                 f"own in peers.{alias}.certificates"
             )
             yield Finding(check=f"identity {alias}", state=State.WARNING, detail=detail)
-        if peer.host is not None and not peer.tls and not _is_this_machine(peer.host):
-            detail = f"it is called without TLS: whoever is on the way to {peer.host} reads along"
+        host, is_secure = peer.host, peer.tls
+        if peer.dicomweb is not None:
+            host, is_secure = urlsplit(peer.dicomweb.url).hostname, peer.dicomweb.is_secure
+        if host is not None and not is_secure and not is_here(host):
+            detail = f"it is called without TLS: whoever is on the way to {host} reads along"
             yield Finding(check=f"secrecy {alias}", state=State.WARNING, detail=detail)
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_door(configuration: Configuration) -> Iterator[Finding]:
@@ -241,7 +242,7 @@ def _check_door(configuration: Configuration) -> Iterator[Finding]:
             str(local if host.is_unspecified else host),
             node.receiver.port,
             called_ae_title=node.ae_title,
-            calling_ae_title=caller.ae_title,
+            calling_ae_title=caller.ae_title or "",
             sop_classes=[VERIFICATION],
             tls=_call_ourselves(node),
         ) as association:
@@ -313,7 +314,9 @@ def _check_peers(configuration: Configuration) -> Iterator[Finding]:
     node = configuration.node
     classes = find_sent_classes(configuration)
     for alias, peer in node.peers.items():
-        if peer.roles & {"send", "query"}:
+        if peer.dicomweb is not None:
+            yield _call_service(alias, peer)
+        elif peer.roles & {"send", "query"}:
             sent = {**classes, **_COMMITMENT[peer.commitment]} if "send" in peer.roles else {}
             try:
                 yield from _look_at_certificate(node, alias, peer)
@@ -324,13 +327,28 @@ def _check_peers(configuration: Configuration) -> Iterator[Finding]:
                 yield Finding(check=f"peer {alias}", state=State.FAILED, detail=detail)
 
 
+def _call_service(alias: str, peer: Peer) -> Finding:
+    """Let a DICOMweb service list one study: nothing else shows without a trace that it answers."""
+    check = f"peer {alias}"
+    where = "" if peer.dicomweb is None else peer.dicomweb.url
+    try:
+        with closing(Service(alias, peer)) as service:
+            answer = service.ask("GET", "/studies?limit=1", accept=JSON, longest=_LONGEST_LIST)
+    except DeliveryError as error:
+        return Finding(check=check, state=State.FAILED, detail=f"{where}: {error}")
+    if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
+        detail = f"{where}: answers a search with HTTP {answer.status}"
+        return Finding(check=check, state=State.WARNING, detail=detail)
+    return Finding(check=check, state=State.OK, detail="its DICOMweb service answers a search")
+
+
 def _call(node: NodeSettings, alias: str, peer: Peer, sent: dict[str, str]) -> Iterator[Finding]:
     """Echo a peer, and see which of the classes that it will be sent it takes."""
     wanted = [VERIFICATION, *sent.values()]
     with open_association(
         str(peer.host),
         int(peer.port or 0),
-        called_ae_title=peer.ae_title,
+        called_ae_title=peer.ae_title or "",
         calling_ae_title=node.ae_title,
         sop_classes=[*wanted, *([_WITHDRAWAL] if sent else [])],
         tls=call_with_tls(node, peer),

@@ -8,6 +8,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -178,14 +179,68 @@ _CALLING = frozenset({"receive", "echo", "notify"})
 """Roles in which it calls this node."""
 
 
+class DICOMweb(Strict):
+    """The DICOMweb service of a peer, which is called over HTTP instead of DIMSE (PS3.18).
+
+    Secrets are in files of their own, mode 0600 and the node's own user, or mode 0640 and root.
+    They are read anew for each request, so that one is changed by changing its file.
+
+    Attributes:
+        url: of the service, below which `/studies` is: `https://archive.example/dicom-web`.
+            `http://` sends no secret beyond this machine.
+        ca: PEM file with the authorities whose certificate it must show; None: those of the system.
+        token: file with the bearer token that opens.
+        user: under which it is called with `password`, by HTTP Basic authentication.
+        password: file with the password.
+        answer: for the answer to one request.
+    """
+
+    url: Annotated[
+        str,
+        Field(pattern=r"^https?://[A-Za-z0-9.\[\]:-]{1,253}(/[A-Za-z0-9._~!$&'()*+,;=:@/-]*)?$"),
+    ]
+    ca: Path | None = None
+    token: Path | None = None
+    user: Annotated[str, Field(pattern=r"^[ -9;-~]{1,128}$")] | None = None
+    password: Path | None = None
+    answer: Duration = timedelta(seconds=60)
+
+    @model_validator(mode="after")
+    def _keeps_its_secret(self) -> Self:
+        address = urlsplit(self.url)
+        if (self.user is None) != (self.password is None):
+            raise ValueError("user and password, or neither")
+        if self.token is not None and self.user is not None:
+            raise ValueError("token, or user and password, not both")
+        has_secret = self.token is not None or self.user is not None
+        if has_secret and address.scheme == "http" and not is_here(address.hostname or ""):
+            raise ValueError("a url with https://, because others could read the secret")
+        if self.ca is not None and address.scheme == "http":
+            raise ValueError("a url with https://, because there is a ca")
+        try:
+            is_whole = bool(address.hostname) and address.port != 0
+        except ValueError:
+            is_whole = False
+        if not is_whole:
+            raise ValueError("a url with a host, and a port from 1 to 65535 if any")
+        return self
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether it is called with TLS."""
+        return urlsplit(self.url).scheme == "https"
+
+
 class Peer(Strict):
     """One remote application entity. Whoever is none of them does not get in.
 
     Attributes:
-        ae_title: what it calls itself, and what it is called when we call.
+        ae_title: what it calls itself, and what it is called when we call by DIMSE.
         address: where its associations come from.
         host: where we call it.
         port: where we call it.
+        dicomweb: it is called over HTTP, by DICOMweb, instead of by DIMSE; without `host`, `port`
+            and `tls`.
         tls: call it with TLS.
         certificates: SHA-256 fingerprints of those that it may show, when it calls and when it is
             called; two while it changes from one to the next. Without any, every certificate of
@@ -193,7 +248,7 @@ class Peer(Strict):
         associations: over how many at a time results go to it, when there is work for so many.
         window: how many C-STOREs may wait for their answers in each of them. The peer is asked for
             this asynchronous operations window (PS3.7 section D.3.3.3); one that does not grant it
-            gets one at a time.
+            gets one at a time. Of a DICOMweb service: how many instances go in one request.
         keep_open: an association is released when nothing has gone over it for so long.
         commitment: how a peer that takes results is asked whether it keeps them, which then has to
             be so before they are deleted here. `storage_commitment`: by N-ACTION (PS3.4 annex J);
@@ -204,10 +259,11 @@ class Peer(Strict):
             performed procedure steps (MPPS) and Instance Availability Notifications.
     """
 
-    ae_title: AETitle
+    ae_title: AETitle | None = None
     address: Network | None = None
     host: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.:-]{1,253}$")
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    dicomweb: DICOMweb | None = None
     tls: bool = False
     certificates: tuple[Fingerprint, ...] = ()
     associations: Annotated[int, Field(ge=1, le=_MOST_ASSOCIATIONS)] = 1
@@ -217,11 +273,32 @@ class Peer(Strict):
     roles: frozenset[PeerRole] = Field(min_length=1)
 
     @model_validator(mode="after")
+    def _can_be_called(self) -> Self:
+        is_called = bool(self.roles & {"send", "query"})
+        if self.dicomweb is None:
+            if is_called and (self.host is None or self.port is None):
+                raise ValueError("host and port, because its roles let this node call it")
+            if self.certificates and is_called and not self.tls:
+                raise ValueError("tls: true, because it shows no certificate without")
+        else:
+            if not is_called:
+                raise ValueError("one of the roles send and query, because it is called only")
+            if self.host is not None or self.port is not None or self.tls:
+                raise ValueError("no host, port and tls, because it is called by dicomweb.url")
+            if self.certificates and not self.dicomweb.is_secure:
+                raise ValueError("https:// in dicomweb.url, because there are certificates")
+            if "query" in self.roles:
+                raise ValueError("no role query, because a DICOMweb service is not asked")
+            if self.commitment != "none":
+                raise ValueError("commitment: none, because a DICOMweb service gives none")
+        if self.ae_title is None and (self.dicomweb is None or self.roles & _CALLING):
+            raise ValueError("ae_title, because it calls, or is called, by DIMSE")
+        return self
+
+    @model_validator(mode="after")
     def _can_play_its_roles(self) -> Self:
         if self.roles & _CALLING and self.address is None:
             raise ValueError("address, because its roles let it call this node")
-        if self.roles & {"send", "query"} and (self.host is None or self.port is None):
-            raise ValueError("host and port, because its roles let this node call it")
         if self.commitment != "none" and "send" not in self.roles:
             raise ValueError("the role send, because it is asked for a commitment to what it gets")
         if self.commitment == "storage_commitment" and self.address is None:
@@ -238,14 +315,20 @@ class Peer(Strict):
                 "certificates, or an address no wider than 10.0.0.0/8 or fc00::/7, because an AE "
                 "title is no secret"
             )
-        if self.certificates and self.roles & {"send", "query"} and not self.tls:
-            raise ValueError("tls: true, because it shows no certificate without")
         return self
 
     @property
     def may_call(self) -> bool:
         """Whether it may ask this node for an association."""
         return bool(self.roles & _CALLING) or self.commitment == "storage_commitment"
+
+
+def is_here(host: str) -> bool:
+    """Say whether a host is this machine by its name: then nobody can listen on the way."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in {"", "localhost"}
 
 
 def _is_everywhere(network: IPNetwork) -> bool:

@@ -15,6 +15,7 @@ from typing import Self
 from dicom_node import command, upper_layer
 from dicom_node.association import ANNOUNCED_BYTES, Association, Context
 from dicom_node.errors import DeliveryError
+from dicom_node.outcomes import Outcome, judge_status
 from dicom_node.tls import ClientSide
 from dicom_node.upper_layer import AssociationRequest, ProposedContext, ProtocolError
 from dicom_node.wire import Limits, Piece, Wire
@@ -91,9 +92,12 @@ class Requestor:
     """An association that this node asked for; a context manager that releases it at the end.
 
     Attributes:
+        takes_files: False: what is stored is a data set without its file meta information.
         window: how many requests may be under way at a time: as many as were asked for and the
             peer grants, else one.
     """
+
+    takes_files = False
 
     def __init__(self, association: Association, limits: Limits, window: int = 1) -> None:
         self.window = window
@@ -216,6 +220,15 @@ class Requestor:
             raise DeliveryError("the peer sent no response in time", retry=True) from None
         except ProtocolError as error:
             raise DeliveryError(f"no response: {error.code}", retry=True) from None
+
+    def read_outcome(self) -> tuple[int, Outcome]:
+        """Return the Message ID of the next response to a C-STORE, and what its status means.
+
+        Raises:
+            DeliveryError: none came.
+        """
+        message_id, status = self.read_status()
+        return message_id, judge_status(status)
 
     def write(
         self, context: Context, elements: Mapping[int, int | str], data_set: bytes | None = None
@@ -379,7 +392,7 @@ def open_association(
         maximum_length=ANNOUNCED_BYTES,
         operations=window,
     )
-    wire = Wire(_connect(host, port, tls, connect_seconds), limits)
+    wire = Wire(connect(host, port, tls, connect_seconds), limits)
     try:
         wire.send(upper_layer.encode_request(request))
         pdu_type, body = wire.read_pdu(
@@ -434,8 +447,12 @@ def normalize_address(text: str) -> Address:
     return address
 
 
-def _connect(host: str, port: int, tls: ClientSide | None, connect_seconds: float) -> socket.socket:
-    """Return a connected socket, after the TLS handshake where there is one."""
+def connect(host: str, port: int, tls: ClientSide | None, connect_seconds: float) -> socket.socket:
+    """Return a connected socket, after the TLS handshake where there is one.
+
+    Raises:
+        DeliveryError: nobody answers there, or not who should.
+    """
     try:
         sock = socket.create_connection((host, port), timeout=connect_seconds)
     except OSError as error:

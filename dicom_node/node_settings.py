@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from dicom_node.door_settings import TLS, Peer, Receiver
+from dicom_node.door_settings import TLS, DICOMweb, Peer, Receiver, is_here
 from dicom_node.errors import ConfigurationError
 from dicom_node.strict_yaml import read_document, read_file
 from dicom_node.value_types import (
@@ -40,7 +40,7 @@ from dicom_node.value_types import (
 
 NODE_FILE = "node.yaml"
 
-_Files = TypeVar("_Files", TLS, "WebCertificate")
+_Files = TypeVar("_Files", TLS, "WebCertificate", DICOMweb)
 
 
 class Assembly(Strict):
@@ -195,7 +195,7 @@ class PostgreSQLLedger(Strict):
                 f"{NODE_FILE}: ledger.dsn_env : seen no address of a database in the environment "
                 f"variable {self.dsn_env}, wanted postgresql://user:password@host:port/database"
             )
-        if _is_here(address.hostname or "") or "sslmode" in parse_qs(address.query):
+        if is_here(address.hostname or "") or "sslmode" in parse_qs(address.query):
             return dsn
         query = "&".join(filter(None, (address.query, "sslmode=verify-full")))
         return urlunsplit(address._replace(query=query))
@@ -236,7 +236,7 @@ class DaskExecutor(Strict):
         address = urlsplit(self.scheduler)
         if address.scheme == "tls" and self.tls is None:
             raise ValueError("tls, because its scheduler is called with TLS")
-        if address.scheme == "tcp" and not _is_here(address.hostname or ""):
+        if address.scheme == "tcp" and not is_here(address.hostname or ""):
             raise ValueError("a scheduler with tls://, because it is on another machine")
         if address.scheme == "tcp" and self.tls is not None:
             raise ValueError("a scheduler with tls://, because there is a tls")
@@ -472,12 +472,16 @@ def _locate(node: NodeSettings, folder: Path) -> NodeSettings:
     """Return `node` with every path absolute; what was relative starts at `folder`."""
     executor = node.executor
     if isinstance(executor, DaskExecutor):
-        executor = executor.model_copy(update={"tls": _locate_tls(executor.tls, folder)})
-    tls = _locate_tls(node.receiver.tls, folder)
-    shown = _locate_tls(node.admin.tls, folder)
+        executor = executor.model_copy(update={"tls": _locate_files(executor.tls, folder)})
+    tls = _locate_files(node.receiver.tls, folder)
+    shown = _locate_files(node.admin.tls, folder)
+    peers = {
+        alias: peer.model_copy(update={"dicomweb": _locate_files(peer.dicomweb, folder)})
+        for alias, peer in node.peers.items()
+    }
     audit = node.audit
     if audit is not None:
-        audit = audit.model_copy(update={"tls": _locate_tls(audit.tls, folder)})
+        audit = audit.model_copy(update={"tls": _locate_files(audit.tls, folder)})
     return node.model_copy(
         update={
             "data_folder": (folder / node.data_folder).resolve(),
@@ -486,20 +490,18 @@ def _locate(node: NodeSettings, folder: Path) -> NodeSettings:
             "executor": executor,
             "admin": node.admin.model_copy(update={"tls": shown}),
             "audit": audit,
+            "peers": peers,
         }
     )
 
 
-def _locate_tls(tls: _Files | None, folder: Path) -> _Files | None:
-    return tls and type(tls)(**{name: (folder / path).resolve() for name, path in tls})
-
-
-def _is_here(host: str) -> bool:
-    """Say whether a host is this machine by its name: then nobody can listen on the way."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in {"", "localhost"}
+def _locate_files(files: _Files | None, folder: Path) -> _Files | None:
+    """Return settings whose paths are absolute."""
+    return files and files.model_copy(
+        update={
+            name: (folder / value).resolve() for name, value in files if isinstance(value, Path)
+        }
+    )
 
 
 def _overlap(one: IPNetwork, other: IPNetwork) -> bool:

@@ -21,10 +21,15 @@ SENT, WARNED, PENDING, PARKED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What follows from an answer; PENDING is tried again."""
+    """What follows from an answer; PENDING is tried again.
+
+    Attributes:
+        status: of DIMSE; None where the answer has none.
+    """
 
     state: DeliveryState
     reason: str | None = None
+    status: int | None = None
 
 
 _STATUSES: tuple[tuple[int, int, DeliveryState, str | None], ...] = (
@@ -59,8 +64,10 @@ def judge_status(status: int) -> Outcome:
     """Say what the status of a C-STORE response means for its instance."""
     for first, last, state, reason in _STATUSES:
         if first <= status <= last:
-            return Outcome(state=state, reason=reason)
-    return Outcome(state=PENDING, reason="the peer failed in a way that it does not explain")
+            return Outcome(state=state, reason=reason, status=status)
+    return Outcome(
+        state=PENDING, reason="the peer failed in a way that it does not explain", status=status
+    )
 
 
 def find_pause(first: timedelta, longest: timedelta, failures: int) -> timedelta:

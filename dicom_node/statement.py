@@ -163,6 +163,8 @@ def _find_proposed(configuration: Configuration) -> Iterator[Context]:
     sent = [*find_sent_classes(configuration).values(), str(KeyObjectSelectionDocumentStorage)]
     asked = find_asked(node)
     for alias, peer in node.peers.items():
+        if peer.dicomweb is not None:  # nothing is negotiated over HTTP
+            continue
         if "send" in peer.roles:
             contexts, _ = find_contexts((each, EXPLICIT_VR_LITTLE_ENDIAN) for each in sent)
             for sop_class, syntax in contexts:
@@ -211,9 +213,11 @@ def _list_policies(node: NodeSettings, told: Mapping[str, Any]) -> Iterator[tupl
 def _list_called(node: NodeSettings) -> Iterator[tuple[str, ...]]:
     for alias, peer in node.peers.items():
         if peer.roles & {"send", "query"}:
-            place = f"{peer.host}:{peer.port}"
+            place, is_secure = f"{peer.host}:{peer.port}", peer.tls
+            if peer.dicomweb is not None:
+                place, is_secure = peer.dicomweb.url, peer.dicomweb.is_secure
             numbers = (str(peer.associations), str(peer.window))
-            yield (alias, peer.ae_title, place, "yes" if peer.tls else "no", *numbers)
+            yield (alias, peer.ae_title or "", place, "yes" if is_secure else "no", *numbers)
 
 
 def _list_outcomes() -> Iterator[tuple[str, ...]]:
@@ -227,7 +231,7 @@ def _list_callers(node: NodeSettings) -> Iterator[tuple[str, ...]]:
     for peer, caller in find_callers(node):
         certificate = "one of its own" if peer.certificates else shown
         roles = ", ".join(sorted(peer.roles))
-        yield caller.alias, peer.ae_title, str(peer.address), certificate, roles
+        yield caller.alias, peer.ae_title or "", str(peer.address), certificate, roles
 
 
 def _describe_security(node: NodeSettings) -> str:

@@ -53,6 +53,13 @@ class Certificate:
     expires: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorities:
+    """Whose certificates are good, where this node shows none; None: those of the system."""
+
+    ca: Path | None
+
+
 class ServerSide:
     """The TLS settings of the receiver, which follow their files; safe to share between threads."""
 
@@ -89,11 +96,14 @@ class ClientSide:
     """How a peer is called with TLS.
 
     With `certificates` it must show one of them; else its certificate must name the host that was
-    called. Both must be signed by an authority of `ca`.
+    called. Both must be signed by one of the authorities.
     """
 
     def __init__(
-        self, files: TLS, certificates: Collection[str] = (), where: str = "receiver.tls"
+        self,
+        files: TLS | Authorities,
+        certificates: Collection[str] = (),
+        where: str = "receiver.tls",
     ) -> None:
         """Load `files`, whose place in node.yaml is `where`; `certificates` are fingerprints.
 
@@ -101,7 +111,15 @@ class ClientSide:
             ConfigurationError: they cannot be used.
         """
         self._certificates = certificates
-        self._context = _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files, where)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if isinstance(files, TLS):
+            self._context = _load(context, files, where)
+        else:
+            self._context = _set_profile(context)
+            if files.ca is None:
+                context.load_default_certs()
+            else:
+                _trust(context, files.ca, where)
         self._context.check_hostname = not certificates
 
     def wrap(self, sock: socket.socket, host: str) -> ssl.SSLSocket:
@@ -269,27 +287,37 @@ def serve_browsers(files: WebCertificate) -> ssl.SSLContext:
 def _load(context: ssl.SSLContext, files: TLS, where: str = "receiver.tls") -> ssl.SSLContext:
     """Return `context` with the profile, the node's certificate and its authorities."""
     _load_own(context, files, where)
+    _trust(context, files.ca, where)
+    return context
+
+
+def _trust(context: ssl.SSLContext, ca: Path, where: str) -> None:
+    """Let `context` take what the authorities in a file have signed."""
     try:
-        context.load_verify_locations(files.ca)
+        context.load_verify_locations(ca)
     except OSError as error:
         raise _fault(
             "ca",
-            files.ca,
+            ca,
             describe_failure(error),
             "a PEM file with the authorities of the peers",
             where,
         ) from None
     if context.cert_store_stats()["crl"]:
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+
+
+def _set_profile(context: ssl.SSLContext) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers(CIPHERS)
     return context
 
 
 def _load_own(context: ssl.SSLContext, files: TLS | WebCertificate, where: str) -> ssl.SSLContext:
     """Return `context` with the profile and a certificate of ours; `where` is its place."""
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_ciphers(CIPHERS)
-    _check_key(files.key, where)
+    _set_profile(context)
+    check_secret(files.key, "key", "a PEM file with a private key", where)
     try:
         context.load_cert_chain(files.certificate, files.key, password=_refuse_password)
     except _PasswordError:
@@ -311,29 +339,33 @@ def _load_own(context: ssl.SSLContext, files: TLS | WebCertificate, where: str) 
     return context
 
 
-def _check_key(key: Path, where: str) -> None:
-    """Refuse a private key that others can read.
+def check_secret(path: Path, name: str, wanted: str, where: str) -> None:
+    """Refuse a file with a secret that others can read.
 
     Only its owner, or the group where root owns it (a packaged service has such keys): what
     PostgreSQL asks for, too.
+
+    Args:
+        path: the file.
+        name: of the setting.
+        wanted: what it is.
+        where: in node.yaml that is.
 
     Raises:
         ConfigurationError: others can read it, or it is not there.
     """
     try:
-        found = key.stat()
+        found = path.stat()
     except OSError as error:
-        raise _fault(
-            "key", key, str(error.strerror), "a PEM file with a private key", where
-        ) from None
+        raise _fault(name, path, str(error.strerror), wanted, where) from None
     mode = stat.S_IMODE(found.st_mode)
     allowed = _KEY_OF_ROOT if found.st_uid == _ROOT else _OWN_KEY
     if mode & ~allowed or found.st_uid not in {_ROOT, os.geteuid()}:
         raise _fault(
-            "key",
-            key,
+            name,
+            path,
             f"mode {mode:04o}, owner {found.st_uid}",
-            "mode 0600 and the node's own user, or mode 0640 and root: others can read the key",
+            "mode 0600 and the node's own user, or mode 0640 and root: others can read it",
             where,
         )
 

@@ -23,6 +23,7 @@ from doubles.certificates import find_fingerprint, make_authority, make_certific
 from doubles.ledger import make_instance
 from doubles.models import write_copying_model
 from doubles.receiver import open_door
+from doubles.scripted_archive import Reply, ScriptedArchive
 from doubles.scripted_pacs import MR, ScriptedPacs
 from doubles.tools import require_program
 
@@ -101,6 +102,26 @@ def test_peer_that_is_not_there_is_told_with_its_address(find):
 
     assert found.state is State.FAILED
     assert "ORTHANC at 127.0.0.1 port 1" in found.detail
+
+
+@pytest.mark.integration
+def test_dicomweb_service_that_lists_what_it_holds_is_well(find, orthanc):
+    service = f"peers.archive={{roles: [send], dicomweb: {{url: '{orthanc.http}/dicom-web'}}}}"
+
+    found = find(service)["peer archive"]
+
+    assert found.state is State.OK
+    assert found.detail == "its DICOMweb service answers a search"
+
+
+@pytest.mark.integration
+def test_dicomweb_service_that_wants_a_token_is_told(find):
+    with ScriptedArchive(lambda _: Reply(status=401)) as archive:
+        service = f"peers.archive={{roles: [send], dicomweb: {{url: '{archive.url}'}}}}"
+        found = find(service)["peer archive"]
+
+    assert found.state is State.FAILED
+    assert "HTTP 401" in found.detail
 
 
 def test_node_that_does_not_run_is_only_a_warning(find):

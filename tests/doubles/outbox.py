@@ -14,7 +14,7 @@ from dicom_node.confirmation import Confirmation
 from dicom_node.delivery import Destination, find_alerts
 from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.domain import Delivery, DeliveryState, DerivedInstance
-from dicom_node.door_settings import TLS, Peer, Receiver, StorageClasses
+from dicom_node.door_settings import TLS, DICOMweb, Peer, Receiver, StorageClasses
 from dicom_node.ledger import Ledger
 from dicom_node.node_settings import NodeSettings
 from dicom_node.part10 import encode_file_meta
@@ -114,6 +114,9 @@ class Outbox:
             )
             for alias, each in pacs.items()
         }
+        return self._node(peers, tls)
+
+    def _node(self, peers: Mapping[str, Peer], tls: TLS | None = None) -> NodeSettings:
         return NodeSettings(
             ae_title="DICOM_NODE",
             data_folder=self.folder,
@@ -127,6 +130,12 @@ class Outbox:
     def destination(self, alias: str, **options: Any) -> Destination:
         """Return the worker of one of the peers; `options`: see `settings`."""
         return Destination(alias, self.ledger, self.store, self.settings(**options), self.clock)
+
+    def archive(self, url: str, peer: Mapping[str, Any] | None = None, **web: Any) -> Destination:
+        """Return the worker of the peer `pacs` as a DICOMweb archive; `web` has settings of it."""
+        called = Peer(dicomweb=DICOMweb(url=url, **web), roles={"send"}, **(peer or {}))
+        settings = self._node({"pacs": called})
+        return Destination("pacs", self.ledger, self.store, settings, self.clock)
 
     def sweep(self, pacs: ScriptedPacs | WindowPacs | Orthanc, **peer: Any) -> int:
         """Sweep once; `peer` has settings of the peer."""
