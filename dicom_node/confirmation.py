@@ -1,6 +1,6 @@
 """The end of step 12: a worker for each destination asks it whether it keeps what it took.
 
-    sent, unconfirmed → N-ACTION, or C-FIND → kept: committed; lost: sent again
+    sent, unconfirmed → N-ACTION, C-FIND or QIDO-RS → kept: committed; lost: sent again
 
 Only for destinations whose setting says how. Storage commitment answers with a report: on the same
 association while it is open, else on one that the peer opens to our receiver, in its own time; a
@@ -18,7 +18,9 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from datetime import datetime
+from functools import partial
 
 from dicom_node import command
 from dicom_node.association import Context
@@ -46,6 +48,7 @@ from dicom_node.commitment import (
 )
 from dicom_node.complaints import Alert, raise_alert
 from dicom_node.delivery import open_peer
+from dicom_node.dicomweb import Service
 from dicom_node.domain import Delivery
 from dicom_node.door_settings import Peer
 from dicom_node.errors import DeliveryError
@@ -58,6 +61,7 @@ from dicom_node.network import (
 )
 from dicom_node.node_settings import NodeSettings
 from dicom_node.outcomes import Rest
+from dicom_node.qido import find_instances
 from dicom_node.tls import InsecurePeerError
 
 LOOK_AHEAD = 5_000
@@ -116,19 +120,42 @@ class Confirmation:
         if not jobs:
             return 0
         try:
-            with open_peer(self._settings, self._peer, self._ways) as association:
-                context = next(filter(None, map(association.find_context, self._ways)), None)
-                if context is None:
-                    raise DeliveryError("the peer does not offer it", retry=True)
-                if context.abstract_syntax == STUDY_ROOT_FIND:
-                    self._query(association, context, jobs)
-                else:
-                    self._request(association, context, jobs)
+            if self._peer.dicomweb is not None:
+                self._search(jobs)
+            else:
+                self._call(jobs)
         except (DeliveryError, TimeoutError) as error:
             self._fail(error)
         else:
             self._rest.end()
         return sum(len(each.deliveries) for each in jobs)
+
+    def _call(self, jobs: list[Unconfirmed]) -> None:
+        """Ask over an association.
+
+        Raises:
+            DeliveryError: there is none, or the peer breaks off.
+            TimeoutError: it says nothing.
+        """
+        with open_peer(self._settings, self._peer, self._ways) as association:
+            context = next(filter(None, map(association.find_context, self._ways)), None)
+            if context is None:
+                raise DeliveryError("the peer does not offer it", retry=True)
+            if context.abstract_syntax == STUDY_ROOT_FIND:
+                self._compare(jobs, partial(_find_listed, association, context))
+            else:
+                self._request(association, context, jobs)
+
+    def _search(self, jobs: list[Unconfirmed]) -> None:
+        """Ask a DICOMweb service.
+
+        Raises:
+            DeliveryError: it does not answer.
+        """
+        with closing(Service(self._alias, self._peer)) as service:
+            self._compare(
+                jobs, lambda study, series, sent: sent & find_instances(service, study, series)
+            )
 
     def _fail(self, error: DeliveryError | TimeoutError) -> None:
         """Leave the peer alone for a while."""
@@ -237,8 +264,14 @@ class Confirmation:
         )
         return True
 
-    def _query(self, association: Requestor, context: Context, jobs: list[Unconfirmed]) -> None:
+    def _compare(
+        self, jobs: list[Unconfirmed], find_listed: Callable[[str, str, set[str]], set[str]]
+    ) -> None:
         """Look what the peer lists of each job.
+
+        Args:
+            jobs: all of which has been sent.
+            find_listed: takes study, series and what was sent of it, and returns what is listed.
 
         Raises:
             DeliveryError: the peer refuses the query, or breaks off.
@@ -252,7 +285,7 @@ class Confirmation:
             listed: set[str] = set()
             for series, instances in by_series.items():
                 study = job.study_instance_uid
-                listed |= _find_listed(association, context, study, series, instances)
+                listed |= find_listed(study, series, instances)
             kept: list[Delivery] = []
             missing: list[Delivery] = []
             for each in job.deliveries:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from dicom_node.door_settings import DICOMweb, Peer
@@ -239,6 +240,13 @@ def show_secret(settings: DICOMweb, where: str) -> dict[str, str]:
         pair = base64.b64encode(f"{settings.user}:{password}".encode()).decode()
         return {"Authorization": f"Basic {pair}"}
     return {}
+
+
+def find_values(item: Any, tag: str) -> Sequence[Any]:
+    """Return the values of an attribute in an item of DICOM JSON (PS3.18 annex F), or none."""
+    element = item.get(tag) if isinstance(item, dict) else None
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values if isinstance(values, list) else ()
 
 
 def _read_secret(path: Path, name: str, where: str) -> str:

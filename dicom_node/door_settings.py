@@ -253,7 +253,7 @@ class Peer(Strict):
         commitment: how a peer that takes results is asked whether it keeps them, which then has to
             be so before they are deleted here. `storage_commitment`: by N-ACTION (PS3.4 annex J);
             it may call back with its report; one that does not offer it is asked by C-FIND where it
-            has the role `query`. `query`: by C-FIND.
+            has the role `query`. `query`: by C-FIND, or by QIDO-RS of a DICOMweb service.
         roles: `receive` lets it store here, `echo` lets it verify here (a receiver may anyway),
             `send` lets us store there, `query` lets us ask there, `notify` lets it tell of studies:
             performed procedure steps (MPPS) and Instance Availability Notifications.
@@ -289,8 +289,8 @@ class Peer(Strict):
                 raise ValueError("https:// in dicomweb.url, because there are certificates")
             if "query" in self.roles:
                 raise ValueError("no role query, because a DICOMweb service is not asked")
-            if self.commitment != "none":
-                raise ValueError("commitment: none, because a DICOMweb service gives none")
+            if self.commitment == "storage_commitment":
+                raise ValueError("commitment: query or none, because DICOMweb has no other")
         if self.ae_title is None and (self.dicomweb is None or self.roles & _CALLING):
             raise ValueError("ae_title, because it calls, or is called, by DIMSE")
         return self
@@ -303,7 +303,7 @@ class Peer(Strict):
             raise ValueError("the role send, because it is asked for a commitment to what it gets")
         if self.commitment == "storage_commitment" and self.address is None:
             raise ValueError("address, because its commitment may come over a call of its own")
-        if self.commitment == "query" and "query" not in self.roles:
+        if self.commitment == "query" and not self.dicomweb and "query" not in self.roles:
             raise ValueError("the role query, because it is asked what it holds")
         if (
             self.may_call

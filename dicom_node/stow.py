@@ -11,13 +11,13 @@ goes alone the next time.
 import json
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 from dicom_node.association import Context
-from dicom_node.dicomweb import JSON, Answer, Service
+from dicom_node.dicomweb import JSON, Answer, Service, find_values
 from dicom_node.domain import DeliveryState
 from dicom_node.outcomes import Outcome, judge_status
 from dicom_node.wire import Piece
@@ -185,20 +185,14 @@ def _judge_failed(reason: int) -> Outcome:
 
 def _find_items(document: Any, sequence: str) -> Iterator[tuple[str, Any]]:
     """Yield UID and item of each instance in a sequence of DICOM JSON (PS3.18 annex F)."""
-    for item in _find_values(document, sequence):
-        for uid in _find_values(item, _REFERENCED_SOP_INSTANCE_UID):
+    for item in find_values(document, sequence):
+        for uid in find_values(item, _REFERENCED_SOP_INSTANCE_UID):
             if isinstance(uid, str):
                 yield uid, item
 
 
 def _find_number(item: Any, tag: str) -> int | None:
-    return next((each for each in _find_values(item, tag) if isinstance(each, int)), None)
-
-
-def _find_values(item: Any, tag: str) -> Sequence[Any]:
-    element = item.get(tag) if isinstance(item, dict) else None
-    values = element.get("Value") if isinstance(element, dict) else None
-    return values if isinstance(values, list) else ()
+    return next((each for each in find_values(item, tag) if isinstance(each, int)), None)
 
 
 def _judge_http(status: int, *, is_alone: bool) -> Outcome:

@@ -4,9 +4,10 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -22,6 +23,7 @@ from doubles.dcmqrscp import run_archive
 from doubles.ledger import STUDY
 from doubles.outbox import Outbox
 from doubles.receiver import build_receiver, open_spool
+from doubles.scripted_archive import Reply, Request, ScriptedArchive, take
 from doubles.scripted_pacs import ScriptedPacs
 
 pytestmark = pytest.mark.integration
@@ -355,6 +357,58 @@ def test_what_a_real_pacs_does_not_list_twice_is_sent_again(outbox, orthanc):
     assert first == [COMMITTED, SENT, COMMITTED]
     assert second == [COMMITTED, PENDING, COMMITTED]
     assert outbox.states() == [COMMITTED] * 3
+
+
+def test_what_a_real_dicomweb_archive_does_not_list_twice_is_sent_again(outbox, orthanc):
+    url = f"{orthanc.http}/dicom-web"
+    with closing(outbox.archive(url)) as archive:
+        assert archive.sweep() == 3
+        delete(orthanc, outbox.uids[1])
+        outbox.archive_confirmation(url).sweep()
+        first = outbox.states()
+        outbox.clock.advance(hours=1)
+        outbox.archive_confirmation(url).sweep()
+        second = outbox.states()
+        outbox.clock.advance(minutes=1)
+        assert archive.sweep() == 1
+    outbox.archive_confirmation(url).sweep()
+
+    assert first == [COMMITTED, SENT, COMMITTED]
+    assert second == [COMMITTED, PENDING, COMMITTED]
+    assert outbox.states() == [COMMITTED] * 3
+
+
+def test_a_dicomweb_archive_is_asked_on_until_nothing_new_comes(outbox):
+    def answer(request: Request) -> Reply:
+        if request.method == "POST":
+            return take(request)
+        [offset] = parse_qs(urlsplit(request.path).query)["offset"]
+        page = outbox.uids[int(offset) : int(offset) + 2]
+        listed = [{"00080018": {"vr": "UI", "Value": [uid]}} for uid in page]
+        return Reply(status=200, body=json.dumps(listed).encode())
+
+    with ScriptedArchive(answer) as server, closing(outbox.archive(server.url)) as archive:
+        archive.sweep()
+        outbox.archive_confirmation(server.url).sweep()
+
+    assert outbox.states() == [COMMITTED] * 3
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [Reply(status=401), Reply(status=400), Reply(status=200, body=b"<html>"), Reply(status=404)],
+)
+def test_a_dicomweb_archive_that_does_not_say_loses_nothing(outbox, reply):
+    def answer(request: Request) -> Reply:
+        return take(request) if request.method == "POST" else reply
+
+    with ScriptedArchive(answer) as server, closing(outbox.archive(server.url)) as archive:
+        archive.sweep()
+        for _ in range(2):
+            outbox.archive_confirmation(server.url).sweep()
+            outbox.clock.advance(hours=1)
+
+    assert outbox.states() == [SENT] * 3
 
 
 def test_an_archive_without_counts_is_believed_by_its_instances(outbox, tmp_path):

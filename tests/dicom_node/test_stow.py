@@ -1,6 +1,5 @@
 """Results to DICOMweb archives: a real Orthanc, and what answers as an archive rarely does."""
 
-import json
 import logging
 import ssl
 import threading
@@ -9,13 +8,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from pydicom import dcmread
 
 from dicom_node.demonstration.pacs import PLUGIN, Orthanc
 from dicom_node.dicomweb import Answer
@@ -25,7 +21,17 @@ from dicom_node.stow import read_listed
 from doubles.certificates import make_authority, make_certificate
 from doubles.ledger import finish, make_plan, receive_and_judge
 from doubles.outbox import Outbox
-from doubles.scripted_archive import Reply, Request, ScriptedArchive, guard, list_sequence
+from doubles.scripted_archive import (
+    STORED,
+    UID,
+    Reply,
+    Request,
+    ScriptedArchive,
+    guard,
+    list_sequence,
+    listing,
+    take,
+)
 from doubles.scripted_pacs import MR
 from doubles.tools import give_up
 
@@ -37,8 +43,7 @@ PENDING, SENT, WARNED, PARKED = (
     DeliveryState.WARNED,
     DeliveryState.PARKED,
 )
-STORED, FAILED = "00081199", "00081198"
-UID, WARNING, FAILURE = "00081155", "00081196", "00081197"
+FAILED, WARNING, FAILURE = "00081198", "00081196", "00081197"
 TOKEN = "planted-token-7c41"  # noqa: S105 - nobody's
 
 
@@ -63,16 +68,6 @@ def write_secret(folder: Path, text: str = TOKEN) -> Path:
     path.write_text(f"{text}\n")
     path.chmod(0o600)
     return path
-
-
-def take(request: Request) -> Reply:
-    """Answer as an archive that stores everything."""
-    uids = [str(dcmread(BytesIO(file)).SOPInstanceUID) for file in request.files]
-    return Reply(status=200, body=listing(list_sequence(STORED, *({UID: uid} for uid in uids))))
-
-
-def listing(*sequences: dict[str, Any]) -> bytes:
-    return json.dumps({key: value for each in sequences for key, value in each.items()}).encode()
 
 
 def read_files(outbox: Outbox) -> dict[str, bytes]:

@@ -133,9 +133,18 @@ class Outbox:
 
     def archive(self, url: str, peer: Mapping[str, Any] | None = None, **web: Any) -> Destination:
         """Return the worker of the peer `pacs` as a DICOMweb archive; `web` has settings of it."""
-        called = Peer(dicomweb=DICOMweb(url=url, **web), roles={"send"}, **(peer or {}))
-        settings = self._node({"pacs": called})
+        settings = self._call_archive(url, peer or {}, web)
         return Destination("pacs", self.ledger, self.store, settings, self.clock)
+
+    def archive_confirmation(self, url: str, **web: Any) -> Confirmation:
+        settings = self._call_archive(url, {"commitment": "query"}, web)
+        return Confirmation("pacs", self.ledger, settings, self.clock)
+
+    def _call_archive(
+        self, url: str, peer: Mapping[str, Any], web: Mapping[str, Any]
+    ) -> NodeSettings:
+        called = Peer(dicomweb=DICOMweb(url=url, **web), roles={"send"}, **peer)
+        return self._node({"pacs": called})
 
     def sweep(self, pacs: ScriptedPacs | WindowPacs | Orthanc, **peer: Any) -> int:
         """Sweep once; `peer` has settings of the peer."""

@@ -2,14 +2,20 @@
 
 import http.client
 import http.server
+import json
 import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from pydicom import dcmread
+
 JSON = "application/dicom+json"
+STORED = "00081199"
+UID = "00081155"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +112,12 @@ class ScriptedArchive:
         self._server.server_close()
 
 
+def take(request: Request) -> Reply:
+    """Answer as an archive that stores everything."""
+    uids = [str(dcmread(BytesIO(file)).SOPInstanceUID) for file in request.files]
+    return Reply(status=200, body=listing(list_sequence(STORED, *({UID: uid} for uid in uids))))
+
+
 def guard(behind: str, authorization: str) -> Callable[[Request], Reply]:
     """Return what a gateway answers that hands on to `behind` what shows the right secret."""
 
@@ -143,3 +155,8 @@ def list_sequence(tag: str, *items: dict[str, Any]) -> dict[str, Any]:
         for item in items
     ]
     return {tag: {"vr": "SQ", "Value": values}}
+
+
+def listing(*sequences: dict[str, Any]) -> bytes:
+    """Return a document of DICOM JSON with these sequences."""
+    return json.dumps({key: value for each in sequences for key, value in each.items()}).encode()
