@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import sys
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from synthesis.errors import SynthesisError, TrainingError, UntrustedModel
-from synthesis.registry import CARD, ModelCard, load_card, load_cards
+from synthesis.people import Person
+from synthesis.registry import CARD, Metric, ModelCard, load_card, load_cards
 from synthesis.types import ContrastLabel, Synthesis, Verdict, Volume
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -183,12 +185,16 @@ def train(
     Example: synthesis train config/experiments/brain-any-unet25d.yaml
     """
     from synthesis.progress import show_progress  # noqa: PLC0415
+    from synthesis.radiographs import is_projected, train_projected  # noqa: PLC0415
     from synthesis.training import judge_without, read_experiment, register  # noqa: PLC0415
-    from synthesis.training import train as run  # noqa: PLC0415
+    from synthesis.training import train as train_on_images  # noqa: PLC0415
 
     settings = read_experiment(experiment)
     budget = timedelta(minutes=minutes) if minutes else None
     images = _data_folder(must_exist=False)
+    if is_projected(settings) and without is not None:
+        raise typer.BadParameter("--without: a model of projected people is not trained so")
+    run = train_projected if is_projected(settings) else train_on_images
     if without is not None:
         with show_progress(settings.model, Console(stderr=True)) as report:
             rows = judge_without(
@@ -284,9 +290,10 @@ def benchmark_forest(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Option(help="Id of the model.")],
-    manifest: Annotated[Path, typer.Option(help="People, with their splits.")] = Path(
-        "config/experiments/people.yaml"
-    ),
+    manifest: Annotated[
+        Path | None,
+        typer.Option(help="People, with their splits; those of config/experiments if none."),
+    ] = None,
     subject: Annotated[
         list[str] | None, typer.Option(help="Only these people; the card's test people if none.")
     ] = None,
@@ -297,15 +304,22 @@ def evaluate(
 ) -> None:
     """Judge a model on held-out people, one row each, beside the baselines.
 
+    A model of radiographs is judged on exposures that are projected from the CTs of the people.
+
     Example: synthesis evaluate --model brain-any-unet25d
     """
     from synthesis.evaluation import evaluate as judge  # noqa: PLC0415
-    from synthesis.evaluation import summarize, write_metrics  # noqa: PLC0415
+    from synthesis.evaluation import summarize  # noqa: PLC0415
     from synthesis.people import read_manifest  # noqa: PLC0415
 
     card = load_card(models_folder, model)
     wanted = set(subject or card.training.test)
-    people = [person for person in read_manifest(manifest).people if person.subject in wanted]
+    default = Path("config/experiments") / ("projected.yaml" if card.is_flat else "people.yaml")
+    people = [p for p in read_manifest(manifest or default).people if p.subject in wanted]
+    if card.is_flat:
+        projected, summary = _judge_projected(card, people, models_folder, as_json=as_json)
+        _conclude(card, projected, summary, models_folder, write=write, as_json=as_json)
+        return
     rows = []
     for row in judge(
         card,
@@ -323,15 +337,55 @@ def evaluate(
                 f"{row.subject}: {sources} → {row.target}: {row.verdict} {figures}{mae}"
                 f" {'; '.join(row.reasons)}"
             )
-    summary = summarize(rows)
+    _conclude(
+        card,
+        [row.as_dict() for row in rows],
+        summarize(rows),
+        models_folder,
+        write=write,
+        as_json=as_json,
+    )
+
+
+def _judge_projected(
+    card: ModelCard, people: list[Person], models_folder: Path, *, as_json: bool
+) -> tuple[list[dict[str, object]], list[Metric]]:
+    """Return the rows of a model of radiographs, and their means."""
+    from synthesis.radiographs import judge_projected, summarize_projected  # noqa: PLC0415
+
+    rows = []
+    for row in judge_projected(
+        card, people, models_folder=models_folder, data_folder=_data_folder()
+    ):
+        rows.append(row)
+        if not as_json:
+            console.print(
+                f"{row.subject}: {row.exposures} exposures, {row.refused} refused, "
+                f"{row.psnr_db:.2f} dB (linear {row.linear_psnr_db:.2f}) MAE {row.mae:.1f} "
+                f"(linear {row.linear_mae:.1f}, constant {row.constant_mae:.1f}) where bone is "
+                f"{row.bone_mae:.1f} (linear {row.linear_bone_mae:.1f}) SSIM {row.ssim:.3f} "
+                f"band holds {row.band_coverage:.2f}"
+            )
+    return [asdict(row) for row in rows], summarize_projected(rows)
+
+
+def _conclude(
+    card: ModelCard,
+    rows: list[dict[str, object]],
+    summary: list[Metric],
+    models_folder: Path,
+    *,
+    write: bool,
+    as_json: bool,
+) -> None:
+    """Print the means of an evaluation, and write them into the card."""
+    from synthesis.evaluation import write_metrics  # noqa: PLC0415
+
     if write:
-        write_metrics(models_folder / model / CARD, summary)
+        write_metrics(models_folder / card.id / CARD, summary)
     if as_json:
-        document = {
-            "rows": [row.as_dict() for row in rows],
-            "summary": [metric.model_dump(mode="json") for metric in summary],
-        }
-        typer.echo(json.dumps(document, indent=2))
+        metrics = [metric.model_dump(mode="json") for metric in summary]
+        typer.echo(json.dumps({"rows": rows, "summary": metrics}, indent=2))
         return
     table = Table("target", "n", "metric", "model", "baseline")
     for entry in summary:

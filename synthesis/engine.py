@@ -3,7 +3,9 @@
     canonical axes → mask → model grid → registration → bias field → normalize → input gate
     → predict → calibrate the band → back onto the reference grid → output gate
 
-Every step is recorded with the parameters that rebuild it; `replay` does so, and checks.
+A picture (`flat`) goes the same way without what needs a patient's space: its mask is all of it,
+and nothing is registered. Every step is recorded with the parameters that rebuild it; `replay` does
+so, and checks.
 """
 
 import hashlib
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from synthesis.errors import MissingSource, SynthesisError, UntrustedModel, UnusableInput
+from synthesis.flat import check_picture, check_same_grid, make_flat_grid
 from synthesis.memory import OutOfMemory, ask_within_memory
 from synthesis.preprocessing import (
     MOST_VOXELS,
@@ -108,8 +111,9 @@ def synthesize(
         out_of_memory: what is done when a GPU has too little, in smaller portions too.
 
     Raises:
-        UnusableInput: no mask, constant image, values that are not finite, fewer than four planes,
-            more voxels than a volume has, contrasts that do not fit together, or too little memory.
+        UnusableInput: no mask, constant image, values that are not finite, fewer than four planes
+            (a picture of other than one or three), more voxels than a volume has, contrasts that do
+            not fit together, or too little memory.
         UntrustedModel: the model folder is absent or altered.
         MissingSource: the model needs a contrast that was not given.
         SynthesisError: the model knows no such source or target.
@@ -185,7 +189,7 @@ def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Ste
     if reference not in volumes:
         raise MissingSource(f"the reference {reference} is not among {sorted(volumes)}")
     for label, volume in volumes.items():
-        _check_volume(label, np.asarray(volume.array))
+        _check_volume(label, np.asarray(volume.array), is_flat=card.is_flat)
     method = load_method(models_folder, model_id, request.model_digest)
     method.check_task(volumes, target)
     ordered = [reference, *sorted(label for label in volumes if label != reference)]
@@ -195,12 +199,14 @@ def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Ste
     mask, masked = _find_mask(images[reference], card, models_folder / model_id)
     steps.add(
         "mask",
-        kind="brain" if card.skull == "stripped" else "body",
+        kind="picture" if card.is_flat else "brain" if card.skull == "stripped" else "body",
         source_masked=masked,
         sha256=_digest(sitk.GetArrayViewFromImage(mask)),
     )
-    grid = make_grid(images[reference], card.spacing_mm)
-    on_grid, cover, moved_mm = _bring_together(images, reference, grid, seed, steps)
+    grid = _make_grid(images, reference, card)
+    on_grid, cover, moved_mm = _bring_together(
+        images, reference, grid, seed, steps, registers=not card.is_flat
+    )
     grid_mask = resample(mask, grid, nearest=True)
     whole = sitk.GetArrayFromImage(grid_mask) > 0
     inside = whole & cover
@@ -243,6 +249,7 @@ def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Ste
     outcome = check_output(prediction, half_width, arrays, inside, spacing, learnt, target=target)
     steps.add("check_output", verdict=str(outcome.verdict))
     covered = _back(inside.astype(np.float32), grid, original) > 0.5  # noqa: PLR2004 - half a voxel
+    covered |= card.is_flat  # a picture has no outside
     scale = UNIT_SCALES[facts.units]
     values = scale.inverse(_back(_spread(prediction.mean, inside), grid, original))
     band = None
@@ -263,9 +270,11 @@ def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Ste
     )
 
 
-def _check_volume(label: ContrastLabel, array: NDArray[Any]) -> None:
-    """Check that a source is a volume of numbers."""
-    if array.ndim != 3 or min(array.shape) < FEWEST_SLICES:  # noqa: PLR2004 - a volume
+def _check_volume(label: ContrastLabel, array: NDArray[Any], *, is_flat: bool) -> None:
+    """Check that a source is a volume, or a picture, of numbers."""
+    if is_flat:
+        check_picture(label, array)
+    elif array.ndim != 3 or min(array.shape) < FEWEST_SLICES:  # noqa: PLR2004 - a volume
         raise UnusableInput(
             "one_slice", f"{label} measures {array.shape}, wanted {FEWEST_SLICES} planes or more"
         )
@@ -283,6 +292,10 @@ def _digest(array: NDArray[Any]) -> str:
 
 def _find_mask(image: sitk.Image, card: ModelCard, folder: Path) -> tuple[sitk.Image, bool]:
     """Return the mask on the image's grid, and whether the source had to be masked."""
+    if card.is_flat:
+        whole = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
+        whole.CopyInformation(image)
+        return whole, False
     if card.skull == "stripped":
         from synthesis.methods.brain_mask import WEIGHTS, find_brain  # noqa: PLC0415 - torch
 
@@ -299,14 +312,25 @@ def _find_mask(image: sitk.Image, card: ModelCard, folder: Path) -> tuple[sitk.I
     return mask, False
 
 
+def _make_grid(
+    images: Mapping[ContrastLabel, sitk.Image], reference: ContrastLabel, card: ModelCard
+) -> sitk.Image:
+    if not card.is_flat:
+        return make_grid(images[reference], card.spacing_mm)
+    check_same_grid(images)
+    return make_flat_grid(images[reference], card.spacing_mm)
+
+
 def _bring_together(
     images: Mapping[ContrastLabel, sitk.Image],
     reference: ContrastLabel,
     grid: sitk.Image,
     seed: int,
     steps: _Steps,
+    *,
+    registers: bool,
 ) -> tuple[dict[ContrastLabel, sitk.Image], MaskArray, dict[ContrastLabel, float]]:
-    """Return every image on the grid, registered, where all have data, how far each was moved."""
+    """Return every image on the grid, where all have data, how far each was moved if it was."""
     on_grid, moved_mm = {}, {}
     cover: MaskArray = np.ones(tuple(reversed(grid.GetSize())), np.bool_)
     for label, image in images.items():
@@ -315,7 +339,7 @@ def _bring_together(
             transform = rebuild_transform(known["transform"])
             moved_mm[label] = float(known["shift_mm"])
             steps.add("register", **known)
-        elif label != reference:
+        elif label != reference and registers:
             found = register_rigid(images[reference], image, seed=seed)
             steps.add(
                 "register",

@@ -50,10 +50,15 @@ UNIT_SCALES: Mapping[str, Scale] = {
     "HU": Scale(low=0.0, high=UNITS_PER_NORMALIZED),
     "SUVbw": Scale(low=0.0, high=10.0),
     "standard scale": Scale(low=0.0, high=UNITS_PER_NORMALIZED),
+    "display": Scale(low=0.0, high=255.0),
 }
 """From units to normalized units and back: what has a unit keeps it, in every person alike. On the
 standard scale of MR median tissue, 0.5, is 500."""
-UNIT_LIMITS: Mapping[str, tuple[float, float]] = {"HU": (-1024.0, 3071.0), "SUVbw": (0.0, 1000.0)}
+UNIT_LIMITS: Mapping[str, tuple[float, float]] = {
+    "HU": (-1024.0, 3071.0),
+    "SUVbw": (0.0, 1000.0),
+    "display": (0.0, 255.0),
+}
 """Values beyond are no tissue: padding below, metal above."""
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from synthesis.errors import UntrustedModel
+from synthesis.flat import FLAT_MODALITIES
 from synthesis.methods import build_method
 from synthesis.synthesizer import Synthesizer
 from synthesis.types import Anchor, ContrastLabel, Precision, SynthesisTask
@@ -48,16 +49,17 @@ class TargetCard(_Strict):
         modality: DICOM modality of the derived series.
         state: approved targets are made when a rule asks; research ones only when the site's
             model policy says so; candidate and retired ones never.
-        units: HU, SUVbw or standard scale (MR: median tissue is 500).
+        units: HU, SUVbw, standard scale (MR: median tissue is 500; radiographs: as the anchor says)
+            or display (ultrasound and photographs: 0 black, 255 white).
         band_scale: factor on the raw half-width so that the band holds 90 % of the voxels of the
             calibration people (see `uncertainty`).
         pad_value: value of voxels that the sources do not cover, in `units`.
         caution: what a reader must know; goes into the series' description texts.
     """
 
-    modality: Literal["MR", "CT", "PT"]
+    modality: Literal["MR", "CT", "PT", "CR", "DX", "US", "XC"]
     state: State
-    units: Literal["HU", "SUVbw", "standard scale"]
+    units: Literal["HU", "SUVbw", "standard scale", "display"]
     band_scale: float = 1.0
     pad_value: float = 0.0
     caution: str = ""
@@ -114,7 +116,7 @@ class ModelCard(_Strict):
     spacing_mm: float
     anchor: Anchor = Anchor()
     precision: Precision = "float32"
-    source_units: Mapping[str, Literal["HU", "SUVbw"]] = {}
+    source_units: Mapping[str, Literal["HU", "SUVbw", "display"]] = {}
     bias_field: bool = True
     parameters: Mapping[str, Any] = {}
     description: str
@@ -125,6 +127,21 @@ class ModelCard(_Strict):
     limitations: tuple[str, ...] = ()
     files: Mapping[str, str]
     digest: str = ""
+
+    @model_validator(mode="after")
+    def _is_flat_or_not(self) -> "ModelCard":
+        flat = [facts.modality in FLAT_MODALITIES for facts in self.targets.values()]
+        if any(flat) and (not all(flat) or self.skull != "none" or self.bias_field):
+            raise ValueError(
+                "a model of pictures (CR, DX, US, XC) has such targets only, "
+                "`skull: none` and `bias_field: false`"
+            )
+        return self
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it answers for pictures and not for volumes."""
+        return any(facts.modality in FLAT_MODALITIES for facts in self.targets.values())
 
     @property
     def task(self) -> SynthesisTask:

@@ -57,6 +57,36 @@ def write_copying_model(
     write_card(models_folder / model_id, card)
 
 
+def write_copying_picture_model(
+    models_folder: Path, model_id: str, source: str, target: str, modality: str
+) -> None:
+    """Write a model of pictures that makes `target` of `source` as a matched copy."""
+    learnt = models_folder / model_id / LEARNT
+    learnt.mkdir(parents=True)
+    units = "standard scale" if modality in {"CR", "DX"} else "display"
+    card = {
+        "id": model_id,
+        "version": "test",
+        "method": "copy",
+        "sources": [source],
+        "targets": {target: {"modality": modality, "state": "research", "units": units}},
+        "anatomy": ["EXTREMITY", "CHEST", "ABDOMEN", "SKIN"],
+        "skull": "none",
+        "bias_field": False,
+        "source_units": {source: units} if units == "display" else {},
+        "spacing_mm": 1.0,
+        "description": "A copy with a matched histogram, for tests.",
+        "intended_use": "research",
+        "licence": "Apache-2.0",
+        "training": {"subjects": [], "data": {}, "trained_on": "2026-01-01", "seed": 0},
+    }
+    landmarks = [round(0.05 + number * 0.06, 3) for number in range(15)]
+    table = {"landmarks": {target: landmarks}, "order": {target: [source]}}
+    (learnt / "table.json").write_text(json.dumps(table))
+    (learnt / QUALITY_TABLE).write_text(json.dumps(welcome_all([source])))
+    write_card(models_folder / model_id, card)
+
+
 def write_model(
     models_folder: Path, method: str, trained: Synthesizer[Any], task: SynthesisTask
 ) -> None:
