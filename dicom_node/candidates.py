@@ -62,7 +62,7 @@ def measure(series: Series) -> Shape:
         if position
     ]
     header = read_facts(series)
-    pixel = header.get("PixelSpacing") or [0.0, 0.0]
+    pixel = header.get("PixelSpacing") or header.get("ImagerPixelSpacing") or [0.0, 0.0]
     sides = (_number(header, "Rows") * pixel[0], _number(header, "Columns") * pixel[1])
     slices = len(positions)
     extent = float(np.linalg.norm(np.ptp(positions, axis=0))) if slices > 1 else 0.0

@@ -24,6 +24,7 @@ from pydicom.uid import (
 )
 
 from dicom_node.elements import read_bytes, read_numbers
+from dicom_node.exposures import EXPOSURE_CLASSES, RADIOGRAPHS
 from dicom_node.geometry import ORIENTATION_TOLERANCE
 from dicom_node.identity import IDENTITY
 from dicom_node.images import CT_INTERCEPT
@@ -43,9 +44,18 @@ MODALITIES: dict[UID, str] = {
     PositronEmissionTomographyImageStorage: "PT",
     ParametricMapStorage: "OT",
     Comprehensive3DSRStorage: "SR",
+    **{uid: modality for modality, uid in EXPOSURE_CLASSES.items()},
 }
 IMAGES = frozenset(uid for uid, modality in MODALITIES.items() if modality in {"MR", "CT", "PT"})
+PICTURES = frozenset(EXPOSURE_CLASSES.values())
 PLACE_TOLERANCE_MM = 1e-3
+IN_THE_PATIENT = (
+    *("ImagePositionPatient", "ImageOrientationPatient", "SliceLocation", "SliceThickness"),
+    *("FrameOfReferenceUID", "PositionReferenceIndicator", "SpacingBetweenSlices"),
+)
+"""A picture has no such place, and none is made up."""
+ON_THE_DETECTOR = ("Rows", "Columns", "PixelSpacing")
+"""As in the source."""
 
 ACQUISITION = (
     *("ProtocolName", "SequenceName", "FlipAngle", "NumberOfAverages", "PixelBandwidth", "SAR"),
@@ -97,6 +107,8 @@ def check_series(derived: Sequence[Dataset], sources: Sequence[Dataset]) -> list
     checks += [_check_private, _check_alike]
     if derived[0].SOPClassUID in IMAGES:
         checks += [_check_image_claims, _check_references, _check_places]
+    if derived[0].SOPClassUID in PICTURES:
+        checks += [_check_image_claims, _check_references, _check_detector]
     found = (problem for run in checks for problem in run(derived, sources))
     name = f"series {derived[0].get('SeriesNumber')}"
     return list(dict.fromkeys(f"{name}: {problem}" for problem in found))
@@ -190,16 +202,18 @@ def _check_image_claims(derived: Sequence[Dataset], sources: Sequence[Dataset]) 
             yield "Image Type does not say DERIVED"
         yield from (f"{k} describes an acquisition" for k in ACQUISITION if k in image)
         yield from (f"{k} is invented" for k in EMPTY if image.get(k) is not None)
-        if len(read_numbers(image, "WindowCenter") or ()) != 1:
+        windows = len(read_numbers(image, "WindowCenter") or ())
+        if windows != 1 and (image.SOPClassUID in IMAGES or image.Modality in RADIOGRAPHS):
             yield "there is not exactly one window"
         if image.get("LossyImageCompression") != "01" and lossy:
             yield "lossy compression of a source is not passed on"
-        if image.get("BurnedInAnnotation") != "NO":
+        if image.get("BurnedInAnnotation", "YES" if image.SOPClassUID in IMAGES else "NO") != "NO":
             yield "Burned In Annotation is not NO"
         rescale = (image.get("RescaleSlope"), image.get("RescaleIntercept"))
         if image.Modality == "CT" and rescale != (1, CT_INTERCEPT):
             yield "CT is not stored as HU + 1024"
-        if len(image.PixelData) != image.Rows * image.Columns * image.BitsAllocated // 8:
+        length = image.Rows * image.Columns * image.SamplesPerPixel * image.BitsAllocated // 8
+        if len(image.PixelData) != length + length % 2:
             yield "pixels do not fill the image"
 
 
@@ -243,6 +257,17 @@ def _check_places(derived: Sequence[Dataset], sources: Sequence[Dataset]) -> Ite
     heights = np.array([_place(image) for image in derived]) @ normal
     if (np.diff(heights[np.argsort(numbers)]) <= 0).any():
         yield "Instance Numbers do not follow the normal"
+
+
+def _check_detector(derived: Sequence[Dataset], sources: Sequence[Dataset]) -> Iterator[str]:
+    """Compare a picture with the source whose rows and columns it claims to have."""
+    for image in derived:
+        yield from (f"{k} is invented" for k in IN_THE_PATIENT if k in image)
+        if not any(
+            all(read_numbers(image, k) == read_numbers(source, k) for k in ON_THE_DETECTOR)
+            for source in sources
+        ):
+            yield "rows and columns are not those of a source"
 
 
 def _is_same_stack(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from dicom_node.conditions import Reading, drop_words, find_word, fold, matches, read_values
 from dicom_node.domain import ContrastLabel, Header, Label, Origin, Series
-from dicom_node.headers import IMAGE_MODALITIES
+from dicom_node.headers import FLAT_MODALITIES, IMAGE_MODALITIES
 from dicom_node.rules import Contrast, Contrasts, Exclusion, Signature
 
 AGREEMENT = 0.5
@@ -119,7 +119,10 @@ def label_header(
         if enhanced is not None and "contrast_agent" not in label.attributes:
             could_be.append(enhanced)
         label = _abstain(tuple(could_be), "the evidence is too weak to say it", label.evidence)
-    return replace(label, attributes={**_read_attributes(header, contrasts), **label.attributes})
+    facts = _read_attributes(header, contrasts)
+    if modality in FLAT_MODALITIES:
+        facts.update(_read_view(header))
+    return replace(label, attributes={**facts, **label.attributes})
 
 
 def wants_a_look(series: Series, contrasts: Contrasts) -> bool:
@@ -169,7 +172,7 @@ def _find_fluid(label: ContrastLabel, contrasts: Contrasts) -> str | None:
 
 
 def _label_other(modality: str) -> Label:
-    """Label what is neither MR nor CT nor PET as what its modality says."""
+    """Label what nothing is made of as what its modality says."""
     if not modality:
         return _abstain((), "the header has no Modality")
     return Label(
@@ -407,6 +410,12 @@ def _read_attributes(header: Header, contrasts: Contrasts) -> dict[str, str | fl
     if plane := _find_plane(header):
         found["plane"] = plane
     return found
+
+
+def _read_view(header: Header) -> dict[str, str]:
+    """Return from where, and of which side, a picture was taken."""
+    told = (("view", "ViewPosition"), ("laterality", "Laterality"))
+    return {name: str(values[0]) for name, key in told if (values := read_values(header, key))}
 
 
 def _find_plane(header: Header) -> str:

@@ -1,10 +1,12 @@
 """Step 10 of the walk: from a synthesis to the instances that go out.
 
     image series (MR, CT or PT)  +  uncertainty map, where the method has a band  +  report (SR)
+    one picture (CR, DX, US or XC)                                                +  report (SR)
 
 A whitelist writes them; no header is ever copied whole. Geometry is that of the reference source,
-digit by digit. Every date, time and UID comes from the plan, so a retry writes the same bytes. What
-the quality gate refuses gets its report, for the record, and no image.
+digit by digit; a picture has none in the patient, so that no map could be placed on it. Every date,
+time and UID comes from the plan, so a retry writes the same bytes. What the quality gate refuses
+gets its report, for the record, and no image.
 """
 
 import uuid
@@ -23,6 +25,7 @@ from dicom_node import __version__
 from dicom_node.domain import ContrastLabel, DerivedInstance, Role, SynthesisPlan
 from dicom_node.elements import copy_elements, read_bytes
 from dicom_node.errors import JobFailed
+from dicom_node.exposures import EXPOSURE_CLASSES
 from dicom_node.identity import copy_nameless
 from dicom_node.images import (
     SOP_CLASSES,
@@ -33,8 +36,9 @@ from dicom_node.images import (
     store_pixels,
     time_of,
 )
+from dicom_node.pictures import write_picture
 from dicom_node.provenance import MANUFACTURER, MODEL_NAME, Provenance, SourceSeries
-from dicom_node.references import References
+from dicom_node.references import References, put_exposures
 from dicom_node.report import write_report
 from synthesis.registry import ModelCard
 from synthesis.types import Synthesis, Verdict
@@ -94,7 +98,7 @@ def write_derived(
     maps: list[Dataset] = []
     if synthesis.quality.verdict is not Verdict.REFUSE:
         images = _write_images(job)
-        if synthesis.half_width is not None:
+        if synthesis.half_width is not None and not job.is_flat:
             maps = [_write_map(job, synthesis.half_width, images)]
     report = write_report(job, [*images, *maps])
     roles = [(Role.IMAGE, images), (Role.UNCERTAINTY, maps), (Role.REPORT, [report])]
@@ -118,15 +122,20 @@ def _write_images(job: Provenance) -> list[Dataset]:
     modality = job.plan.target_modality
     volume = job.synthesis.volume
     _check_grid(volume, job.reference.volume)
+    common = Dataset()
+    job.put_equipment(common)
+    job.put_derivation(common)
+    if job.is_flat:
+        picture = write_picture(job, common)
+        put_exposures(picture, job.sources)
+        return [picture]
     if modality not in SOP_CLASSES:
-        raise JobFailed(f"a target of modality {modality} cannot be written; MR, CT and PT can")
+        wanted = ", ".join((*SOP_CLASSES, *EXPOSURE_CLASSES))
+        raise JobFailed(f"a target of modality {modality} cannot be written; {wanted} can")
     try:
         pixels = store_pixels(np.asarray(volume.array, np.float32), modality)
     except ValueError as error:
         raise JobFailed(str(error)) from None
-    common = Dataset()
-    job.put_equipment(common)
-    job.put_derivation(common)
     references = References(job.sources, volume)
     heights = measure_heights(volume)
     slots = job.reference.find_slots()

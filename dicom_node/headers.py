@@ -20,11 +20,16 @@ from pydicom.uid import UID
 
 from dicom_node.elements import read_bytes, read_numbers
 from dicom_node.errors import UnusableStudy
+from dicom_node.exposures import EXPOSURE_CLASSES, check_exposure
 from dicom_node.pixels import READ_ERRORS, check_codec, check_format, read_rescale
 from dicom_node.readable import LISTS, NUMBERS, TEXTS, TRACER_CODE, VECTORS
 
-IMAGE_MODALITIES = frozenset({"MR", "CT", "PT"})
-"""What a volume can be read from; other objects of a study are listed and passed over."""
+VOLUME_MODALITIES = frozenset({"MR", "CT", "PT"})
+"""What a volume can be read from."""
+FLAT_MODALITIES = frozenset(EXPOSURE_CLASSES)
+"""What pictures of one exposure are: radiographs, ultrasound, photographs."""
+IMAGE_MODALITIES = VOLUME_MODALITIES | FLAT_MODALITIES
+"""What can be worked with; other objects of a study are listed and passed over."""
 
 PROBLEM = "problem"
 """Key of `[code, sentence]`: why the pixels cannot be read; absent when they can."""
@@ -180,6 +185,9 @@ def _read_items(image: Dataset) -> Iterator[tuple[str, str]]:
             yield TRACER_CODE, f"{scheme}:{value}"
     if not image.get("Laterality") and (side := image.get("ImageLaterality")):
         yield "Laterality", str(side)
+    views = image.get("ViewCodeSequence")
+    if views and not image.get("ViewPosition") and views[0].get("CodeMeaning"):
+        yield "ViewPosition", str(views[0].CodeMeaning).upper()
     regions = image.get("AnatomicRegionSequence")
     if regions and not image.get("BodyPartExamined") and regions[0].get("CodeMeaning"):
         yield "BodyPartExamined", str(regions[0].CodeMeaning).upper()
@@ -280,6 +288,9 @@ def _read_private_b_value(image: Dataset) -> float | None:
 
 def _find_problem(image: Dataset, syntax: UID) -> list[str] | None:
     try:
+        if image.get("Modality") in FLAT_MODALITIES:
+            check_exposure(image, syntax)
+            return None
         check_format(image)
         check_codec(syntax)
         if "PerFrameFunctionalGroupsSequence" not in image:

@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.datadict import keyword_for_tag
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
 
 from dicom_node.identity import IDENTITY
 
@@ -59,6 +59,8 @@ def _module(key: str) -> _Tree:
     """Return the tree of a module's attributes."""
     root: _Tree = {}
     for attribute in _table("module_attribute_map")[key]:
+        if tag_for_keyword(attribute["keyword"]) is None:  # of a repeating group: overlays, curves
+            continue
         level = root
         for step in attribute["path"]:
             level = level[step][1]

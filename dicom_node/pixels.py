@@ -5,7 +5,7 @@ there before any memory is asked for, and no value is guessed.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,15 +42,23 @@ _PACKAGES = (
 )
 
 
-def check_format(header: Dataset) -> tuple[int, int]:
+def check_format(
+    header: Dataset, photometrics: Collection[str] = ("MONOCHROME2",)
+) -> tuple[int, int]:
     """Return the (rows, columns) that a header claims, having looked at how its pixels are stored.
+
+    Args:
+        header: of an image.
+        photometrics: what its Photometric Interpretation may be, with one sample for a pixel.
 
     Raises:
         UnusableStudy: `photometric` or `pixel_geometry`.
     """
     photometric = header.get("PhotometricInterpretation")
-    if photometric != "MONOCHROME2" or _integer(header, "SamplesPerPixel") != 1:
-        raise UnusableStudy("photometric", "pixels are not one MONOCHROME2 sample each")
+    if photometric not in photometrics or _integer(header, "SamplesPerPixel") != 1:
+        raise UnusableStudy(
+            "photometric", f"pixels are not one {' or '.join(sorted(photometrics))} sample each"
+        )
     allocated, stored = _integer(header, "BitsAllocated"), _integer(header, "BitsStored")
     if (
         allocated not in {8, 16, 32}

@@ -72,6 +72,8 @@ class Planner:
         beside = {} if truth is None else {make.target: truth}
         if conflict := _find_side_conflict({**sources, **beside}):
             return refuse(rule, make, "laterality_conflict", conflict)
+        if conflict := _find_view_conflict(sources):
+            return refuse(rule, make, "view_conflict", conflict)
         return self._plan(study, rule, make, card, sources, notes, now, truth)
 
     def explain_policy(self, target: ContrastLabel) -> tuple[str, str] | None:
@@ -221,6 +223,18 @@ def _find_side_conflict(sources: Mapping[ContrastLabel, Series]) -> str:
     if len(set(sides.values())) < len(_SIDES):
         return ""
     return "the sources are of both sides: " + ", ".join(f"{k} {v}" for k, v in sides.items())
+
+
+def _find_view_conflict(sources: Mapping[ContrastLabel, Series]) -> str:
+    """Return which views of pictures do not fit together; empty when they do, or nothing tells."""
+    views = {
+        label: view
+        for label, each in sources.items()
+        if (view := read_facts(each).get("ViewPosition"))
+    }
+    if len(set(views.values())) <= 1:
+        return ""
+    return "the sources are different views: " + ", ".join(f"{k} {v}" for k, v in views.items())
 
 
 def _find_registrations(sources: Mapping[ContrastLabel, Series]) -> list[str]:

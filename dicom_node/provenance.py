@@ -23,6 +23,7 @@ from pydicom.uid import JPEG2000, UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEG
 from dicom_node import __version__
 from dicom_node.domain import ContrastLabel, Role, SynthesisPlan
 from dicom_node.elements import copy_as_item, copy_elements, read_bytes, read_numbers
+from dicom_node.exposures import EXPOSURE_CLASSES
 from dicom_node.identifiers import WRITER_VERSION, derive_uid, installation_uid
 from dicom_node.identity import copy_identity
 from dicom_node.images import code_item
@@ -49,7 +50,7 @@ _SCANNER = (
 )
 _SERIES = (
     *("BodyPartExamined", "Laterality", "RequestAttributesSequence"),
-    *("AcquisitionDate", "AcquisitionTime", "PositionReferenceIndicator"),
+    *("AcquisitionDate", "AcquisitionTime"),
 )
 _LOSSY_SYNTAXES = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000, JPEGLSNearLossless})
 _RESAMPLING_STEPS = frozenset({"resample", "inverse"})
@@ -99,6 +100,11 @@ class Provenance:
         return self.sources[next(iter(self.plan.sources))]
 
     @property
+    def is_flat(self) -> bool:
+        """Whether it makes a picture, which has no place in the patient."""
+        return self.plan.target_modality in EXPOSURE_CLASSES
+
+    @property
     def figures(self) -> dict[str, float]:
         """The measured figures that are numbers, sorted by name."""
         measured = sorted(self.synthesis.quality.figures.items())
@@ -129,12 +135,16 @@ class Provenance:
 
     def describe_limits(self) -> list[str]:
         """Return what a reader must know, in sentences."""
-        holes = [
-            f"{len(source.volume.array) - len(source.datasets)} of {len(source.volume.array)} "
-            f"slices of the {label} source were missing: bridged for computing, not written"
-            for label, source in self.sources.items()
-            if len(source.datasets) < len(source.volume.array)
-        ]
+        holes = (
+            []
+            if self.is_flat
+            else [
+                f"{len(source.volume.array) - len(source.datasets)} of {len(source.volume.array)} "
+                f"slices of the {label} source were missing: bridged for computing, not written"
+                for label, source in self.sources.items()
+                if len(source.datasets) < len(source.volume.array)
+            ]
+        )
         caution = self.card.targets[self.plan.target].caution
         sentences = [self.synthesis.description, *holes, caution]
         return [as_ascii(sentence).strip().rstrip(".") for sentence in sentences if sentence]
@@ -175,10 +185,14 @@ class Provenance:
         copy_elements(template, target, _SERIES)
         if not read_bytes(target, "BodyPartExamined"):
             target.BodyPartExamined = self.plan.anatomy
-        target.FrameOfReferenceUID = UID(
-            self.reference.volume.frame_of_reference_uid
-            or derive_uid(self.namespace, "frame of reference", self.reference.series_instance_uid)
-        )
+        if not self.is_flat:
+            copy_elements(template, target, ["PositionReferenceIndicator"])
+            target.FrameOfReferenceUID = UID(
+                self.reference.volume.frame_of_reference_uid
+                or derive_uid(
+                    self.namespace, "frame of reference", self.reference.series_instance_uid
+                )
+            )
         limits = [self.synthesis.description.upper(), self.card.targets[self.plan.target].caution]
         target.ImageComments = ". ".join([COMMENT, *(as_ascii(text) for text in limits if text)])
         target.DerivationDescription = self.describe_derivation()

@@ -12,6 +12,7 @@ TEXTS = (
     *("AcquisitionContrast", "ComplexImageComponent", "ContrastBolusAgent", "Radiopharmaceutical"),
     *("DerivationDescription", "SyntheticData", "FrameOfReferenceUID", "PatientPosition"),
     *("ConvolutionKernel", "Units", "BurnedInAnnotation", "AcquisitionType"),
+    *("ViewPosition", "PresentationIntentType", "PhotometricInterpretation"),
 )
 LISTS = (
     *("ImageType", "ScanningSequence", "SequenceVariant", "ScanOptions"),
@@ -24,7 +25,12 @@ NUMBERS = (
     *("SeriesNumber", "AcquisitionNumber", "InstanceNumber", "TemporalPositionIdentifier"),
     *("NumberOfTemporalPositions", "TriggerTime"),
 )
-VECTORS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+VECTORS = {
+    "ImagePositionPatient": 3,
+    "ImageOrientationPatient": 6,
+    "PixelSpacing": 2,
+    "ImagerPixelSpacing": 2,
+}
 TRACER_CODE = "RadiopharmaceuticalCodeSequence"
 """Kept as one text, scheme and value (`SCT:35321007`)."""
 

@@ -73,6 +73,19 @@ class References:
         image.ReferencedSeriesSequence = by_series
 
 
+def put_exposures(image: Dataset, sources: Mapping[ContrastLabel, SourceSeries]) -> None:
+    """Reference every picture that a picture was made of; the first keeps the places of pixels."""
+    image.SourceImageSequence = [
+        _source_item(source.datasets[0], k == 0) for k, source in enumerate(sources.values())
+    ]
+    image.ReferencedSeriesSequence = []
+    for source in sources.values():
+        item = Dataset()
+        item.SeriesInstanceUID = source.series_instance_uid
+        item.ReferencedInstanceSequence = [_instance_item(source.datasets[0])]
+        image.ReferencedSeriesSequence.append(item)
+
+
 def _prepare(source: SourceSeries, *, keeps_places: bool) -> _Images:
     return _Images(
         series_instance_uid=source.series_instance_uid,

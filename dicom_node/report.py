@@ -49,6 +49,8 @@ PROCEDURES = {
     "MR": codes.LN.MRIUnspecifiedBodyRegion,
     "CT": codes.LN.CTUnspecifiedBodyRegion,
     "PT": codes.LN.PETUnspecifiedBodyRegion,
+    "CR": codes.LN.XRUnspecifiedBodyRegion,
+    "DX": codes.LN.XRUnspecifiedBodyRegion,
 }
 """Of the study that the sources are from (CID 100)."""
 INTENDED_USE = "Research use only. Not a medical device. Not for diagnosis or treatment planning."

@@ -3,7 +3,8 @@
 A DICOM series may hold several volumes (echoes, b-values, inversion times, parts of a complex
 image, phases, repeats), and so may one multi-frame image. They are told apart here, before
 `contrast` labels them, so that a label speaks of one volume; and each is checked for being one
-(`geometry`). A volume that cannot be told apart or read is kept, with its problem.
+(`geometry`). Of radiographs, ultrasound and photographs each image is by itself. A volume that
+cannot be told apart or read is kept, with its problem.
 """
 
 import math
@@ -18,13 +19,14 @@ from dicom_node import geometry
 from dicom_node.domain import Instance, Origin, Series
 from dicom_node.errors import UnusableStudy
 from dicom_node.headers import (
+    FLAT_MODALITIES,
     FRAME_FACTS,
     FRAME_ORIENTATIONS,
     FRAME_POSITIONS,
     FRAMES,
-    IMAGE_MODALITIES,
     ORDER,
     PROBLEM,
+    VOLUME_MODALITIES,
 )
 
 MOST_REPEATS = 4
@@ -122,7 +124,10 @@ def _choose_frames(instance: Instance, frames: Sequence[int], problem: Problem) 
 
 
 def _split(instances: Sequence[Instance]) -> list[tuple[list[Instance], Problem]]:
-    if _facts(instances[0]).get("Modality") not in IMAGE_MODALITIES:
+    modality = _facts(instances[0]).get("Modality")
+    if modality in FLAT_MODALITIES:
+        return [([instance], None) for instance in instances]
+    if modality not in VOLUME_MODALITIES:
         return [(list(instances), None)]
     if any("Modality" not in _facts(instance) for instance in instances):
         return [(list(instances), _reading_problem(instances))]
@@ -203,7 +208,7 @@ def _build(
     instances: Sequence[Instance], problem: Problem, largest_b_value: float | None
 ) -> Series:
     first = _facts(instances[0])
-    is_image = first.get("Modality") in IMAGE_MODALITIES
+    is_image = first.get("Modality") in VOLUME_MODALITIES
     ordered = list(instances)
     if is_image and problem is None:
         ordered, problem = _stack(ordered)

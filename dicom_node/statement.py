@@ -23,6 +23,7 @@ from dicom_node.commitment import STORAGE_COMMITMENT
 from dicom_node.courier import find_contexts
 from dicom_node.domain import Mode
 from dicom_node.door_settings import Peer
+from dicom_node.exposures import EXPOSURE_CLASSES
 from dicom_node.identifiers import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.images import SOP_CLASSES
 from dicom_node.network import (
@@ -91,7 +92,8 @@ def find_sent_classes(configuration: Configuration) -> dict[str, str]:
         if rule.mode is not Mode.OFF
         for make in rule.makes
     }
-    classes = [SOP_CLASSES[each] for each in sorted(modalities & SOP_CLASSES.keys())]
+    written = {**SOP_CLASSES, **EXPOSURE_CLASSES}
+    classes = [written[each] for each in sorted(modalities & written.keys())]
     return {
         uid.keyword: str(uid) for uid in (*classes, Comprehensive3DSRStorage, ParametricMapStorage)
     }

@@ -22,6 +22,7 @@ STORAGE_CLASSES = {
     "DigitalXRayImageStorageForProcessing": "1.2.840.10008.5.1.4.1.1.1.1.1",
     "NuclearMedicineImageStorage": "1.2.840.10008.5.1.4.1.1.20",
     "UltrasoundImageStorage": "1.2.840.10008.5.1.4.1.1.6.1",
+    "VLPhotographicImageStorage": "1.2.840.10008.5.1.4.1.1.77.1.4",
     "UltrasoundMultiFrameImageStorage": "1.2.840.10008.5.1.4.1.1.3.1",
     "XRayAngiographicImageStorage": "1.2.840.10008.5.1.4.1.1.12.1",
     "XRayRadiofluoroscopicImageStorage": "1.2.840.10008.5.1.4.1.1.12.2",

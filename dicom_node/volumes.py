@@ -20,8 +20,10 @@ from pydicom.uid import UID
 from dicom_node import geometry
 from dicom_node.elements import read_numbers
 from dicom_node.errors import UnusableStudy
+from dicom_node.exposures import check_exposure, read_detector_spacing, read_samples
 from dicom_node.pixels import READ_ERRORS, check_codec, check_format, decode, read_rescale
 from dicom_node.uptake import find_factor
+from synthesis.flat import make_volume
 
 MOST_VOXELS = 512 * 2**20
 """Largest volume that is decoded: 2 GiB as float32. A real one is a tenth of that; a forged header
@@ -85,6 +87,30 @@ def read_volume(
             frame_of_reference_uid=header.get("FrameOfReferenceUID") or None,
         )
     return volume, tuple(plane.header for plane in planes)
+
+
+def read_picture(path: Path) -> tuple[Volume, tuple[Dataset, ...]]:
+    """Read one radiograph, ultrasound image or photograph.
+
+    Returns:
+        The picture as `synthesis.flat` has it, samples as `exposures.read_samples` gives them, and
+        its header.
+
+    Raises:
+        UnusableStudy: `unreadable`, or why it is no picture: `exposures`.
+    """
+    with config.disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's texts repeat values, and values are of patients
+        try:
+            header = dcmread(path, stop_before_pixels=True)
+            syntax = UID(header.file_meta.TransferSyntaxUID)
+        except READ_ERRORS as error:
+            raise UnusableStudy(
+                "unreadable", f"an instance cannot be read as DICOM ({type(error).__name__})"
+            ) from None
+        check_exposure(header, syntax)
+        volume = make_volume(read_samples(path, header), read_detector_spacing(header))
+    return volume, (header,)
 
 
 def read_map(path: Path, like: Volume) -> NDArray[np.float32]:

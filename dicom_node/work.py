@@ -32,10 +32,11 @@ from dicom_node.derive import SourceSeries, write_derived
 from dicom_node.domain import ContrastLabel, DerivedInstance, Instance, SynthesisPlan
 from dicom_node.elements import encode
 from dicom_node.errors import JobFailed, StorageError, UnusableStudy
+from dicom_node.exposures import EXPOSURE_CLASSES
 from dicom_node.ledger import Ledger
 from dicom_node.node_settings import NodeSettings, read_node
 from dicom_node.store import Store
-from dicom_node.volumes import read_volume
+from dicom_node.volumes import read_picture, read_volume
 from synthesis import types
 from synthesis.backends import CACHE
 from synthesis.engine import synthesize
@@ -161,7 +162,10 @@ class Attempt:
         sources = {}
         for label, instances in contents.items():
             paths = [self._check(instance) for instance in instances]
-            volume, headers = read_volume(paths, self.plan.source_frames.get(label, ()))
+            if self.plan.target_modality in EXPOSURE_CLASSES:
+                volume, headers = read_picture(paths[0])
+            else:
+                volume, headers = read_volume(paths, self.plan.source_frames.get(label, ()))
             sources[label] = SourceSeries(
                 series_instance_uid=self.plan.sources[label], datasets=headers, volume=volume
             )

@@ -40,7 +40,9 @@ def read_example(name: str) -> Routing:
 
 
 def test_there_is_an_example_for_each_use():
-    assert EXAMPLES == ["brain-tumour", "mr-only-radiotherapy", "multiple-sclerosis", "pet-mr"]
+    assert [
+        *("brain-tumour", "mr-only-radiotherapy", "multiple-sclerosis", "pet-mr", "radiographs")
+    ] == EXAMPLES
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -9,7 +9,7 @@ import pytest
 from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.demonstration.studies import Parcel, prepare_phantom
 from doubles.models import write_copying_model
-from doubles.node import NodeUnderTest
+from doubles.node import CONFIGURATION, NodeUnderTest
 
 StartNode = Callable[..., NodeUnderTest]
 
@@ -33,8 +33,12 @@ def make_node(tmp_path: Path, orthanc: Orthanc) -> Iterator[StartNode]:
     """Give a function that describes a node, which is stopped at the end."""
     with ExitStack() as stack:
 
-        def make(overrides: Sequence[str] = (), name: str = "node") -> NodeUnderTest:
-            node = NodeUnderTest(tmp_path / name, orthanc, overrides)
+        def make(
+            overrides: Sequence[str] = (),
+            name: str = "node",
+            configuration: Path = CONFIGURATION,
+        ) -> NodeUnderTest:
+            node = NodeUnderTest(tmp_path / name, orthanc, overrides, configuration)
             stack.callback(node.stop)
             return node
 

@@ -13,10 +13,17 @@ from dicom_node.derive import SourceSeries, write_derived
 from dicom_node.domain import ContrastLabel, DerivedInstance, Mode, SynthesisPlan
 from dicom_node.volumes import read_volume
 from doubles.series import NAMESPACE, make_series, make_volume, write_files
+from synthesis.flat import FLAT_MODALITIES
 from synthesis.registry import ModelCard, TargetCard, TrainingCard
 from synthesis.types import QualityReport, Synthesis, Verdict
 
-UNITS = {"MR": "standard scale", "CT": "HU", "PT": "SUVbw"}
+UNITS = {
+    "MR": "standard scale",
+    "CT": "HU",
+    "PT": "SUVbw",
+    **dict.fromkeys(("CR", "DX"), "standard scale"),
+    **dict.fromkeys(("US", "XC"), "display"),
+}
 Written = list[tuple[DerivedInstance, Dataset]]
 
 
@@ -36,6 +43,7 @@ def make_card(target: str = "FLAIR", modality: str = "MR", **changes: object) ->
         "training": TrainingCard(subjects=(), data={}, trained_on=date(2020, 1, 1), seed=0),
         "files": {},
         "digest": "0123456789abcdef" * 4,
+        "bias_field": modality not in FLAT_MODALITIES,
     }
     return ModelCard(**(facts | changes))
 
@@ -75,12 +83,14 @@ def make_synthesis(reference: Volume, modality: str = "MR", **changes: object) -
     array = np.asarray(reference.array, np.float32)
     low, high = np.percentile(array, [1, 99])
     unit = np.clip((array - low) / max(high - low, 1e-6), 0, 1)
-    values = {"MR": unit * 1000, "CT": unit * 1500 - 1000, "PT": unit * 8}[modality]
+    values = {"CT": unit * 1500 - 1000, "PT": unit * 8}.get(
+        modality, unit * (255 if UNITS[modality] == "display" else 1000)
+    )
     synthesis = Synthesis(
         volume=reference.with_array(values.astype(np.float32)),
         half_width=reference.with_array((0.1 + np.abs(values) / 20).astype(np.float32)),
         covered=reference.with_array(np.ones(array.shape, np.uint8)),
-        pad_value={"MR": 0.0, "CT": -1000.0, "PT": 0.0}[modality],
+        pad_value=-1000.0 if modality == "CT" else 0.0,
         units=UNITS[modality],
         description="",
         quality=QualityReport(

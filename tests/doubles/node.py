@@ -27,8 +27,15 @@ class NodeUnderTest:
         overrides: what it runs with, for other commands on the same folder.
     """
 
-    def __init__(self, folder: Path, pacs: Orthanc | None, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        pacs: Orthanc | None,
+        overrides: Sequence[str] = (),
+        configuration: Path = CONFIGURATION,
+    ) -> None:
         """Describe it; without `pacs` nobody answers where its PACS should be."""
+        self._configuration = configuration
         dicom_port, web_port, nobody = find_free_ports(3)
         self.overrides = (
             f"data_folder={folder / 'data'}",
@@ -51,7 +58,7 @@ class NodeUnderTest:
         """Start it and wait until it is ready, or dead."""
         self._folder.mkdir(parents=True, exist_ok=True)
         log = self._folder / "node.log"
-        self._node = Node(CONFIGURATION, self.overrides, log, environment)
+        self._node = Node(self._configuration, self.overrides, log, environment)
         self._node.start()
 
     def stop(self) -> int | None:
@@ -83,7 +90,7 @@ class NodeUnderTest:
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:
         """Give its ledger, opened beside it."""
-        url = settings.load(CONFIGURATION, self.overrides).node.ledger_url
+        url = settings.load(self._configuration, self.overrides).node.ledger_url
         ledger = Ledger(url, lambda: datetime.now(UTC)).open(create=False)
         try:
             yield ledger
