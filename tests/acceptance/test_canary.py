@@ -489,8 +489,12 @@ def test_audit_messages_tell_all_of_it(told):
 
 
 def test_nothing_of_a_patient_is_told(told):
-    # PS3.15 section A.5.2.2 wants the AE titles of both sides: that of a peer in node.yaml.
-    assert told.canary.find(told.texts) == {"audit messages": {"AE title of a peer"}}
+    # That of a peer in node.yaml: PS3.15 section A.5.2.2 wants the AE titles of both sides, and the
+    # doctor says what to type in at the PACS.
+    assert told.canary.find(told.texts) == {
+        "audit messages": {"AE title of a peer"},
+        "dicom-node doctor": {"AE title of a peer"},
+    }
 
 
 @pytest.mark.parametrize(
