@@ -17,8 +17,12 @@ from dicom_node.readable import LISTS, NUMBERS, TEXTS
 
 TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 ACCENTED_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
-BIRTH_DATE, STUDY_DATE = "18570313", "18990704"
+BIRTH_DATE, STUDY_DATE, TIME = "18570313", "18990704", "235817.718281"
+SIZE, WEIGHT = "2.713419", "93.713417"
 """Planted, too: nobody writes them by chance."""
+NOBODYS = "a token of nobody's"
+_FIXED = {"DA": STUDY_DATE, "DT": f"{STUDY_DATE}{TIME}", "TM": TIME}
+"""What stands in every date and time, by VR. An age is what models are chosen by."""
 
 _READ = frozenset((*TEXTS, *LISTS, *NUMBERS))
 """What the node judges by: left as it is, or given a token beside it."""
@@ -41,7 +45,13 @@ class Canary:
     """
 
     def __init__(self) -> None:
-        self.planted: dict[str, str] = {BIRTH_DATE: "PatientBirthDate", STUDY_DATE: "StudyDate"}
+        self.planted: dict[str, str] = {
+            BIRTH_DATE: "PatientBirthDate",
+            STUDY_DATE: "a study's date",
+            TIME: "a study's time",
+            SIZE: "a study's PatientSize",
+            WEIGHT: "a study's PatientWeight",
+        }
 
     def plant(self, place: str, *, accented: bool = False) -> str:
         """Return a new token for `place`."""
@@ -51,18 +61,22 @@ class Canary:
         return token
 
     def mark(self, instances: Sequence[Dataset], place: str) -> list[Dataset]:
-        """Return copies with a token in every text that the Standard has a place for.
+        """Return copies with a token in every text, date and time that the Standard knows.
 
         What the node judges by keeps its value, and a description gets a token beside it. Private
         elements and items of sequences have tokens, too.
         """
-        added = Dataset()
+        added, closed = Dataset(), _READ | _FORMATTED
         for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
-            is_open = vr in TEXT_VRS and keyword not in _READ | _FORMATTED
-            if is_open and keyword and tag >> 16 not in _OF_PIXELS_AND_PROTOCOL:
+            if not keyword or keyword in closed or tag >> 16 in _OF_PIXELS_AND_PROTOCOL:
+                continue
+            if vr in TEXT_VRS:
                 token = self.plant(f"{place} {keyword}", accented=vr in ACCENTED_VRS)
                 added.add_new(tag, vr, token)
-        added.PatientBirthDate, added.StudyDate = BIRTH_DATE, STUDY_DATE
+            elif vr in _FIXED:
+                added.add_new(tag, vr, _FIXED[vr])
+        added.PatientBirthDate = BIRTH_DATE
+        added.PatientSize, added.PatientWeight = SIZE, WEIGHT
         added.SpecificCharacterSet = "ISO_IR 100"
         person = Dataset()
         person.PersonName = self.plant(f"{place} item", accented=True)
@@ -84,10 +98,10 @@ class Canary:
 
     def find(self, texts: Mapping[str, bytes]) -> dict[str, set[str]]:
         """Return in which of `texts` tokens stand, and where those were planted."""
-        numbers = {re.sub(r"\D", "", token): place for token, place in self.planted.items()}
+        numbers = {_digits(token): place for token, place in self.planted.items()}
         found = {
             name: {
-                numbers.get((match[1] or match[0]).decode(), "a token of nobody's")
+                numbers.get(match[1].decode() if match[1] else _digits(match[0].decode()), NOBODYS)
                 for view in _decode(text)
                 for match in _TOKEN.finditer(view)
             }
@@ -99,12 +113,17 @@ class Canary:
 _TOKEN = re.compile(
     # With its accents in Latin-1, in UTF-8, or folded away.
     rb"q(?:x|a|[\xc4\xe4]|\xc3[\x84\xa4])(\d{4})(?:o|[\xd6\xf6]|\xc3[\x96\xb6])?j|"
-    + f"{BIRTH_DATE}|{STUDY_DATE}".encode(),
+    # Between the parts of a date and a time there may be signs.
+    rb"1857-?03-?13|1899-?07-?04|23:?58:?17\.718281|2\.713419|93\.713417",
     re.IGNORECASE,
 )
 _ESCAPED = re.compile(rb"\\(?:x|u00)([0-9a-f]{2})", re.IGNORECASE)
 _HEXADECIMAL = re.compile(rb"(?:[0-9a-f]{2}[ :]?){7,}", re.IGNORECASE)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{8,}")
+
+
+def _digits(token: str) -> str:
+    return re.sub(r"\D", "", token)
 
 
 def _decode(text: bytes) -> Iterator[bytes]:
