@@ -142,16 +142,51 @@ def test_study_comes_back_completed(start, tmp_path):
         assert running.node.stop() == 0
 
 
+def release_one_of_two(running: Running, folder: Path) -> None:
+    """Wait until both results of a study are held, and let one go, to have something to send."""
+    wait_until(lambda: running.count('dicom_node_jobs{state="held"}') == 2)
+    url = f"sqlite:///{folder / 'node' / 'data' / 'ledger.sqlite'}"
+    with Ledger(url, lambda: datetime.now(UTC)).open(create=False) as ledger:
+        ledger.release(ledger.jobs()[0].plan.plan_id, "a test", "to have something to send")
+
+
+def test_a_destination_that_never_answers_delays_no_other(start, tmp_path):
+    files = write_files(make_series("T1w", make_volume((12, 40, 40))), tmp_path / "study")
+    configuration = tmp_path / "config"
+    shutil.copytree(CONFIGURATION, configuration)
+    routing = configuration / "routing.yaml"
+    # Before the other: whoever waited for it would have waited by then.
+    routing.write_text(routing.read_text().replace("send_to: [pacs]", "send_to: [dead, pacs]"))
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as dead,  # lets connect, and then says nothing
+        ScriptedPacs(classes=(MR, REPORT, MAP), ae_title="ORTHANC") as pacs,
+    ):
+        running = start(
+            f"peers.pacs.port={pacs.port}",
+            "peers.dead={ae_title: DEAD, roles: [send]}",
+            "peers.dead.host=127.0.0.1",
+            f"peers.dead.port={dead.getsockname()[1]}",
+            configuration=configuration,
+        )
+        assert storescu(running.node.port, *files, called=AE_TITLE).returncode == 0
+        release_one_of_two(running, tmp_path)
+        wait_until(lambda: running.count('dicom_node_deliveries{state="sent"}') > 0)
+        wait_until(
+            lambda: len(pacs.received) == running.count('dicom_node_deliveries{state="pending"}')
+        )
+        is_waiting = "destination.does_not_answer" not in running.node.child.read_log()
+
+    assert is_waiting
+
+
 def test_what_a_pacs_reports_to_the_receiving_process_is_committed(start, tmp_path):
     files = write_files(make_series("T1w", make_volume((12, 40, 40))), tmp_path / "study")
 
     with CommittingPacs(classes=(MR, REPORT, MAP), ae_title="ORTHANC") as pacs:
         running = start(f"peers.pacs.port={pacs.port}", "peers.pacs.commitment=storage_commitment")
         assert storescu(running.node.port, *files, called=AE_TITLE).returncode == 0
-        wait_until(lambda: running.count('dicom_node_jobs{state="held"}') == 2)
-        url = f"sqlite:///{tmp_path / 'node' / 'data' / 'ledger.sqlite'}"
-        with Ledger(url, lambda: datetime.now(UTC)).open(create=False) as ledger:
-            ledger.release(ledger.jobs()[0].plan.plan_id, "a test", "to have something to send")
+        release_one_of_two(running, tmp_path)
         wait_until(lambda: len(pacs.requests) > 0)
 
         assert pacs.call_back(running.node.port, pacs.report(0)) == 0
