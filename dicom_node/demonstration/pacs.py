@@ -52,6 +52,7 @@ class Orthanc:
     Attributes:
         port: of DICOM.
         http: address of its REST interface.
+        child: the program.
     """
 
     name = "Orthanc"
@@ -91,7 +92,7 @@ class Orthanc:
         program = find_orthanc()
         if program is None:
             raise FileNotFoundError("Orthanc is not installed (Debian package: orthanc)")
-        self._child = Child(
+        self.child = Child(
             [program, str(folder / "orthanc.json")], folder / "orthanc.log", os.environ
         )
 
@@ -99,12 +100,12 @@ class Orthanc:
         """Start it and wait until it answers."""
         (self._folder / "storage").mkdir(parents=True, exist_ok=True)
         (self._folder / "orthanc.json").write_text(json.dumps(self._settings, indent=2))
-        self._child.start()
-        self._child.wait_for(self._answers, START_SECONDS)
+        self.child.start()
+        self.child.wait_for(self._answers, START_SECONDS)
 
     def stop(self) -> None:
         """End the process."""
-        self._child.stop()
+        self.child.stop()
 
     def read(self, path: str, body: object = None) -> bytes:
         """Return the answer of `GET path`, or of `POST path` with `body` as JSON."""

@@ -52,6 +52,7 @@ class NodeUnderTest:
         )
         self.port = dicom_port
         self._folder = folder
+        self._configuration = configuration
         self._node: Node | None = None
 
     def start(self, environment: dict[str, str] | None = None) -> None:
