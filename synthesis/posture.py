@@ -47,14 +47,14 @@ class Posture:
 def fit_shape(masks: Sequence[tuple[MaskArray, tuple[float, float, float]]]) -> Shape | None:
     """Return the mean mask, or None where it does not tell how these very people lie.
 
-    Each must be told upright by the mean of the others. Limbs are not.
+    Each must be told upright by the mean of the others. Limbs are not, and a picture has no depth.
 
     Args:
         masks: of the training people on canonical grids, with their spacing in mm.
     """
-    shapes = [_nod(mask, spacing) for mask, spacing in masks]
-    if len(shapes) == 1:
+    if len(masks) == 1 or any(1 in mask.shape for mask, _ in masks):
         return None
+    shapes = [_nod(mask, spacing) for mask, spacing in masks]
     for number, shape in enumerate(shapes):
         others = [s[STRAIGHT] for k, s in enumerate(shapes) if k != number]
         posture = _compare(shape, np.mean(others, axis=0))

@@ -116,7 +116,7 @@ def train_projected(
     checkpoint = work / experiment.model
     method = build_method(experiment.method, experiment.task, experiment.parameters, device=device)
     watch = Watch(patience=experiment.patience, report=report)
-    observe(method, watch).fit(
+    method = observe(method, watch).fit(
         train,
         validation=validation[:: max(1, VIEWS_PER_PERSON // 4)],
         seed=experiment.seed,

@@ -8,12 +8,16 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from doubles.models import write_copying_picture_model
+from synthesis import radiographs
 from synthesis.engine import replay, synthesize
 from synthesis.errors import UnusableInput
 from synthesis.flat import make_volume
 from synthesis.people import read_manifest
 from synthesis.projection import BONE, SOFT, Beam, expose, split_materials
+from synthesis.quality import TABLE
+from synthesis.radiographs import train_projected
 from synthesis.registry import load_card
+from synthesis.training import read_experiment
 from synthesis.types import ContrastLabel, Synthesis, Volume
 
 EXPERIMENTS = Path(__file__).parents[2] / "config/experiments"
@@ -68,6 +72,25 @@ def test_nobody_is_in_two_splits_and_the_real_case_is_for_testing_only():
 
     assert people["sts-015"] == "test"
     assert all((split == "test") == (others[name] == "test") for name, split in people.items())
+
+
+def test_method_that_learns_from_projections_is_kept_and_lets_pictures_pass(tmp_path, monkeypatch):
+    experiment = read_experiment(EXPERIMENTS / "limb-bone-unet2d.yaml")
+    small = experiment.parameters | {"steps": 2, "width": 8, "crop": 32}
+    experiment = experiment.model_copy(update={"parameters": small})
+    generator = np.random.default_rng(0)
+    beams = (make_beam(angle, 2) for angle in range(0, 180, 10))
+    people = [p for p in read_manifest(experiment.people).people[:2] for _ in range(9)]
+    cases = [
+        radiographs._make_case(person, expose(make_block(), beam, generator), experiment.anchor)
+        for person, beam in zip(people, beams, strict=True)
+    ]
+    monkeypatch.setattr(radiographs, "_read_cases", lambda *_: iter(cases))
+
+    learnt = train_projected(experiment, data_folder=tmp_path, work=tmp_path / "work")
+
+    assert (learnt / "weights.safetensors").exists()
+    assert "shape" not in json.loads((learnt / TABLE).read_text())
 
 
 @pytest.fixture
