@@ -15,6 +15,8 @@ which nobody knows how it ended, and whoever wrote it writes it again: each meth
 A connection is tried before it is used, so the next transaction finds the server that is back.
 """
 
+import sqlite3
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ LEDGER_STATUS = 0xA701
 
 BUSY_TIMEOUT_MS = 30_000
 """How long a writer waits for another; after it the sender is told to try again."""
+
+_RETRY_S = 0.01
 
 NETWORK_FILE_SYSTEMS = frozenset(
     (
@@ -148,7 +152,16 @@ def _prepare_file(path: Path, create: bool) -> None:
 def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
     """Take BEGIN out of the driver's hands and set what makes a commit durable."""
     connection.isolation_level = None
-    _execute_all(connection, _SQLITE_SESSION)
+    # Whoever opens a new file turns it into a WAL, and SQLite answers the others 'locked' at once:
+    # its busy timeout does not hold for that change.
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            return _execute_all(connection, _SQLITE_SESSION)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_S)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -1,5 +1,7 @@
 import math
+import sqlite3
 import stat
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -111,6 +113,22 @@ def test_file_that_is_no_ledger_is_refused_with_the_status_of_the_ledger(sqlite,
         Ledger(sqlite, clock).open()
 
     assert refused.value.status == LEDGER_STATUS
+
+
+def test_new_file_that_another_is_writing_is_waited_for(sqlite, tmp_path, clock):
+    other = sqlite3.connect(
+        tmp_path / "ledger.sqlite", isolation_level=None, check_same_thread=False
+    )
+    other.execute("CREATE TABLE another (number INTEGER)")
+    other.execute("BEGIN IMMEDIATE")
+    done = threading.Timer(0.3, other.rollback)
+    done.start()
+    try:
+        with Ledger(sqlite, clock).open() as ledger:
+            ledger.check()
+    finally:
+        done.join()
+        other.close()
 
 
 def test_ledger_is_for_its_owner_only(sqlite, tmp_path, clock):
