@@ -62,6 +62,16 @@ def compare(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Differenc
     return Difference(interval=bootstrap(gains.tolist()), p_value=p_value)
 
 
+def compare_shares(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Difference | None:
+    """Return by which share of the other method's figure ours is less, as `compare` does.
+
+    Whoever has zero there has no share.
+    """
+    both = [person for person in ours if theirs.get(person)]
+    less = {person: 1 - ours[person] / theirs[person] for person in both}
+    return compare(less, dict.fromkeys(both, 0.0))
+
+
 def decide(interval: Interval, bar: float) -> str:
     """Return `reached`, `missed`, or `not shown` where the interval includes the bar."""
     if interval.low is None or interval.high is None or interval.low <= bar <= interval.high:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthesis.comparison import Difference, Interval, bootstrap, compare, decide
+from synthesis.comparison import Difference, Interval, bootstrap, compare, compare_shares, decide
 from synthesis.results import (
     FIXED,
     Row,
@@ -27,6 +27,7 @@ MOST_LOST_DB = 0.1
 """A further real source may cost no more."""
 TWIN_BAR_DB = -0.5
 """What an any-subset model may lose to a model of one pattern."""
+SHARE_DIGITS = 2
 SHOWN = {
     "psnr_db": ("PSNR dB", 2),
     "ssim": ("SSIM", 3),
@@ -225,13 +226,11 @@ def _write_bars(
         cells = []
         for over, figure in usable:
             bar = bars.get((over, figure))
-            ours, theirs = _pick(rows[name], figure), _pick(rows[over], figure)
-            digits = SHOWN[figure][1]
-            if bar is not None and bar.relative:
-                theirs = {person: theirs[person] for person in ours if theirs.get(person)}
-                ours = {person: -ours[person] / theirs[person] for person in theirs}
-                theirs, digits = dict.fromkeys(theirs, -1.0), 2
-            gain = compare(ours, theirs)
+            is_relative = bar is not None and bar.relative
+            gain = (compare_shares if is_relative else compare)(
+                _pick(rows[name], figure), _pick(rows[over], figure)
+            )
+            digits = SHARE_DIGITS if is_relative else SHOWN[figure][1]
             if name == over or gain is None:
                 cells.append("")
                 continue

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from synthesis import results
-from synthesis.comparison import bootstrap, compare, decide
+from synthesis.comparison import bootstrap, compare, compare_shares, decide
 from synthesis.datasets import cases_folder, write_case
 from synthesis.errors import TrainingError
 from synthesis.fingerprint import fingerprint
@@ -453,6 +453,14 @@ def test_no_paired_test_below_six_people() -> None:
     assert enough.p_value < 0.05
     assert enough.interval.n == 6
     assert compare({"a": 1.0}, {"b": 1.0}) is None
+
+
+def test_shares_are_of_the_other_method_s_figure() -> None:
+    found = compare_shares({"a": 75.0, "b": 25.0, "c": 1.0}, {"a": 100.0, "b": 50.0, "c": 0.0})
+
+    assert found is not None
+    assert found.interval.mean == pytest.approx((0.25 + 0.5) / 2)
+    assert found.interval.n == 2
 
 
 def test_interval_that_includes_the_bar_shows_nothing() -> None:
