@@ -15,7 +15,6 @@ which nobody knows how it ended, and whoever wrote it writes it again: each meth
 A connection is tried before it is used, so the next transaction finds the server that is back.
 """
 
-import sqlite3
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -158,8 +157,9 @@ def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None
     while True:
         try:
             return _execute_all(connection, _SQLITE_SESSION)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+        except Exception as error:
+            is_busy = getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY"
+            if not is_busy or time.monotonic() > deadline:
                 raise
             time.sleep(_RETRY_S)
 
