@@ -7,8 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
+from compose_spec import PyCompose
 
 from dicom_node.node_settings import read_node
 from doubles.tools import require_program
@@ -26,6 +28,7 @@ def read_scale():
     return yaml.safe_load((DEPLOY / "compose.scale.yaml").read_text())
 
 
+KUBERNETES = "1.37"
 UNITS = ("dicom-node.service", "dicom-node-admin.service")
 
 
@@ -201,6 +204,43 @@ def test_each_alert_says_what_to_do():
     assert {rule["labels"]["severity"] for rule in group["rules"]} == {"page", "ticket"}
 
 
+@pytest.mark.parametrize("files", [(read_compose,), (read_compose, read_scale)])
+def test_compose_files_follow_the_specification(files):
+    box = merge(read() for read in files)
+
+    assert find_compose_faults(box) == ""
+
+    box["services"]["node"]["depend_on"] = []
+    assert "depend_on" in find_compose_faults(box)
+
+
+def merge(documents):
+    """Lay one file over another as compose does, as far as ours ask for it: mappings are joined."""
+    box = {}
+    for document in documents:
+        for key, value in document.items():
+            is_joined = isinstance(value, dict) and isinstance(box.get(key), dict)
+            box[key] = merge((box[key], value)) if is_joined else value
+    return box
+
+
+def find_compose_faults(document):
+    try:
+        PyCompose.from_json(json.dumps(document)).validate()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_every_object_follows_the_schema_of_kubernetes():
+    for document in read_kubernetes().values():
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+        document["spec"]["replica"] = 1
+        with pytest.raises(kubernetes_validate.ValidationError, match="replica"):
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
 def read_kubernetes():
     documents = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
     return {(each["kind"], each["metadata"]["name"]): each for each in documents}
@@ -222,11 +262,13 @@ def test_kubernetes_runs_one_node_that_keeps_what_it_was_sent():
 
 def test_pod_may_do_nothing_beside_its_work():
     [container] = read_pod()["containers"]
-    user = re.search(r"--uid (\d+)", (DEPLOY / "Dockerfile").read_text())
+    made = re.search(r"useradd --uid (\d+) --gid (\d+) ", (DEPLOY / "Dockerfile").read_text())
+    context = read_pod()["securityContext"]
 
     assert read_pod()["automountServiceAccountToken"] is False
-    assert read_pod()["securityContext"]["runAsNonRoot"] is True
-    assert read_pod()["securityContext"]["runAsUser"] == int(user[1])
+    assert context["runAsNonRoot"] is True
+    assert made
+    assert [context["runAsUser"], context["runAsGroup"]] == [int(each) for each in made.groups()]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
