@@ -25,7 +25,8 @@ from doubles.certificates import make_authority, make_certificate
 from doubles.committing_pacs import CommittingPacs
 from doubles.dcmtk import echoscu, storescu
 from doubles.models import write_card, write_copying_model
-from doubles.node import AE_TITLE, CONFIGURATION
+from doubles.node import AE_TITLE, CONFIGURATION, ROOT
+from doubles.postgresql import PostgreSQL
 from doubles.scripted_pacs import MR, ScriptedPacs
 from doubles.series import make_series, make_volume, write_files
 
@@ -36,7 +37,8 @@ REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 MAP = "1.2.840.10008.5.1.4.1.1.30"
 READY = re.compile(r"^ready dicom=127\.0\.0\.1:(\d+) web=127\.0\.0\.1:(\d+)$", re.MULTILINE)
 EXIT_FAILED, EXIT_WRONG = 1, 2
-DEPLOY = CONFIGURATION.parent / "deploy"
+DEPLOY = ROOT / "deploy"
+GUIDE = ROOT / "docs" / "guide.md"
 NOBODY = 1
 """A port at which nobody listens."""
 
@@ -195,28 +197,82 @@ def test_what_a_pacs_reports_to_the_receiving_process_is_committed(start, tmp_pa
     assert committed == len(pacs.requests[0].ReferencedSOPSequence)
 
 
-def test_backup_of_a_running_node_goes_on_where_it_was(start, tmp_path):
+class Kept:
+    """A ledger that is backed up and restored as docs/guide.md says, on either database."""
+
+    def __init__(self, server: PostgreSQL | None, folder: Path, monkeypatch) -> None:
+        self._server = server
+        self._folder = folder
+        self._monkeypatch = monkeypatch
+        self.overrides: tuple[str, ...] = ()
+        if server is not None:
+            self.overrides = ("ledger={kind: postgresql, dsn_env: DICOM_NODE_LEDGER}",)
+            self._use(server.make_database())
+
+    def url(self, data: Path) -> str:
+        is_server = self._server is not None
+        return os.environ["DICOM_NODE_LEDGER"] if is_server else f"sqlite:///{data}/ledger.sqlite"
+
+    def back_up(self, data: Path, copy: Path) -> None:
+        """Run what stands in the guide under "Back up and restore"."""
+        if self._server is not None:
+            self._run("pg_dump")
+        script = find_command(r"deploy/backup .*")
+        folders = script.replace("/var/lib/dicom-node", str(data)).split()[:2]
+        subprocess.run([ROOT / folders[0], folders[1], copy], check=True)
+
+    def restore(self) -> None:
+        """Fill an empty database; files are where they are already."""
+        if self._server is not None:
+            self._use(self._server.make_database())
+            self._run("pg_restore")
+
+    def _run(self, program: str) -> None:
+        assert self._server is not None
+        command = find_command(rf"{program} .*")
+        folder = self._server.find_program(program).parent
+        environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+        subprocess.run(["bash", "-euc", command], check=True, cwd=self._folder, env=environment)
+
+    def _use(self, url: str) -> None:
+        self._monkeypatch.setenv("DICOM_NODE_LEDGER", url)
+
+
+def find_command(pattern: str) -> str:
+    """Return a command that the guide tells to type."""
+    [found] = re.findall(rf"^    ({pattern})$", GUIDE.read_text(), re.MULTILINE)
+    return str(found)
+
+
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Kept:
+    if request.param == "SQLite":
+        return Kept(None, tmp_path, monkeypatch)
+    return Kept(request.getfixturevalue("postgresql"), tmp_path, monkeypatch)
+
+
+def test_backup_of_a_running_node_goes_on_where_it_was(start, kept, tmp_path):
     files = write_files(make_series("T1w", make_volume((12, 40, 40))), tmp_path / "study")
-    data, copy = tmp_path / "node" / "data", tmp_path / "restored" / "data"
-    soon = ("delivery.first_retry=1 s", "delivery.longest_retry=1 s")
+    data, copy = tmp_path / "node" / "data", tmp_path / "copy"
+    soon = (*kept.overrides, "delivery.first_retry=1 s", "delivery.longest_retry=1 s")
     running = start(*soon)  # nobody answers at its PACS, so that everything waits
     assert storescu(running.node.port, *files, called=AE_TITLE).returncode == 0
     wait_until(lambda: running.count('dicom_node_jobs{state="held"}') == 2)
-    url = f"sqlite:///{data / 'ledger.sqlite'}"
-    with Ledger(url, lambda: datetime.now(UTC)).open(create=False) as ledger:
+    with Ledger(kept.url(data), lambda: datetime.now(UTC)).open(create=False) as ledger:
         ledger.release(ledger.jobs()[0].plan.plan_id, "a test", "to have something to send")
     waiting = running.count('dicom_node_deliveries{state="pending"}')
     (data / "accounts.json").write_text("{}")
 
-    copy.parent.mkdir()
-    subprocess.run([DEPLOY / "backup", data, copy], check=True)
+    kept.back_up(data, copy)
     assert running.node.stop() == 0
     shutil.rmtree(data)
+    copy.rename(data)
+    kept.restore()
 
-    assert (copy / "accounts.json").read_text() == "{}"
-    assert stat.S_IMODE(copy.stat().st_mode) == 0o700
+    assert (data / "accounts.json").read_text() == "{}"
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
     with ScriptedPacs(classes=(MR, REPORT, MAP), ae_title="ORTHANC") as pacs:
-        restored = start(f"peers.pacs.port={pacs.port}", *soon, folder="restored")
+        restored = start(f"peers.pacs.port={pacs.port}", *soon)
         wait_until(lambda: restored.count('dicom_node_deliveries{state="pending"}') == 0)
 
         assert restored.count("dicom_node_instances") == len(files)

@@ -36,12 +36,16 @@ class PostgreSQL:
     def __init__(self, folder: Path) -> None:
         """Describe one in the empty `folder`, which the user postgres must be able to reach."""
         require_module("psycopg", "dicom_node[cluster]")
-        versions = sorted(PACKAGES.glob("*/bin"), key=lambda path: int(path.parent.name))
-        path = str(versions[-1]) if versions else None
-        self._programs = Path(require_program("initdb", "postgresql", path)).parent
+        self._programs = self.find_program("initdb").parent
         self.folder = folder
         (self.port,) = find_free_ports(1)
         self._numbers = itertools.count(1)
+
+    def find_program(self, name: str) -> Path:
+        """Return where a program of PostgreSQL's newest version here lies."""
+        versions = sorted(PACKAGES.glob("*/bin"), key=lambda path: int(path.parent.name))
+        path = str(versions[-1]) if versions else None
+        return Path(require_program(name, "postgresql", path))
 
     def create(self) -> None:
         """Make the cluster.
@@ -92,6 +96,12 @@ class PostgreSQL:
         name = f"test_{next(self._numbers)}"
         self.execute(f"CREATE SCHEMA {name}")
         return f"{self._url}?options=-csearch_path%3D{name}"
+
+    def make_database(self) -> str:
+        """Return the URL of a new, empty database, as a site has one for a ledger."""
+        name = f"database_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name}")
+        return self._url.removesuffix(USER) + name
 
     @property
     def _url(self) -> str:
