@@ -10,8 +10,9 @@
     `geometry`) and labels them (`contrast`, in doubt `appearance`), with evidence or not at all;
     `progress` says what peers tell of when a study is whole.
  4. `routing` finds which rules match and what is missing (`slots`, `rules`, `conditions`); `query`
-    asks the PACS whether it really is, and fetches what was not sent (`elsewhere` puts its answer
-    beside),
+    asks the PACS whether it really is, and fetches what was not sent: a `conversation` over DIMSE
+    (`dimse_conversation`) or DICOMweb (`web_conversation`, `qido`, `wado`). `elsewhere` puts its
+    answer beside,
  5. and plans what to make of what (`planning`, `candidates`) with which model, or says why not.
  6. The judgement, its plans and refusals are one commit; a late instance opens the study again.
  7. `dispatch` claims a queued job and gives it to a worker process (`executors`).

@@ -31,6 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 from uuid import UUID
 from xml.etree import ElementTree as ET
 
@@ -280,8 +281,11 @@ class _Writer:
         else:
             # Read: the node had all of it.
             self._begin(_TRANSFERRED, "C" if transfer.new else "R")
-            self._peer(alias, _SOURCE, is_requestor=True)
-            self._this_node(_DESTINATION)
+            # What comes from a peer that cannot call was fetched there.
+            peer = self._source.peers.get(alias)
+            is_fetched = peer is not None and not peer.may_call
+            self._peer(alias, _SOURCE, is_requestor=not is_fetched, is_called=is_fetched)
+            self._this_node(_DESTINATION, is_requestor=is_fetched)
         self._source_element()
         self._about(transfer.study, transfer.classes)
 
@@ -346,7 +350,7 @@ class _Writer:
         peer = self._source.peers.get(alias)
         host = None
         if peer is not None and is_called:
-            host = peer.host
+            host = urlsplit(peer.dicomweb.url).hostname if peer.dicomweb else peer.host
         elif peer is not None and peer.address is not None and peer.address.num_addresses == 1:
             host = str(peer.address.network_address)
         title = None if peer is None else peer.ae_title

@@ -1,7 +1,7 @@
 """What a PACS holds of a range of days, judged by the rules; and, where somebody wants it, fetched.
 
-    C-FIND day by day → studies by what their series are called → judged as they would be
-        → C-MOVE here, one after another, whenever the node has nothing else to do
+    asked day by day → studies by what their series are called → judged as they would be
+        → fetched, one after another, whenever the node has nothing else to do
 
 A PACS says what a series is called and not how it was acquired, so that the figures of a dry run
 are estimates: the node labels by physics once a study is here, and asks whether it is really
@@ -16,15 +16,14 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from dicom_node.delivery import open_peer
 from dicom_node.domain import RemoteSeries, Series, Study, SynthesisPlan
 from dicom_node.elsewhere import describe_remote
 from dicom_node.headers import IMAGE_MODALITIES
 from dicom_node.ledger import Ledger
-from dicom_node.network import STUDY_ROOT_FIND
 from dicom_node.node_settings import NodeSettings
-from dicom_node.query import STUDY_ROOT_MOVE, Conversation
+from dicom_node.query import open_conversation
 from dicom_node.routing import Decision, Judge
+from dicom_node.store import Store
 
 POLL_SECONDS = 2.0
 """How often it is looked whether the node has nothing else to do."""
@@ -118,10 +117,7 @@ class Backfill:
             DeliveryError: the peer refuses, or breaks off.
             TimeoutError: it says nothing.
         """
-        with open_peer(
-            self._settings, self._settings.peers[self._alias], [STUDY_ROOT_FIND]
-        ) as association:
-            conversation = Conversation(association, self._settings)
+        with open_conversation(self._settings, self._alias) as conversation:
             for uid in conversation.find_studies(keys):
                 listed = [
                     each
@@ -172,12 +168,11 @@ class Backfill:
             TimeoutError: it says nothing.
         """
         here = ledger.count_series(uid)
-        peer = self._settings.peers[self._alias]
-        with open_peer(self._settings, peer, [STUDY_ROOT_MOVE]) as association:
-            conversation = Conversation(association, self._settings)
+        store = Store(self._settings.store_folder)
+        with open_conversation(self._settings, self._alias, ledger, store) as conversation:
             for each in listed:
                 if here.get(each.series_instance_uid, 0) < (each.instances or 1):
-                    conversation.move(each)
+                    conversation.fetch(each)
 
     def _decide(self, study_instance_uid: str, listed: Iterable[RemoteSeries]) -> Decision:
         series: list[Series] = [describe_remote(each, self._judge.contrasts) for each in listed]

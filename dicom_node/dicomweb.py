@@ -11,7 +11,8 @@ import base64
 import http.client
 import select
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -41,6 +42,16 @@ _REFUSALS: Mapping[int, str] = {
 }
 """What stays so until somebody changes it, and where to look."""
 
+_OF_A_RESOURCE = frozenset(
+    {
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        HTTPStatus.GONE,
+    }
+)
+"""What a service may also say of the one resource that was asked for."""
+
 _BUSY: Mapping[int, str] = {
     HTTPStatus.REQUEST_TIMEOUT: "the service did not get the request in time",
     HTTPStatus.TOO_MANY_REQUESTS: "the service wants fewer requests",
@@ -58,6 +69,15 @@ class Answer:
     status: int
     kind: str
     body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """What a service answers, whose body is read piece by piece."""
+
+    status: int
+    kind: str
+    pieces: Iterator[bytes]
 
 
 class Service:
@@ -132,35 +152,98 @@ class Service:
             AssociationRejectedError: the service says no to this node, or to everybody now.
             DeliveryError: it does not answer, or not as it should.
         """
+        deadline = time.monotonic() + self._seconds
+        response = self._call(method, path, accept, body, kind)
+        parts: list[bytes] = []
+        for part in self._read(response, deadline):
+            parts.append(part)
+            longest -= len(part)
+            if longest < 0:
+                self.close()
+                raise DeliveryError("the HTTP answer is too long", retry=True)
+        self._refuse(response.status)
+        return Answer(
+            status=response.status,
+            kind=response.headers.get("Content-Type", ""),
+            body=b"".join(parts),
+        )
+
+    @contextmanager
+    def retrieve(self, path: str, *, accept: str, seconds: float) -> Iterator[Stream]:
+        """Give the answer to a GET while it comes; what is not read ends the connection.
+
+        Args:
+            path: below the URL of the service.
+            accept: media type of the answer.
+            seconds: for all of it.
+
+        Raises:
+            AssociationRejectedError: the service says no to this node, or to everybody now. What
+                may be said of one resource is left to the caller.
+            DeliveryError: it does not answer, or not as it should.
+        """
+        deadline = time.monotonic() + seconds
+        response = self._call("GET", path, accept)
+        try:
+            if response.status not in _OF_A_RESOURCE:
+                self._refuse(response.status)
+            yield Stream(
+                status=response.status,
+                kind=response.headers.get("Content-Type", ""),
+                pieces=self._read(response, deadline),
+            )
+        finally:
+            if not response.isclosed():
+                self.close()
+
+    def _call(
+        self, method: str, path: str, accept: str, body: Sequence[Piece] = (), kind: str = ""
+    ) -> http.client.HTTPResponse:
+        """Send a request and return its answer, of which the body has not been read.
+
+        Raises:
+            DeliveryError: there is none.
+        """
         headers = {"Accept": accept, **self._show_secret()}
         if method != "GET":
             headers["Content-Length"] = str(sum(memoryview(piece).nbytes for piece in body))
             headers["Content-Type"] = kind
         was_kept = self._connection.sock is not None
-        deadline = time.monotonic() + self._seconds
         try:
             try:
                 self._send(method, path, headers, body)
-                response = self._connection.getresponse()
+                return self._connection.getresponse()
             except (ConnectionError, http.client.BadStatusLine):
                 self.close()
                 if not was_kept:
                     raise
                 self._send(method, path, headers, body)
-                response = self._connection.getresponse()
-            answer = Answer(
-                status=response.status,
-                kind=response.headers.get("Content-Type", ""),
-                body=_read(response, longest, deadline),
-            )
+                return self._connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise DeliveryError(f"no HTTP answer: {type(error).__name__}", retry=True) from None
         except DeliveryError:
             self.close()
             raise
-        self._refuse(answer.status)
-        return answer
+
+    def _read(self, response: http.client.HTTPResponse, deadline: float) -> Iterator[bytes]:
+        """Yield the body of an answer.
+
+        Raises:
+            DeliveryError: it breaks off, or does not end in time.
+        """
+        try:
+            while part := response.read1(_READ_BYTES):
+                if time.monotonic() > deadline:
+                    self.close()
+                    raise DeliveryError("the HTTP answer does not end in time", retry=True)
+                yield part
+            if response.length:
+                raise http.client.IncompleteRead(b"", response.length)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise DeliveryError(f"no HTTP answer: {type(error).__name__}", retry=True) from None
+        response.close()  # the connection is free for the next request
 
     def _send(
         self, method: str, path: str, headers: Mapping[str, str], body: Sequence[Piece]
@@ -260,24 +343,3 @@ def _read_secret(path: Path, name: str, where: str) -> str:
     if not secret or len(secret) > _MOST_SECRET or not secret.isprintable():
         raise ConfigurationError(f"node.yaml: {where}.{name} : seen {path}, wanted {wanted}")
     return secret
-
-
-def _read(response: http.client.HTTPResponse, longest: int, deadline: float) -> bytes:
-    """Return the body of a response.
-
-    Raises:
-        DeliveryError: it is too long, or does not end in time.
-    """
-    parts: list[bytes] = []
-    size = 0
-    while part := response.read1(_READ_BYTES):
-        parts.append(part)
-        size += len(part)
-        if size > longest:
-            raise DeliveryError("the HTTP answer is too long", retry=True)
-        if time.monotonic() > deadline:
-            raise DeliveryError("the HTTP answer does not end in time", retry=True)
-    if response.length:
-        raise http.client.IncompleteRead(b"", response.length)
-    response.close()  # the connection is free for the next request
-    return b"".join(parts)

@@ -255,8 +255,9 @@ class Peer(Strict):
             it may call back with its report; one that does not offer it is asked by C-FIND where it
             has the role `query`. `query`: by C-FIND, or by QIDO-RS of a DICOMweb service.
         roles: `receive` lets it store here, `echo` lets it verify here (a receiver may anyway),
-            `send` lets us store there, `query` lets us ask there, `notify` lets it tell of studies:
-            performed procedure steps (MPPS) and Instance Availability Notifications.
+            `send` lets us store there, `query` lets us ask there what it holds and fetch it (C-FIND
+            and C-MOVE, of a DICOMweb service QIDO-RS and WADO-RS), `notify` lets it tell of
+            studies: performed procedure steps (MPPS) and Instance Availability Notifications.
     """
 
     ae_title: AETitle | None = None
@@ -287,8 +288,6 @@ class Peer(Strict):
                 raise ValueError("no host, port and tls, because it is called by dicomweb.url")
             if self.certificates and not self.dicomweb.is_secure:
                 raise ValueError("https:// in dicomweb.url, because there are certificates")
-            if "query" in self.roles:
-                raise ValueError("no role query, because a DICOMweb service is not asked")
             if self.commitment == "storage_commitment":
                 raise ValueError("commitment: query or none, because DICOMweb has no other")
         if self.ae_title is None and (self.dicomweb is None or self.roles & _CALLING):

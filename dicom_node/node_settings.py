@@ -69,7 +69,7 @@ class Query(Strict):
     Attributes:
         enabled: false asks nobody, whatever rules say; for trying things out without a PACS.
         answer: for all answers to one query.
-        move: for one series to be sent here.
+        move: for one series to come here.
         pause: before each request, so that the peer has no load of it.
         first_retry: after a peer did not answer; each further pause is twice the one before. Also
             the time that something which was fetched has to come.

@@ -1,12 +1,19 @@
-"""Asks a DICOMweb service which instances of a series it holds: QIDO-RS (PS3.18 section 10.6).
+"""Asks a DICOMweb service what it holds: QIDO-RS (PS3.18 section 10.6).
 
 A service may give less than all in one answer; it is asked for the rest until nothing new comes.
+What is asked for may name a patient, so that nothing of a request gets into a reason.
 """
 
 import json
+import time
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import urlencode
 
+from pydicom.datadict import tag_for_keyword
+
+from dicom_node.conversation import QueryRefusedError, Row
 from dicom_node.dicomweb import JSON, Service, find_values
 from dicom_node.errors import DeliveryError
 
@@ -14,10 +21,49 @@ LONGEST_ANSWER = 64 * 1024**2
 """Bytes; about 2,000 are said of one instance."""
 
 MOST_ANSWERS = 100_000
-"""Instances of one series; a service that goes on is broken."""
+"""Of one query, instances of one series for instance; a service that goes on is broken."""
 
 _PAGE = 1_000
-_SOP_INSTANCE_UID = "00080018"
+
+
+def search(
+    service: Service,
+    resource: str,
+    keys: Mapping[str, str],
+    wanted: Sequence[str],
+    name: str,
+    pause: float = 0.0,
+) -> list[Row]:
+    """Return what matches.
+
+    Args:
+        service: that is asked.
+        resource: path below its URL.
+        keys: keywords to what they must be.
+        wanted: further keywords that are told.
+        name: the keyword among them that tells one answer from another.
+        pause: seconds before each request.
+
+    Raises:
+        QueryRefusedError: the service refuses the query, or answers with what cannot be read.
+        DeliveryError: it does not answer, or without end.
+    """
+    tags = {keyword: f"{tag_for_keyword(keyword):08X}" for keyword in (*keys, *wanted)}
+    found: dict[str, Row] = {}
+    offset = 0
+    while True:
+        query = [*keys.items(), *(("includefield", each) for each in wanted)]
+        page = urlencode([*query, ("limit", _PAGE), ("offset", offset)])
+        time.sleep(pause)
+        items = _ask(service, f"{resource}?{page}")
+        rows = [{keyword: _read(item, tag) for keyword, tag in tags.items()} for item in items]
+        new = {row[name]: row for row in rows if row[name] not in found}
+        if not new:
+            return list(found.values())
+        found |= new
+        offset += len(items)
+        if len(found) > MOST_ANSWERS:
+            raise DeliveryError("the service does not stop answering", retry=True)
 
 
 def find_instances(service: Service, study: str, series: str) -> set[str]:
@@ -26,27 +72,30 @@ def find_instances(service: Service, study: str, series: str) -> set[str]:
     Raises:
         DeliveryError: it does not answer, or with what cannot be read.
     """
-    found: set[str] = set()
-    while new := _find_page(service, study, series, len(found)) - found:
-        found |= new
-        if len(found) > MOST_ANSWERS:
-            raise DeliveryError("the service does not stop answering", retry=True)
-    return found
-
-
-def _find_page(service: Service, study: str, series: str, offset: int) -> set[str]:
     keys = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
-    query = urlencode({**keys, "limit": _PAGE, "offset": offset})
-    answer = service.ask("GET", f"/instances?{query}", accept=JSON, longest=LONGEST_ANSWER)
+    rows = search(service, "/instances", keys, ["SOPInstanceUID"], "SOPInstanceUID")
+    return {row["SOPInstanceUID"] for row in rows} - {""}
+
+
+def _ask(service: Service, path: str) -> list[Any]:
+    answer = service.ask("GET", path, accept=JSON, longest=LONGEST_ANSWER)
     if answer.status == HTTPStatus.NO_CONTENT:
-        return set()
+        return []
     if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
-        raise DeliveryError(f"the service refuses the query: HTTP {answer.status}", retry=True)
+        reason = f"the service refuses the query: HTTP {answer.status}"
+        raise QueryRefusedError(reason, retry=True)
     try:
         listed = json.loads(answer.body)
     except (ValueError, RecursionError):
         listed = None
     if not isinstance(listed, list):
-        raise DeliveryError("the service's answer cannot be read", retry=True)
-    uids = {uid for each in listed for uid in find_values(each, _SOP_INSTANCE_UID)}
-    return {uid for uid in uids if isinstance(uid, str)}
+        raise QueryRefusedError("the service's answer cannot be read", retry=True)
+    return listed
+
+
+def _read(item: Any, tag: str) -> str:
+    """Return the first value of an attribute as text, empty where there is none."""
+    value = next(iter(find_values(item, tag)), "")
+    if isinstance(value, dict):  # a person's name
+        value = value.get("Alphabetic", "")
+    return str(value).strip() if isinstance(value, str | int) else ""

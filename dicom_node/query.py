@@ -1,83 +1,45 @@
 """Step 4 of the walk: a worker for each peer asks it whether what is not here is really missing.
 
-    study with a gap → C-FIND: its series, and those of other studies of the patient
-        → counts compared with what came → C-MOVE to ourselves of what did not come → asked again
-        → answered
+    study with a gap → its series there, and those of other studies of the patient
+        → counts compared with what came → what did not come is fetched → asked again → answered
 
-What is moved comes in by the receiver like everything else. A peer that does not answer is left
-alone for a while; after `query.patience` the rule that wanted to know says what follows. A Patient
-ID goes into a query, and an answer of another patient is dropped; it never goes into a log.
-
-Source: PS3.4 annex C (Study Root), PS3.7 sections 9.1.2 and 9.1.4.
+A PACS is asked over DIMSE, a DICOMweb archive over HTTP (`conversation`). A peer that does not
+answer is left alone for a while; after `query.patience` the rule that wanted to know says what
+follows. A Patient ID goes into a query, and an answer of another patient is dropped; it never goes
+into a log.
 """
 
 import logging
 import random
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from io import BytesIO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 
-from pydicom import Dataset, config, dcmread
-from pydicom.filebase import DicomBytesIO
-from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_dataset
+from pydicom import config, dcmread
 
-from dicom_node import command
-from dicom_node.association import Context
+from dicom_node.conversation import Conversation, Patient, QueryRefusedError, read_date
 from dicom_node.delivery import open_peer
+from dicom_node.dicomweb import Service
+from dicom_node.dimse_conversation import STUDY_ROOT_MOVE, DimseConversation
 from dicom_node.domain import InquiryState, RemoteSeries
 from dicom_node.errors import DeliveryError, StorageError
 from dicom_node.headers import IMAGE_MODALITIES
 from dicom_node.ledger import Inquiry, Ledger
-from dicom_node.network import (
-    IMPLICIT_VR_LITTLE_ENDIAN,
-    STUDY_ROOT_FIND,
-    Message,
-    Requestor,
-)
+from dicom_node.network import STUDY_ROOT_FIND
 from dicom_node.node_settings import NodeSettings
 from dicom_node.outcomes import Rest
 from dicom_node.pixels import READ_ERRORS
 from dicom_node.store import Store
-
-STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
+from dicom_node.wado import open_retrieval
+from dicom_node.web_conversation import WebConversation
 
 STUDIES_PER_SWEEP = 20
 """A sweep leaves the rest to the next: a stop is soon."""
-MOST_SIBLINGS = 20
-"""Other studies of a patient that are looked into; more in a few days are no patient's."""
-MOST_ANSWERS = 5_000
-"""Of one query; a peer that goes on is broken."""
-LONGEST_ANSWER = 65_536
-"""Bytes of one answer."""
 
-_TEXTS = ("Modality", "SeriesDescription", "ProtocolName", "BodyPartExamined", "StudyDescription")
-_LONGEST_TEXT = 256
-_DATE = "%Y%m%d"
 _JITTER = (0.8, 1.0)
 
 logger = logging.getLogger(__name__)
-
-
-class QueryRefusedError(DeliveryError):
-    """A peer said no to one query; others may succeed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Patient:
-    """Whose study it is, as one of its files says.
-
-    Attributes:
-        date: of the study; None when the file does not say it.
-    """
-
-    patient_id: str
-    character_set: str | Sequence[str]
-    date: datetime | None
 
 
 class Inquirer:
@@ -94,7 +56,6 @@ class Inquirer:
     ) -> None:
         """Describe it; the arguments are those of `delivery.Destination`."""
         self._alias = alias
-        self._peer = settings.peers[alias]
         self._ledger = ledger
         self._store = store
         self._settings = settings
@@ -117,10 +78,9 @@ class Inquirer:
         if not due:
             return 0
         try:
-            with open_peer(
-                self._settings, self._peer, [STUDY_ROOT_FIND, STUDY_ROOT_MOVE]
-            ) as association:
-                conversation = Conversation(association, self._settings)
+            with open_conversation(
+                self._settings, self._alias, self._ledger, self._store
+            ) as conversation:
                 for inquiry in due:
                     self._ask(conversation, inquiry)
         except (DeliveryError, TimeoutError) as error:
@@ -129,7 +89,7 @@ class Inquirer:
             self._rest.end()
         return len(due)
 
-    def _ask(self, conversation: "Conversation", inquiry: Inquiry) -> None:
+    def _ask(self, conversation: Conversation, inquiry: Inquiry) -> None:
         """Ask about one study, fetch what is there and not here, and record what was found.
 
         Raises:
@@ -153,7 +113,7 @@ class Inquirer:
             return
         try:
             for each in lacking:
-                conversation.move(each)
+                conversation.fetch(each)
         except QueryRefusedError as refusal:
             self._answer_short(inquiry, found, str(refusal))
             return
@@ -176,7 +136,7 @@ class Inquirer:
         logger.error("query.not_fetched study=%s: %s", inquiry.study_instance_uid, reason)
         self._ledger.record_inquiry(inquiry, InquiryState.ANSWERED, found=found, reason=reason)
 
-    def _find(self, conversation: "Conversation", inquiry: Inquiry) -> Iterator[RemoteSeries]:
+    def _find(self, conversation: Conversation, inquiry: Inquiry) -> Iterator[RemoteSeries]:
         """Yield the series of images that the peer lists, of this study and of its siblings."""
         study = inquiry.study_instance_uid
         studies = [study]
@@ -203,7 +163,7 @@ class Inquirer:
             < (1 if each.instances is None else each.instances)
         ]
 
-    def _read_patient(self, study_instance_uid: str) -> _Patient | None:
+    def _read_patient(self, study_instance_uid: str) -> Patient | None:
         """Return whose study it is, or None where a query could not name the patient alone."""
         for instance in self._ledger.read_instances(study_instance_uid):
             patient = _read_patient(self._store.path(instance.path))
@@ -238,155 +198,33 @@ class Inquirer:
         self._ledger.record_inquiry(inquiry, state, reason=reason, next_attempt=until)
 
 
-class Conversation:
-    """Queries over one association, no faster than the settings let them be."""
+@contextmanager
+def open_conversation(
+    settings: NodeSettings, alias: str, ledger: Ledger | None = None, store: Store | None = None
+) -> Iterator[Conversation]:
+    """Give a conversation with a peer, over what it speaks.
 
-    def __init__(self, association: Requestor, settings: NodeSettings) -> None:
-        self._association = association
-        self._ae_title = settings.ae_title
-        self._limits = settings.query
+    Args:
+        settings: peers, and how patient to be with them.
+        alias: of the peer, which has the role query.
+        ledger: where what a DICOMweb archive gives is recorded.
+        store: where it is kept; without the two nothing is fetched.
 
-    def find_siblings(self, study: str, patient: _Patient, days: int) -> list[str]:
-        """Return other studies of the patient within some days.
-
-        A peer may compare without case, or answer with more than it was asked for; what is not of
-        this patient, or not of these days, is dropped.
-        """
-        if patient.date is None:
-            return []
-        first, last = patient.date - timedelta(days), patient.date + timedelta(days)
-        identifier = Dataset()
-        identifier.SpecificCharacterSet = patient.character_set
-        identifier.QueryRetrieveLevel = "STUDY"
-        identifier.PatientID = patient.patient_id
-        identifier.StudyDate = f"{first:{_DATE}}-{last:{_DATE}}"
-        identifier.StudyInstanceUID = ""
-        uids = []
-        for answer in self._find(identifier):
-            uid = str(answer.get("StudyInstanceUID") or "")
-            date = _read_date(answer)
-            is_of_patient = str(answer.get("PatientID") or "").strip() == patient.patient_id
-            if is_of_patient and uid not in ("", study) and date and first <= date <= last:
-                uids.append(uid)
-        return sorted(set(uids))[:MOST_SIBLINGS]
-
-    def find_studies(self, keys: Mapping[str, str]) -> list[str]:
-        """Return the studies that match a query; an answer that says otherwise is dropped.
-
-        Args:
-            keys: DICOM keywords of study and patient to what is looked for.
-        """
-        identifier = Dataset()
-        identifier.QueryRetrieveLevel = "STUDY"
-        identifier.StudyInstanceUID = ""
-        with config.disable_value_validation():
-            for keyword, value in keys.items():
-                setattr(identifier, keyword, value)
-        single = {key: value for key, value in keys.items() if not set(value) & set("*?-\\")}
-        found = {
-            str(answer.get("StudyInstanceUID") or "")
-            for answer in self._find(identifier)
-            if all(str(answer.get(key) or value) == value for key, value in single.items())
-        }
-        return sorted(found - {""})
-
-    def find_series(self, alias: str, study: str) -> Iterator[RemoteSeries]:
-        """Yield the series that the peer lists of a study."""
-        identifier = Dataset()
-        identifier.QueryRetrieveLevel = "SERIES"
-        identifier.StudyInstanceUID = study
-        for keyword in ("SeriesInstanceUID", "NumberOfSeriesRelatedInstances", *_TEXTS):
-            setattr(identifier, keyword, None)
-        for answer in self._find(identifier):
-            uid = str(answer.get("SeriesInstanceUID") or "")
-            if not uid or str(answer.get("StudyInstanceUID") or study) != study:
-                continue
-            texts = {keyword: str(answer.get(keyword) or "").strip() for keyword in _TEXTS}
-            count = str(answer.get("NumberOfSeriesRelatedInstances") or "").strip()
-            yield RemoteSeries(
-                peer=alias,
-                study_instance_uid=study,
-                series_instance_uid=uid,
-                instances=int(count) if count.isdecimal() else self._count(study, uid),
-                header={key: text[:_LONGEST_TEXT] for key, text in texts.items() if text},
-            )
-
-    def move(self, series: RemoteSeries) -> None:
-        """Have a series sent to this node.
-
-        Raises:
-            QueryRefusedError: the peer does not send it, or not all of it.
-            DeliveryError: the peer breaks off.
-            TimeoutError: it says nothing.
-        """
-        identifier = Dataset()
-        identifier.QueryRetrieveLevel = "SERIES"
-        identifier.StudyInstanceUID = series.study_instance_uid
-        identifier.SeriesInstanceUID = series.series_instance_uid
-        elements: dict[int, int | str] = {
-            command.AFFECTED_SOP_CLASS_UID: STUDY_ROOT_MOVE,
-            command.COMMAND_FIELD: command.C_MOVE_RQ,
-            command.PRIORITY: command.LOW_PRIORITY,
-            command.MOVE_DESTINATION: self._ae_title,
-        }
-        for status, _ in self._request(STUDY_ROOT_MOVE, elements, identifier, self._limits.move):
-            if status not in command.PENDING:
-                raise QueryRefusedError(_explain_move(status), retry=True)
-
-    def _count(self, study: str, series: str) -> int | None:
-        """Return how many instances of a series the peer lists, where it keeps no count."""
-        identifier = Dataset()
-        identifier.QueryRetrieveLevel = "IMAGE"
-        identifier.StudyInstanceUID = study
-        identifier.SeriesInstanceUID = series
-        identifier.SOPInstanceUID = None
-        with suppress(QueryRefusedError):
-            return len({str(each.get("SOPInstanceUID")) for each in self._find(identifier)})
-        return None
-
-    def _find(self, identifier: Dataset) -> list[Dataset]:
-        """Return what a C-FIND finds.
-
-        Raises:
-            QueryRefusedError: the peer refuses, answers without end, or with what cannot be read.
-            DeliveryError: the peer breaks off.
-            TimeoutError: it says nothing.
-        """
-        elements: dict[int, int | str] = {
-            command.AFFECTED_SOP_CLASS_UID: STUDY_ROOT_FIND,
-            command.COMMAND_FIELD: command.C_FIND_RQ,
-            command.PRIORITY: command.LOW_PRIORITY,
-        }
-        found: list[Dataset] = []
-        for status, message in self._request(
-            STUDY_ROOT_FIND, elements, identifier, self._limits.answer
-        ):
-            if status not in command.PENDING:
-                raise QueryRefusedError(f"the peer refuses the query: 0x{status:04X}", retry=True)
-            if len(found) == MOST_ANSWERS:
-                raise DeliveryError("the peer does not stop answering", retry=True)
-            found.append(_decode(message))
-        return found
-
-    def _request(
-        self,
-        sop_class: str,
-        elements: Mapping[int, int | str],
-        identifier: Dataset,
-        patience: timedelta,
-    ) -> Iterator[tuple[int, Message]]:
-        """Yield status and response up to the one that says success, without that one."""
-        context = self._association.find_context(sop_class)
-        if context is None:
-            raise QueryRefusedError("the peer does not offer it", retry=True)
-        time.sleep(self._limits.pause.total_seconds())
-        yield from self._association.ask(
-            context,
-            elements,
-            _encode(identifier, context),
-            longest=LONGEST_ANSWER,
-            seconds=patience.total_seconds(),
-        )
+    Raises:
+        DeliveryError: the peer does not answer.
+    """
+    peer = settings.peers[alias]
+    if peer.dicomweb is None:
+        ways = [STUDY_ROOT_FIND, STUDY_ROOT_MOVE]
+        with open_peer(settings, peer, ways) as association:
+            yield DimseConversation(association, settings)
+        return
+    with ExitStack() as stack:
+        service = stack.enter_context(closing(Service(alias, peer)))
+        retrieval = None
+        if ledger is not None and store is not None:
+            retrieval = stack.enter_context(open_retrieval(service, alias, settings, ledger, store))
+        yield WebConversation(service, settings.query, retrieval)
 
 
 def find_asked(settings: NodeSettings) -> list[str]:
@@ -396,51 +234,17 @@ def find_asked(settings: NodeSettings) -> list[str]:
     return sorted(alias for alias, peer in settings.peers.items() if "query" in peer.roles)
 
 
-def _read_patient(path: Path) -> _Patient | None:
+def _read_patient(path: Path) -> Patient | None:
     """Return what a file says of its patient; None when that could match other patients."""
     try:
         with config.disable_value_validation():
             header = dcmread(path, specific_tags=["SpecificCharacterSet", "PatientID", "StudyDate"])
             patient_id = header.get("PatientID")
             character_set = header.get("SpecificCharacterSet") or "ISO_IR 6"
-            date = _read_date(header)
+            date = read_date(str(header.get("StudyDate") or ""))
     except (*READ_ERRORS, StorageError):
         return None
     is_one = isinstance(patient_id, str) and bool(patient_id.strip())
     if not is_one or any(letter in patient_id for letter in "*?"):
         return None
-    return _Patient(patient_id=patient_id.strip(), character_set=character_set, date=date)
-
-
-def _read_date(header: Dataset) -> datetime | None:
-    try:
-        return datetime.strptime(str(header.get("StudyDate") or ""), _DATE)  # noqa: DTZ007 - a day
-    except ValueError:
-        return None
-
-
-def _encode(identifier: Dataset, context: Context) -> bytes:
-    buffer = DicomBytesIO()
-    buffer.is_little_endian = True
-    buffer.is_implicit_VR = context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
-    with config.disable_value_validation():
-        write_dataset(buffer, identifier)
-    return buffer.getvalue()
-
-
-def _decode(message: Message) -> Dataset:
-    is_implicit = message.context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
-    try:
-        with config.disable_value_validation():
-            answer = read_dataset(BytesIO(message.data_set), is_implicit, is_little_endian=True)
-            for element in answer:  # decoded here, so that what cannot be read shows here
-                str(element.value)
-            return answer
-    except READ_ERRORS:
-        raise QueryRefusedError("the peer's answer cannot be read", retry=True) from None
-
-
-def _explain_move(status: int) -> str:
-    if status == 0xA801:  # noqa: PLR2004 - PS3.4 table C.4-2
-        return "the peer does not know this node as a move destination: 0xA801"
-    return f"the peer did not send what it lists: 0x{status:04X}"
+    return Patient(patient_id=patient_id.strip(), character_set=character_set, date=date)

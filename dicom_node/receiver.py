@@ -41,9 +41,8 @@ from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address, normalize_addres
 from dicom_node.node_settings import NodeSettings, read_node
 from dicom_node.recorder import Recorder
 from dicom_node.signals import EndRequest
-from dicom_node.spool import Spool, rebuild
+from dicom_node.spool import Spool, build_structure_limits, rebuild
 from dicom_node.store import Durability, Store
-from dicom_node.structure import StructureLimits
 from dicom_node.tls import ServerSide
 from dicom_node.wire import Limits
 
@@ -191,16 +190,6 @@ def reserve_descriptors(node: NodeSettings) -> None:
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-def build_structure_limits(node: NodeSettings) -> StructureLimits:
-    """Return how much structure an instance may have."""
-    limits = node.receiver.limits
-    return StructureLimits(
-        depth=limits.depth,
-        elements=limits.elements,
-        bytes_outside_pixels=limits.outside_pixels,
-    )
 
 
 def run_receiver(

@@ -19,6 +19,7 @@ from dicom_node import crashpoints
 from dicom_node.domain import Instance
 from dicom_node.errors import RefusedInstance
 from dicom_node.ledger import Ledger, Receipt
+from dicom_node.node_settings import NodeSettings
 from dicom_node.part10 import decode_file_meta, encode_file_meta
 from dicom_node.recorder import Rows
 from dicom_node.store import INCOMING, PART, Durability, PartFile, Store, WholeFile, translated
@@ -46,11 +47,22 @@ _logger = logging.getLogger(__name__)
 
 
 class Announced(NamedTuple):
-    """What the C-STORE request and its presentation context say of the data set that follows."""
+    """What is said of a data set before it comes, by a C-STORE request and its context for example.
+
+    Attributes:
+        series_instance_uid: that was asked for; empty where nobody asked.
+        study_instance_uid: of it.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+    series_instance_uid: str = ""
+    study_instance_uid: str = ""
+
+    def encode(self) -> bytes:
+        """Return what stands in front of the data set in its file."""
+        return encode_file_meta(self.sop_class_uid, self.sop_instance_uid, self.transfer_syntax_uid)
 
 
 class Origin(NamedTuple):
@@ -104,7 +116,7 @@ class Spool:
         Without durability the digest is left to the recorder: it costs more than all the rest, and
         tells only a whole file from half a one after a power cut.
         """
-        meta = encode_file_meta(*announced)
+        meta = announced.encode()
         with self.turn:
             identity = self._read_identity(announced, fragments)
             if self.durability is Durability.NONE:
@@ -182,7 +194,7 @@ class Incoming:
         self._spool = spool
         self._announced = announced
         self._origin = origin
-        meta = encode_file_meta(*announced)
+        meta = announced.encode()
         self._meta_bytes = len(meta)
         self._digest = hashlib.sha256(meta)
         self._unwritten: list[bytes] = [meta]
@@ -245,6 +257,16 @@ class Incoming:
         except BeyondHeadError:
             with translated("read"), self._part.mapped() as whole:
                 return _read_announced(walk, whole, announced, start=self._meta_bytes)
+
+
+def build_structure_limits(node: NodeSettings) -> StructureLimits:
+    """Return how much structure an instance may have."""
+    limits = node.receiver.limits
+    return StructureLimits(
+        depth=limits.depth,
+        elements=limits.elements,
+        bytes_outside_pixels=limits.outside_pixels,
+    )
 
 
 def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
@@ -342,6 +364,9 @@ def _read_announced(
         announced.sop_instance_uid,
     ):
         raise RefusedInstance("the data set is not the instance that was announced", MISMATCH)
+    wanted = announced.series_instance_uid, announced.study_instance_uid
+    if any(wanted) and wanted != (identity.series_instance_uid, identity.study_instance_uid):
+        raise RefusedInstance("it is of another series than was asked for", MISMATCH)
     return identity
 
 

@@ -21,6 +21,7 @@ from dicom_node.acceptor import offer_contexts
 from dicom_node.association import ANNOUNCED_BYTES
 from dicom_node.commitment import STORAGE_COMMITMENT
 from dicom_node.courier import find_contexts
+from dicom_node.dimse_conversation import STUDY_ROOT_MOVE
 from dicom_node.domain import Mode
 from dicom_node.door_settings import Peer
 from dicom_node.exposures import EXPOSURE_CLASSES
@@ -34,7 +35,7 @@ from dicom_node.network import (
 )
 from dicom_node.node_settings import NodeSettings
 from dicom_node.outcomes import judge_status
-from dicom_node.query import STUDY_ROOT_MOVE, find_asked
+from dicom_node.query import find_asked
 from dicom_node.receiver import find_callers, find_storage
 from dicom_node.recorder import OVERLOADED, PROCESSING_FAILURE, UNWELL
 from dicom_node.services import NO_SUCH_SOP_CLASS, UNRECOGNIZED_OPERATION
@@ -49,6 +50,7 @@ from dicom_node.structure import (
 )
 from dicom_node.tls import CIPHERS
 from dicom_node.upper_layer import APPLICATION_CONTEXT
+from dicom_node.wado import AS_IT_IS_STORED
 
 _OUT_OF_DISK = 0xA700
 _STORE_ANSWERS: Mapping[int, str] = {
@@ -133,6 +135,9 @@ def write(configuration: Configuration) -> str:
         called=_table(
             ("peer", "AE title", "host and port", "TLS", "associations", "operations invoked"),
             _list_called(node),
+        ),
+        requests=_table(
+            ("DICOMweb transaction (user agent)", "request", "peers"), _list_requests(node)
         ),
         proposes=_tabulate(told["proposes"]),
         follows=_table(("status", "state", "meaning"), _list_outcomes()),
@@ -220,6 +225,23 @@ def _list_called(node: NodeSettings) -> Iterator[tuple[str, ...]]:
                 place, is_secure = peer.dicomweb.url, peer.dicomweb.is_secure
             numbers = (str(peer.associations), str(peer.window))
             yield (alias, peer.ae_title or "", place, "yes" if is_secure else "no", *numbers)
+
+
+def _list_requests(node: NodeSettings) -> Iterator[tuple[str, ...]]:
+    """Yield what is asked of DICOMweb services (PS3.18 chapter 10), and of which."""
+    services = [(alias, peer) for alias, peer in node.peers.items() if peer.dicomweb is not None]
+    asked = find_asked(node)
+    stored = [alias for alias, peer in services if "send" in peer.roles]
+    listed = [alias for alias, peer in services if peer.commitment == "query" or alias in asked]
+    found = [alias for alias, _ in services if alias in asked]
+    for transaction, request, peers in (
+        ("Store Instances (STOW-RS)", "POST /studies", stored),
+        ("Search for Instances (QIDO-RS)", "GET /instances", listed),
+        ("Search for Series (QIDO-RS)", "GET /series", found),
+        ("Search for Studies (QIDO-RS)", "GET /studies", found),
+        ("Retrieve Series (WADO-RS)", f"GET /studies/…/series/…, Accept: {AS_IT_IS_STORED}", found),
+    ):
+        yield transaction, request, ", ".join(peers) or "none"
 
 
 def _list_outcomes() -> Iterator[tuple[str, ...]]:

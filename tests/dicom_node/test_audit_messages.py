@@ -31,7 +31,8 @@ PACS = Peer(
     port=104,
     roles=["send", "receive", "query"],
 )
-SOURCE = Source(ae_title="DICOM_NODE", host="box", peers={"pacs": PACS})
+ARCHIVE = Peer(dicomweb={"url": "https://archive.example/dicom-web"}, roles=["send", "query"])
+SOURCE = Source(ae_title="DICOM_NODE", host="box", peers={"pacs": PACS, "archive": ARCHIVE})
 
 
 def make_event(name: str, *, study: str | None = None, **detail: Any) -> Event:
@@ -158,6 +159,16 @@ def test_reception_names_source_destination_study_and_classes():
     assert find_objects(message) == {"110180": STUDY}
     [classes] = message.iter("SOPClass")
     assert classes.attrib == {"UID": MR, "NumberOfInstances": "3"}
+
+
+def test_what_was_fetched_from_an_archive_was_asked_for_by_the_node():
+    received = {"new": 2, "own": 0, "classes": {MR: 2}, "association": "a", "peer": "archive"}
+    [message] = write(make_event("study.received", study=STUDY, **received))
+
+    assert find_participants(message) == {
+        "110153": ("archive", None, "false", "archive.example"),
+        "110152": (*US, "true", "box"),
+    }
 
 
 def test_batches_of_one_association_are_one_message():

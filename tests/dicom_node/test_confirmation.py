@@ -16,7 +16,7 @@ from dicom_node.commitment import take_report
 from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.domain import DeliveryState
 from dicom_node.node_settings import NodeSettings
-from dicom_node.receiver import build_structure_limits
+from dicom_node.spool import build_structure_limits
 from dicom_node.store import Durability
 from doubles.committing_pacs import NO_SUCH_INSTANCE, CommittingPacs
 from doubles.dcmqrscp import run_archive

@@ -15,7 +15,7 @@ from dicom_node.errors import DeliveryError
 from dicom_node.ledger import Ledger
 from dicom_node.network import VERIFICATION, AssociationRejectedError, open_association
 from dicom_node.node_settings import NodeSettings
-from dicom_node.receiver import build_structure_limits
+from dicom_node.spool import build_structure_limits
 from dicom_node.store import Durability, Store
 from dicom_node.tls import ClientSide
 from doubles.certificates import find_fingerprint, make_authority, make_certificate, revoke

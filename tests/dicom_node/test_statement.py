@@ -21,8 +21,8 @@ from dicom_node.delivery import Destination
 from dicom_node.domain import DeliveryState, Question
 from dicom_node.ledger import Ledger
 from dicom_node.query import Inquirer
-from dicom_node.receiver import build_structure_limits
 from dicom_node.settings import Configuration, load
+from dicom_node.spool import build_structure_limits
 from dicom_node.storage_classes import STORAGE_CLASSES
 from dicom_node.store import Durability, Store
 from doubles.bench import CONFIGURATION
@@ -250,6 +250,27 @@ def test_statement_has_the_chapters_of_the_standard(configuration):
     assert [head.partition(" ")[0] for head in heads] == list("12345678")
     assert "$" not in text
     assert "No audit messages are sent." in text
+
+
+def test_statement_tells_what_is_asked_of_which_dicomweb_service(tmp_path):
+    archives = (
+        "peers.archive={dicomweb: {url: 'https://a.example/web'}, roles: [send, query]}",
+        "peers.results={dicomweb: {url: 'https://b.example'}, roles: [send], commitment: query}",
+    )
+    configuration = configure(tmp_path, *archives)
+    told = {
+        line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip("| ")
+        for line in statement.write(configuration).splitlines()
+        if "-RS)" in line
+    }
+
+    assert told == {
+        "Store Instances (STOW-RS)": "archive, results",
+        "Search for Instances (QIDO-RS)": "archive, results",
+        "Search for Series (QIDO-RS)": "archive",
+        "Search for Studies (QIDO-RS)": "archive",
+        "Retrieve Series (WADO-RS)": "archive",
+    }
 
 
 def test_statement_tells_where_audit_messages_go(tmp_path):

@@ -10,9 +10,8 @@ from pydicom import Dataset
 from dicom_node import assembly
 from dicom_node.elements import encode
 from dicom_node.ledger import Job, Ledger
-from dicom_node.receiver import build_structure_limits
 from dicom_node.settings import load
-from dicom_node.spool import rebuild
+from dicom_node.spool import build_structure_limits, rebuild
 from dicom_node.store import Store
 from synthesis.registry import load_cards
 

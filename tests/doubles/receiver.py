@@ -15,10 +15,9 @@ from dicom_node.receiver import (
     Receiver,
     build_admission,
     build_door,
-    build_structure_limits,
 )
 from dicom_node.recorder import Recorder
-from dicom_node.spool import Spool
+from dicom_node.spool import Spool, build_structure_limits
 from dicom_node.store import Durability, Store
 from dicom_node.structure import StructureLimits
 from doubles.raw_peer import RawPeer
