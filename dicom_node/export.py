@@ -6,7 +6,8 @@
 Nothing of a DICOM header leaves but the geometry of the voxels (the Basic Profile of PS3.15 E.2 by
 leaving everything out): no UID, date, text or device. A person is named by a random key of this
 export alone, so that nobody can find them again, and is in one split. Pixels with burned-in text
-are left out. A head is as recognizable as it was: what was exported stays at the site.
+are left out, and so are pictures of one exposure: what is written are volumes. A head is as
+recognizable as it was: what was exported stays at the site.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from dicom_node.backfill import Backfill
 from dicom_node.candidates import choose_series
 from dicom_node.domain import ContrastLabel, Instance, Series, Study
 from dicom_node.errors import ConfigurationError, UnusableStudy
-from dicom_node.headers import IDENTITY
+from dicom_node.headers import FLAT_MODALITIES, IDENTITY
 from dicom_node.ledger import Ledger
 from dicom_node.routing import Judge
 from dicom_node.slots import fills, find_members
@@ -147,6 +148,9 @@ class Export:
         study = label_study(row, instances, (), self._ledger, self._store, self._judge)
         study = look_closer(study, self._judge.contrasts, self._find_path)
         chosen = self._choose(study)
+        if any(each.modality in FLAT_MODALITIES for each in chosen.values()):
+            self.tally.left_out["of pictures, which have no place in a volume"] += 1
+            return
         if any(_is_written_on(each) for each in chosen.values()):
             self.tally.left_out["with burned-in text"] += 1
             return

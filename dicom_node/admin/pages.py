@@ -26,7 +26,7 @@ from dicom_node import decisions
 from dicom_node.admin import story
 from dicom_node.admin.accounts import Accounts, Person, Right
 from dicom_node.admin.charts import Point, draw_points
-from dicom_node.admin.pictures import Gallery, Plane, describe_letters
+from dicom_node.admin.pictures import Gallery, Plane
 from dicom_node.admin.sessions import Lockout, Session, Sessions
 from dicom_node.complaints import raise_alert
 from dicom_node.errors import ConfigurationError, IllegalTransition, StorageError, UnusableStudy
@@ -319,13 +319,11 @@ def show_pictures(asked: Asked) -> Response:
     site, plan_id = asked.site, asked.path("job")
     look = site.gallery.look(plan_id)
     rows = []
-    for plane in Plane:
+    for plane, edges in look.edges.items():
         count = look.count(plane)
         number = min(_read_number(asked.query(plane), look.choose(plane), least=0), count - 1)
-        rows.append((plane, number, count, describe_letters(plane)))
-    return asked.render(
-        "pictures.html", job=site.ledger.job(plan_id), look=look, rows=rows, planes=list(Plane)
-    )
+        rows.append((plane, number, count, edges))
+    return asked.render("pictures.html", job=site.ledger.job(plan_id), look=look, rows=rows)
 
 
 def send_picture(asked: Asked) -> Response:
@@ -346,7 +344,7 @@ def show_holds(asked: Asked) -> Response:
     for job in jobs:
         deliveries = ledger.deliveries(job.plan.study_instance_uid)
         its_own = [each for each in deliveries if each.plan_id == job.plan.plan_id]
-        told.append(story.tell_job(job, its_own, bool(ledger.derived(job.plan.plan_id))))
+        told.append(story.tell_job(job, its_own, ledger.derived(job.plan.plan_id)))
     return asked.render(
         "holds.html",
         studies=ledger.find_held_studies(MOST_HELD),

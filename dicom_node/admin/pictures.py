@@ -1,8 +1,9 @@
 """Quick looks: source, result and uncertainty of one job, slice by slice in three planes, as PNG.
 
 For a first glance by whoever releases a result, never for a diagnosis. All three lie on the grid of
-the reference source, so that one slice number means one place in the patient. A job's volumes are
-windowed once, to 8 bits, and kept for a few jobs.
+the reference source, so that one slice number means one place in the patient. A radiograph, an
+ultrasound image or a photograph is one picture, as it came. A job's volumes are windowed once, to 8
+bits, and kept for a few jobs.
 """
 
 import io
@@ -17,12 +18,15 @@ import numpy as np
 from highdicom import Volume
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom import Dataset
 
 from dicom_node.domain import DerivedInstance, Role
+from dicom_node.elements import read_bytes
 from dicom_node.errors import UnusableStudy
+from dicom_node.exposures import EXPOSURE_CLASSES, RADIOGRAPHS, WHITE, read_detector_spacing
 from dicom_node.ledger import Job, Ledger
 from dicom_node.store import Store
-from dicom_node.volumes import read_map, read_volume
+from dicom_node.volumes import read_map, read_picture, read_volume
 
 KEPT_JOBS = 3
 MOST_VOXELS = 64 * 2**20
@@ -50,11 +54,21 @@ Bytes8 = NDArray[np.uint8]
 
 
 class Plane(StrEnum):
-    """How a volume is cut; the order is that of the array's axes."""
+    """How a volume is cut, in the order of the array's axes; or the one plane of a picture."""
 
     TRANSVERSE = "transverse"
     CORONAL = "coronal"
     SAGITTAL = "sagittal"
+    PICTURE = "picture"
+
+
+VOLUME_PLANES = (Plane.TRANSVERSE, Plane.CORONAL, Plane.SAGITTAL)
+_AXES = {**{plane: axis for axis, plane in enumerate(VOLUME_PLANES)}, Plane.PICTURE: 0}
+
+Edges = Mapping[str, str]
+"""Which way the edges of a picture point: left, right, top, bottom."""
+
+_OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "H": "F", "F": "H"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +79,8 @@ class Layer:
         name: in an address: `source`, `result` or `uncertainty`.
         title: what it is, for a person.
         shows: which values are black and white.
-        array: (slices, rows, columns) towards the head, the back and the left; 0 is black.
+        array: (slices, rows, columns) towards the head, the back and the left; 0 is black. Of a
+            picture (1, rows, columns) as it came, or with three colors behind.
         is_heat: whether it is colored.
     """
 
@@ -83,14 +98,16 @@ class Look:
     Attributes:
         layers: on one grid.
         spacing: in mm along the axes.
+        edges: by plane in which it can be looked at.
     """
 
     layers: tuple[Layer, ...]
     spacing: tuple[float, float, float]
+    edges: Mapping[Plane, Edges]
 
     def count(self, plane: Plane) -> int:
         """Return how many slices there are in a plane."""
-        return int(self.layers[0].array.shape[list(Plane).index(plane)])
+        return int(self.layers[0].array.shape[_AXES[plane]])
 
     def choose(self, plane: Plane) -> int:
         """Return the slice that is shown first: the middle one, or beside the midline."""
@@ -105,12 +122,12 @@ class Look:
             LookupError: there is no such layer or slice.
         """
         layer = next((each for each in self.layers if each.name == name), None)
-        if layer is None or not 0 <= number < self.count(plane):
+        if layer is None or plane not in self.edges or not 0 <= number < self.count(plane):
             raise LookupError("there is no such picture")
-        axis = list(Plane).index(plane)
+        axis = _AXES[plane]
         image = np.take(layer.array, number, axis=axis)
         image = image if axis == 0 else image[::-1]
-        height, width = np.delete(np.asarray(self.spacing), axis) * image.shape
+        height, width = np.delete(np.asarray(self.spacing), axis) * image.shape[:2]
         scale = _SHOWN_PIXELS / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         drawn = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR)
@@ -154,6 +171,11 @@ class Gallery:
         if not images:
             raise LookupError("this job has made no image")
         label, contents = next(iter(self._ledger.read_sources(job.plan.plan_id).items()))
+        if job.plan.target_modality in EXPOSURE_CLASSES:
+            return _look_at_pictures(
+                (f"{label}, acquired", self._locate(contents[0].path)),
+                (f"{job.plan.target}, synthetic", self._locate(images[0].path)),
+            )
         frames = job.plan.source_frames.get(label, ())
         source = self._read_volume([each.path for each in contents], frames)
         result = self._read_volume([each.path for each in images])
@@ -183,7 +205,7 @@ class Gallery:
             raise UnusableStudy("other_grid", "source and result do not lie on one grid")
         turned = result.to_patient_orientation(ORIENTATION)
         slices, rows, columns = (float(each) for each in turned.spacing)
-        return Look(layers=tuple(layers), spacing=(slices, rows, columns))
+        return Look(layers=tuple(layers), spacing=(slices, rows, columns), edges=_VOLUME_EDGES)
 
     def _find(self, derived: Sequence[DerivedInstance], role: Role) -> list[DerivedInstance]:
         return [each for each in derived if each.role is role]
@@ -212,14 +234,18 @@ def _make_layer(
 ) -> Layer:
     turned = np.asarray(volume.to_patient_orientation(ORIENTATION).array, np.float32)
     low, high = window or _find_window(turned)
-    scaled = np.clip((turned - low) / max(high - low, _FLOAT_EPSILON), 0, 1)
     return Layer(
         name=name,
         title=title,
         shows=f"{low:.4g} to {high:.4g} {unit}".rstrip(),
-        array=np.round(scaled * 255).astype(np.uint8),
+        array=_scale(turned, low, high),
         is_heat=is_heat,
     )
+
+
+def _scale(array: NDArray[np.float32], low: float, high: float) -> Bytes8:
+    scaled: NDArray[np.float32] = np.clip((array - low) / max(high - low, _FLOAT_EPSILON), 0, 1)
+    return np.round(scaled * 255).astype(np.uint8)
 
 
 def _find_window(array: NDArray[np.generic]) -> tuple[float, float]:
@@ -238,11 +264,39 @@ def _heat_palette() -> bytes:
     return np.stack(channels, axis=1).round().astype(np.uint8).tobytes()
 
 
-def describe_letters(plane: Plane) -> Mapping[str, str]:
-    """Return which way the edges of a picture point: left, right, top, bottom."""
-    letters = {
-        Plane.TRANSVERSE: ("R", "L", "A", "P"),
-        Plane.CORONAL: ("R", "L", "H", "F"),
-        Plane.SAGITTAL: ("A", "P", "H", "F"),
-    }[plane]
-    return dict(zip(("left", "right", "top", "bottom"), letters, strict=True))
+_VOLUME_EDGES = {
+    plane: dict(zip(("left", "right", "top", "bottom"), letters, strict=True))
+    for plane, letters in zip(VOLUME_PLANES, ("RLAP", "RLHF", "APHF"), strict=True)
+}
+
+
+def _look_at_pictures(source: tuple[str, Path], result: tuple[str, Path]) -> Look:
+    """Return the look at one exposure: titles and files of what came, and of what was made."""
+    layers = []
+    for name, (title, path) in (("source", source), ("result", result)):
+        picture, (header,) = read_picture(path)
+        samples = np.asarray(picture.array, np.float32)
+        low, high = _find_window(samples) if header.Modality in RADIOGRAPHS else (0.0, WHITE)
+        shown = np.moveaxis(_scale(samples, low, high), 0, -1)[None]
+        layers.append(
+            Layer(
+                name=name,
+                title=title,
+                shows=f"{low:.4g} to {high:.4g}",
+                array=shown if len(samples) > 1 else shown[..., 0],
+            )
+        )
+    rows, columns = read_detector_spacing(header)
+    edges = {Plane.PICTURE: _name_edges(header)}
+    return Look(layers=tuple(layers), spacing=(1.0, rows, columns), edges=edges)
+
+
+def _name_edges(header: Dataset) -> Edges:
+    """Return where the edges of a picture point, if its header tells (Patient Orientation)."""
+    told = read_bytes(header, "PatientOrientation").decode("latin-1").split("\\")
+    if len(told) != 2 or not all(each and set(each) <= _OPPOSITE.keys() for each in told):  # noqa: PLR2004
+        return {}
+    (left, right), (top, bottom) = (
+        ("".join(_OPPOSITE[letter] for letter in each), each) for each in told
+    )
+    return {"left": left, "right": right, "top": top, "bottom": bottom}

@@ -12,7 +12,16 @@ from enum import StrEnum
 from typing import Any
 
 from dicom_node.admin.words import count
-from dicom_node.domain import Closing, Delivery, DeliveryState, InquiryState, Mode, StudyState
+from dicom_node.domain import (
+    Closing,
+    Delivery,
+    DeliveryState,
+    DerivedInstance,
+    InquiryState,
+    Mode,
+    Role,
+    StudyState,
+)
 from dicom_node.jobs import JobState
 from dicom_node.ledger import REJECTED, TAKEN, Event, Job, Judgement, Ledger, Show, StudyGlance
 from dicom_node.ledger.records import JudgedSeries
@@ -79,6 +88,7 @@ class Made:
 
     Attributes:
         reasons: of the quality gate, that `says` does not say.
+        is_report_only: the gate let no image be written.
     """
 
     job: Job
@@ -91,6 +101,7 @@ class Made:
     deliveries: tuple["Sent", ...]
     acts: tuple[str, ...]
     has_picture: bool
+    is_report_only: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +244,7 @@ def tell(
         came=tuple(_tell_series(judgement, ledger.count_received(study_instance_uid), jobs)),
         lacks=tuple(_tell_slots(judgement, jobs)) if judgement is not None else (),
         made=tuple(
-            tell_job(job, deliveries[job.plan.plan_id], bool(ledger.derived(job.plan.plan_id)))
+            tell_job(job, deliveries[job.plan.plan_id], ledger.derived(job.plan.plan_id))
             for job in jobs
         ),
         asked=tuple(_tell_questions(ledger, study_instance_uid)),
@@ -384,16 +395,16 @@ _SLOT_WORDS = {
 }
 
 
-def tell_job(job: Job, deliveries: Sequence[Delivery], has_picture: bool) -> Made:
+def tell_job(job: Job, deliveries: Sequence[Delivery], derived: Sequence[DerivedInstance]) -> Made:
     """Return all that there is to say of a job.
 
     Args:
         job: as the ledger has it.
         deliveries: of what it made.
-        has_picture: whether it made anything.
+        derived: what it made.
     """
     plan = job.plan
-    verdict, reason = job.quality.get("verdict"), job.reason or ""
+    reason = job.reason or ""
     words = {
         JobState.QUEUED: "waits for its turn",
         JobState.RUNNING: "is being made",
@@ -421,7 +432,8 @@ def tell_job(job: Job, deliveries: Sequence[Delivery], has_picture: bool) -> Mad
         seconds=sum(job.seconds.values()),
         deliveries=tuple(_tell_deliveries(deliveries)),
         acts=_find_acts(job, deliveries),
-        has_picture=has_picture and verdict is not None,
+        has_picture=any(each.role is Role.IMAGE for each in derived),
+        is_report_only={each.role for each in derived} == {Role.REPORT},
     )
 
 

@@ -1,7 +1,6 @@
 """A radiograph goes in by `storescu` and comes back to Orthanc with its bone shown apart."""
 
 import io
-import shutil
 
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ from dicom_node.demonstration.validators import find_errors
 from dicom_node.domain import Role
 from dicom_node.jobs import JobState
 from doubles.dcmtk import storescu
-from doubles.exposures import draw, make_exposure
+from doubles.exposures import draw, make_exposure, write_settings
 from doubles.models import write_copying_picture_model
-from doubles.node import AE_TITLE, CONFIGURATION
+from doubles.node import AE_TITLE
 from doubles.series import require_validators, write_files
 
 pytestmark = pytest.mark.acceptance
@@ -23,14 +22,7 @@ pytestmark = pytest.mark.acceptance
 @pytest.fixture
 def configuration(tmp_path):
     """The example for radiographs, in research mode."""
-    folder = tmp_path / "config"
-    shutil.copytree(CONFIGURATION, folder)
-    shutil.copy(folder / "examples" / "radiographs" / "routing.yaml", folder)
-    routing = folder / "routing.yaml"
-    routing.write_text(routing.read_text().replace('mode: "off"', "mode: send", 1))
-    policy = folder / "models.yaml"
-    policy.write_text(policy.read_text().replace("research: []", "research: [DX bone]"))
-    return folder
+    return write_settings(tmp_path / "config")
 
 
 def test_radiograph_comes_back_with_its_bone(configuration, orthanc, make_node, tmp_path):

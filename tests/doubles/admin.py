@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit
 from dicom_node.admin.accounts import Accounts, Role
 from dicom_node.admin.server import AdminServer
 from dicom_node.settings import load
-from doubles.bench import CONFIGURATION, Bench
+from doubles.bench import Bench
 
 STAPLE = "correct horse staple"
 PEOPLE = {"V. Viewer": Role.VIEWER, "O. Operator": Role.OPERATOR, "A. Admin": Role.ADMIN}
@@ -28,7 +28,7 @@ class AdminUnderTest:
     def __init__(self, bench: Bench, *overrides: str) -> None:
         self.bench = bench
         self.ahead = timedelta()
-        self.configuration = load(CONFIGURATION, (*bench.overrides, "admin.port=0", *overrides))
+        self.configuration = load(bench.settings, (*bench.overrides, "admin.port=0", *overrides))
         self.accounts = Accounts(self.configuration.node.data_folder)
         self.server = AdminServer(self.configuration, lambda: datetime.now(UTC) + self.ahead)
         self.address = ""

@@ -1,4 +1,4 @@
-"""A store and a ledger with one small real study in them, judged by the shipped rules."""
+"""A store and a ledger with one small real study in them, judged by shipped rules or others."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -22,17 +22,19 @@ class Bench:
     """What a node has when it has received a study; nothing runs and nothing listens.
 
     Attributes:
+        settings: folder of the rules that judge.
         overrides: what commands and workers need to find it.
     """
 
-    def __init__(self, folder: Path, models_folder: Path) -> None:
+    def __init__(self, folder: Path, models_folder: Path, settings: Path = CONFIGURATION) -> None:
+        self.settings = settings
         self.overrides = (
             f"data_folder={folder}",
             f"models_folder={models_folder}",
             "assembly.quiet_period=0 s",
             "query.enabled=false",
         )
-        self.configuration = load(CONFIGURATION, self.overrides)
+        self.configuration = load(settings, self.overrides)
         self.store = Store(self.configuration.node.store_folder).open()
         self.ledger = Ledger(self.configuration.node.ledger_url, lambda: datetime.now(UTC)).open()
         self.store.namespace()

@@ -1,10 +1,12 @@
 """Radiographs, ultrasound images and photographs that look acquired, valid in their IODs."""
 
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
@@ -14,6 +16,7 @@ from dicom_node.derive import SourceSeries
 from dicom_node.exposures import EXPOSURE_CLASSES
 from dicom_node.identifiers import derive_uid
 from dicom_node.volumes import read_picture
+from doubles.node import CONFIGURATION
 from doubles.series import NAMESPACE, write_files
 
 STARTED = datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -126,3 +129,15 @@ def read_source(image: Dataset, folder: Path) -> SourceSeries:
     volume, headers = read_picture(write_files([image], folder)[0])
     uid = str(headers[0].SeriesInstanceUID)
     return SourceSeries(series_instance_uid=uid, datasets=headers, volume=volume)
+
+
+def write_settings(folder: Path) -> Path:
+    """Return a copy of the shipped settings with the example for pictures, its rules in force."""
+    shutil.copytree(CONFIGURATION, folder)
+    shutil.copy(folder / "examples" / "radiographs" / "routing.yaml", folder)
+    routing, policy = folder / "routing.yaml", folder / "models.yaml"
+    text = routing.read_text().replace('mode: "off"', "mode: send")
+    routing.write_text(text)
+    makes = [make["target"] for rule in yaml.safe_load(text)["rules"] for make in rule["makes"]]
+    policy.write_text(policy.read_text().replace("research: []", f"research: {makes}"))
+    return folder

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from dicom_node.admin.pictures import Gallery, Plane
+from dicom_node.admin.pictures import VOLUME_PLANES, Gallery, Plane
 from dicom_node.domain import DeliveryState
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Job
@@ -68,7 +68,7 @@ def test_person_finds_a_study_its_story_and_its_pictures(
     expect(page.get_by_role("cell", name="pending").first).to_be_visible()
     page.get_by_role("link", name="Look at it").click()
 
-    expect(page.get_by_text("SYNTHETIC", exact=True)).to_have_count(len(Plane))
+    expect(page.get_by_text("SYNTHETIC", exact=True)).to_have_count(len(VOLUME_PLANES))
 
 
 def read_shown(page: Page, selector: str) -> np.ndarray:

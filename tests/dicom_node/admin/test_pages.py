@@ -11,10 +11,12 @@ from pydicom.uid import generate_uid
 from dicom_node.admin.accounts import RIGHTS, Role
 from dicom_node.admin.guard import MOST_BODY_BYTES
 from dicom_node.admin.pages import ROUTES, Route
+from dicom_node.domain import Role as DerivedRole
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Job
 from doubles.admin import PEOPLE, STAPLE, AdminUnderTest, Answer, Client
 from doubles.bench import Bench
+from doubles.ledger import make_derived
 from doubles.series import make_series
 
 LogIn = Callable[..., Client]
@@ -348,3 +350,24 @@ def test_comparison_of_a_scanner_without_a_magnet_tells_no_field(
     told = re.search(r"ACME Ring 5[^<]*", page)
     assert told is not None
     assert told[0].split(";")[0] == "ACME Ring 5"
+
+
+def test_result_of_which_only_a_report_was_written_offers_no_picture(
+    log_in: LogIn, bench: Bench
+) -> None:
+    bench.receive(make_series("T1w", key=generate_uid()))
+    bench.judge()
+    job = bench.claim("FLAIR")
+    path = f"derived/{job.plan.plan_id}/1/report-0001.dcm"
+    report = make_derived(sop_instance_uid=generate_uid(), path=path, role=DerivedRole.REPORT)
+    refused = {"verdict": "refuse", "reasons": ["the image is noise"]}
+    bench.ledger.refuse_job(
+        job.plan.plan_id, job.attempt, ["the image is noise"], [report], quality=refused
+    )
+    client = log_in("O. Operator")
+
+    for path in ("/holds", f"/studies/{job.plan.study_instance_uid}"):
+        text = client.get(path).text
+        card = text[text.index(f'id="job-{job.plan.plan_id}"') :].partition("</article>")[0]
+        assert "Look at it" not in card
+        assert "Nothing but a report" in card
