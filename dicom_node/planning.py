@@ -80,11 +80,11 @@ class Planner:
         """Return why the site never lets a target be made, as code and sentence, or None."""
         if target in self.policy.never_make:
             return "never_made", "models.yaml says that it is never made"
-        if target in self.contrasts.enhanced and target not in self.policy.research:
+        reason = self.contrasts.explain_ill_posed(target)
+        if reason is not None and target not in self.policy.research:
             return (
                 "research_only",
-                f"{target} shows a contrast agent, which is not invented; "
-                "models.yaml sets no research mode for it",
+                f"{target} shows {reason}; models.yaml sets no research mode for it",
             )
         return None
 

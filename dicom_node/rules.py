@@ -112,6 +112,8 @@ class Contrast(Strict):
             may use for short ("T2" of a FLAIR): no contradiction, then.
         with_agent: the contrast that this one becomes when a contrast agent was given.
         also_derived: a scanner computes it (ADC), so that a derived series may fill its slot.
+        function: it shows what tissue does (uptake, flow, activity) and not what it looks like,
+            which no other contrast tells: it is made for research only.
         fluid: how the fluid of a head looks in it, where it is far from brain.
     """
 
@@ -126,6 +128,7 @@ class Contrast(Strict):
     looks_like: tuple[ContrastLabel, ...] = ()
     with_agent: ContrastLabel | None = None
     also_derived: bool = False
+    function: bool = False
     fluid: Literal["dark", "bright"] | None = None
 
 
@@ -204,6 +207,14 @@ class Contrasts(Strict):
         """Contrasts that show an agent that was given."""
         agents = (contrast.with_agent for contrast in self.contrasts.values())
         return frozenset(each for each in agents if each is not None)
+
+    def explain_ill_posed(self, target: ContrastLabel) -> str | None:
+        """Return what a contrast shows that no other one tells, or None where there is no such."""
+        if target in self.enhanced:
+            return "a contrast agent, which is never invented"
+        if target in self.contrasts and self.contrasts[target].function:
+            return "what tissue does, which no image of its structure tells"
+        return None
 
     @cached_property
     def of_modality(self) -> Mapping[str, Mapping[ContrastLabel, Contrast]]:
@@ -436,7 +447,8 @@ class ModelPolicy(Strict):
         states: states of a model card's target that may be used.
         never_make: contrasts that no rule may make, whatever a card says.
         research: contrasts for which the site has set research mode: models in the state research
-            may make them, and enhancement (T1c, CTc), which is never made otherwise, may be made.
+            may make them, and what no structure tells may be made, which never is otherwise:
+            enhancement (T1c, CTc) and function (PET, perfusion).
         digests: model id to the only digest that may be used, where a site pins one.
         seed: of every random draw; recorded with each plan.
     """
@@ -539,12 +551,14 @@ def _find_forbidden_targets(
                 location,
                 f"{make.target} may never be made (models.yaml: never_make); drop one of the two",
             )
-        elif make.target in contrasts.enhanced and make.target not in policy.research:
-            yield (
-                location,
-                f"{make.target} shows a contrast agent, which is never invented; to try it for "
-                "research, list it in models.yaml under research",
-            )
+        elif make.target not in policy.research:
+            reason = contrasts.explain_ill_posed(make.target)
+            if reason is not None:
+                yield (
+                    location,
+                    f"{make.target} shows {reason}; to try it for research, list it in "
+                    "models.yaml under research",
+                )
 
 
 def _find_labels(rule: Rule) -> Iterator[tuple[tuple[int | str, ...], ContrastLabel]]:

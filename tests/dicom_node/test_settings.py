@@ -608,6 +608,23 @@ def test_contrast_agent_is_asked_for_in_research_mode_only(folder):
     assert settings.load(folder).models.research == ("T1c",)
 
 
+@pytest.mark.parametrize("target", ["FDG PET", "PERF", "CT perfusion"])
+def test_what_tissue_does_is_asked_for_in_research_mode_only(folder, target):
+    routing = (folder / "routing.yaml").read_text()
+    wanted = f"{{target: {target}, sources: [T1w]"
+    text = routing.replace("{target: FLAIR, sources: [T2w, T1w, T1c]", wanted)
+    text = text.replace("expects:", f"expects:\n      - {{slot: {target}}}", 1)
+    (folder / "routing.yaml").write_text(text)
+    models = folder / "models.yaml"
+
+    models.write_text("states: [approved]\n")
+    with pytest.raises(ConfigurationError, match=f"{target} shows what tissue does"):
+        settings.load(folder)
+
+    models.write_text(f"states: [approved]\nresearch: [{target}]\n")
+    assert settings.load(folder).models.research == (target,)
+
+
 def test_peer_that_takes_nothing_is_no_destination(folder):
     with pytest.raises(ConfigurationError, match=r"with the role send"):
         settings.load(folder, ["peers.pacs.roles=[receive]"])
