@@ -104,9 +104,10 @@ class Planner:
         is_research = facts.state == "research" and target in self.policy.research
         if facts.state not in self.policy.states and not is_research:
             wanted = ", ".join(self.policy.states)
+            lock = f" ({facts.lock})" if facts.lock else ""
             return (
                 "model_not_approved",
-                f"{card.id} is {facts.state} for {target}; models.yaml wants {wanted}",
+                f"{card.id} is {facts.state} for {target}{lock}; models.yaml wants {wanted}",
             )
         if anatomy not in card.anatomy:
             return "model_anatomy", f"{card.id} is for {', '.join(card.anatomy)}, not for {anatomy}"

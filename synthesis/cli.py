@@ -129,16 +129,19 @@ def approve(
 ) -> None:
     """Approve a candidate model's targets for this site; research targets stay research.
 
+    A generative model whose figures on lesions are absent or poor is for research, whatever its
+    card says: see `synthesis audit lesions`.
+
     Example: synthesis approve brain-any-unet25d --by "A. Admin"
     """
-    load_card(models_folder, model)
+    card = load_card(models_folder, model)
     path = models_folder / model / CARD
     facts = yaml.safe_load(path.read_text())
-    changed = [
-        name
-        for name, entry in facts["targets"].items()
-        if entry["state"] == "candidate" and target in (None, name)
-    ]
+    wanted = {name: entry for name, entry in card.targets.items() if target in (None, name)}
+    changed = [name for name, entry in wanted.items() if entry.state == "candidate"]
+    for name, entry in wanted.items():
+        if entry.lock:
+            typer.echo(f"{model}: {name} is for research: {entry.lock}")
     for name in changed:
         facts["targets"][name]["state"] = "approved"
     path.write_text(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=100))

@@ -356,7 +356,9 @@ def summarize(rows: Sequence[Row]) -> list[Metric]:
 
 
 def write_metrics(card_path: Path, summary: Sequence[Metric]) -> None:
-    """Write the figures into a card; nothing that enters the digest changes."""
+    """Write figures into a card in place of those of their names; the digest stays as it is."""
     facts = yaml.safe_load(card_path.read_text())
-    facts["metrics"] = [metric.model_dump(mode="json") for metric in summary]
+    names = {metric.name for metric in summary}
+    kept = [metric for metric in facts.get("metrics", ()) if metric["name"] not in names]
+    facts["metrics"] = [*(metric.model_dump(mode="json") for metric in summary), *kept]
     card_path.write_text(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=100))

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from synthesis.errors import UntrustedModel
 from synthesis.flat import FLAT_MODALITIES
-from synthesis.methods import build_method
+from synthesis.methods import GENERATIVE, build_method
 from synthesis.synthesizer import Synthesizer
 from synthesis.types import Anchor, ContrastLabel, Precision, SynthesisTask
 
@@ -31,6 +31,12 @@ CONSTANTS = "constants.json"
 
 PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".npy", ".pickle", ".pkl", ".pt", ".pth"})
 """Endings of files that hold pickled objects, which run code as they are read."""
+
+LESION_RECALL, FALSE_LESIONS = "lesion_recall", "false_lesions"
+"""Names of a card's figures: share of the lesions shown by truth and source that the answer keeps;
+lesions that it makes up in a volume without any."""
+LEAST_RECALL, MOST_FALSE = 0.9, 0.1
+"""What a generative method must reach to be offered for more than research."""
 
 KEPT_WARM = 4
 """How many models stay loaded in a process."""
@@ -55,6 +61,8 @@ class TargetCard(_Strict):
             calibration people (see `uncertainty`).
         pad_value: value of voxels that the sources do not cover, in `units`.
         caution: what a reader must know; goes into the series' description texts.
+        lock: why the state is `research` whatever the card says, see `ModelCard.find_lock`;
+            computed when the card is read, never written.
     """
 
     modality: Literal["MR", "CT", "PT", "CR", "DX", "US", "XC"]
@@ -63,6 +71,7 @@ class TargetCard(_Strict):
     band_scale: float = 1.0
     pad_value: float = 0.0
     caution: str = ""
+    lock: str = ""
 
 
 class TrainingCard(_Strict):
@@ -101,6 +110,8 @@ class ModelCard(_Strict):
         source_units: of each source that has a unit; it keeps it. The others are scaled by their
             anchor.
         bias_field: whether sources without a unit are divided by their N4 bias field.
+        generative: whether a network that was trained elsewhere draws what looks real (a GAN, a
+            diffusion); of our own methods that is known.
         files: every file below the folder `learnt`, by its path there, to its SHA-256.
         digest: computed when the card is read, never written.
     """
@@ -119,6 +130,7 @@ class ModelCard(_Strict):
     source_units: Mapping[str, Literal["HU", "SUVbw", "display"]] = {}
     bias_field: bool = True
     parameters: Mapping[str, Any] = {}
+    generative: bool = False
     description: str
     intended_use: Literal["research"]
     licence: str
@@ -142,6 +154,25 @@ class ModelCard(_Strict):
     def is_flat(self) -> bool:
         """Whether it answers for pictures and not for volumes."""
         return any(facts.modality in FLAT_MODALITIES for facts in self.targets.values())
+
+    def find_lock(self, target: str) -> str:
+        """Return why a target is for research whatever the card says; nothing where it is not.
+
+        A generative method may make up lesions and erase them (Cohen 2018): it is offered for more
+        only where the card's own figures say that it does neither.
+        """
+        if not self.generative and self.method not in GENERATIVE:
+            return ""
+        figures = {m.name: m.value for m in self.metrics if m.target == target}
+        recall, false = figures.get(LESION_RECALL), figures.get(FALSE_LESIONS)
+        if recall is None or false is None:
+            return "it is generative, and its card has no figures on lesions"
+        if recall < LEAST_RECALL or false > MOST_FALSE:
+            return (
+                f"it is generative, keeps {recall:.0%} of lesions (wanted {LEAST_RECALL:.0%}) and "
+                f"makes up {false:g} in a volume (at most {MOST_FALSE:g})"
+            )
+        return ""
 
     @property
     def task(self) -> SynthesisTask:
@@ -279,6 +310,17 @@ def _read_card(folder: Path) -> ModelCard:
             raise UntrustedModel(f"{path}: id {facts['id']!r} is not the folder's name")
         hashes = hash_files(folder)
         _check_files(path, facts.get("files") or {}, hashes)
-        return ModelCard.model_validate({**facts, "digest": compute_digest(facts, hashes)})
+        return _lock(ModelCard.model_validate({**facts, "digest": compute_digest(facts, hashes)}))
     except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
         raise UntrustedModel(f"{path}: {error}") from error
+
+
+def _lock(card: ModelCard) -> ModelCard:
+    """Return the card with every target for research only that its figures lock."""
+    targets = {
+        target: facts.model_copy(update={"state": "research", "lock": lock})
+        if facts.state in ("candidate", "approved") and (lock := card.find_lock(target))
+        else facts
+        for target, facts in card.targets.items()
+    }
+    return card.model_copy(update={"targets": targets})

@@ -35,6 +35,8 @@ METHODS = {
     "attention": "synthesis.methods.attention:Attention",
     "joint": "synthesis.methods.joint:Joint",
 }
+GENERATIVE = frozenset({"gan", "reggan", "cyclegan", "diffusion", "bridge", "flow"})
+"""Methods that learn to draw what looks real: a card must show that they make up no lesions."""
 BROUGHT = {
     "onnx": "synthesis.methods.onnx_network:OnnxNetwork",
     "monai_bundle": "synthesis.methods.monai_bundle:MonaiBundle",

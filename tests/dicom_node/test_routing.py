@@ -1,13 +1,16 @@
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dicom_node.domain import Instance, Mode, SlotState, Study, SynthesisPlan
 from dicom_node.rules import ModelPolicy, Routing
+from doubles.models import write_copying_model
 from doubles.studies import (
     ACQUISITIONS,
     BRAIN,
@@ -24,6 +27,7 @@ from doubles.studies import (
     make_judge,
     make_series,
 )
+from synthesis.registry import CARD, FALSE_LESIONS, LESION_RECALL, load_cards
 
 RULE = "brain-mr-complete"
 BUSY_MACHINE = 5
@@ -257,6 +261,27 @@ def test_unusable_source_is_named_in_the_refusal() -> None:
 
     assert refusal.code == "source_unusable"
     assert "slice_gap" in refusal.reason
+
+
+@pytest.mark.parametrize("recall", [0.89, 0.9])
+def test_generative_model_that_loses_lesions_sends_nothing(tmp_path: Path, recall: float) -> None:
+    """The card says `approved`; its figure decides."""
+    write_copying_model(tmp_path)
+    path = tmp_path / "brain-any-unet25d" / CARD
+    figure = {"target": "FLAIR", "sources": ["T1w"], "n": 1, "subjects": ["somebody"]}
+    metrics = [
+        {**figure, "name": LESION_RECALL, "value": recall},
+        {**figure, "name": FALSE_LESIONS, "value": 0.0},
+    ]
+    facts = yaml.safe_load(path.read_text()) | {"method": "gan", "metrics": metrics}
+    path.write_text(yaml.safe_dump(facts))
+
+    decision = decide(acquire("T1w", "T2w", **BRAIN), cards=tuple(load_cards(tmp_path)))
+
+    assert [plan.target for plan in decision.plans] == (["FLAIR"] if recall >= 0.9 else [])
+    if recall < 0.9:
+        assert [refusal.code for refusal in decision.refusals] == ["model_not_approved"]
+        assert "keeps 89% of lesions (wanted 90%)" in decision.refusals[0].reason
 
 
 def test_research_target_is_made_where_the_site_says_so() -> None:

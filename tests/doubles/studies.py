@@ -146,7 +146,7 @@ def make_card(
         digest=digest,
         sources=tuple(sources),
         required=tuple(required),
-        targets={target: SimpleNamespace(state=state) for target, state in states.items()},
+        targets={target: SimpleNamespace(state=state, lock="") for target, state in states.items()},
         anatomy=tuple(anatomy),
     )
 

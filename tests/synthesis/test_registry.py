@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from doubles.models import write_copying_model
+from synthesis.cli import app
 from synthesis.errors import UntrustedModel
 from synthesis.registry import CARD, LEARNT, hash_files, load_card, load_cards, load_method
 
@@ -82,3 +84,51 @@ def test_a_figure_or_a_text_of_the_card_does_not_change_the_digest(folder: Path)
     edit_card(folder, description="another text")
 
     assert load_card(folder.parent, "copying").digest == before
+
+
+def say_of_lesions(**figures: float) -> list[dict[str, object]]:
+    common = {"target": "FLAIR", "sources": ["T1w"], "n": 1, "subjects": ["somebody"]}
+    return [{**common, "name": name, "value": value} for name, value in figures.items()]
+
+
+@pytest.mark.parametrize(
+    ("figures", "state"),
+    [
+        ({}, "research"),
+        ({"lesion_recall": 0.95}, "research"),
+        ({"lesion_recall": 0.89, "false_lesions": 0.0}, "research"),
+        ({"lesion_recall": 0.95, "false_lesions": 0.11}, "research"),
+        ({"lesion_recall": 0.9, "false_lesions": 0.1}, "approved"),
+    ],
+)
+@pytest.mark.parametrize("how", [{"method": "gan"}, {"method": "onnx", "generative": True}])
+def test_generative_model_is_for_research_unless_its_figures_on_lesions_are_good(
+    folder: Path, how: dict[str, object], figures: dict[str, float], state: str
+) -> None:
+    edit_card(folder, metrics=say_of_lesions(**figures), **how)
+
+    card = load_card(folder.parent, folder.name)
+
+    assert card.targets["FLAIR"].state == state
+    assert card.targets["T2w"].state == "research"  # no figure of another target counts for it
+    assert bool(card.targets["FLAIR"].lock) == (state == "research")
+
+
+def test_regression_needs_no_figures_on_lesions(folder: Path) -> None:
+    edit_card(folder, metrics=say_of_lesions(lesion_recall=0.5, false_lesions=3))
+
+    assert load_card(folder.parent, folder.name).targets["FLAIR"].state == "approved"
+
+
+def test_locked_target_cannot_be_approved_at_the_command_line(folder: Path) -> None:
+    targets = yaml.safe_load((folder / CARD).read_text())["targets"]
+    candidates = {name: {**facts, "state": "candidate"} for name, facts in targets.items()}
+    edit_card(folder, method="gan", targets=candidates)
+
+    told = CliRunner().invoke(
+        app, ["approve", folder.name, "--by", "A. Admin", "--models", str(folder.parent)]
+    )
+
+    assert "FLAIR is for research: it is generative" in told.stdout
+    assert "nothing to approve" in told.stdout
+    assert load_card(folder.parent, folder.name).targets["FLAIR"].state == "research"
