@@ -478,6 +478,49 @@ def results(
         raise typer.Exit(1)
 
 
+@app.command()
+def audit(
+    kind: Annotated[str, typer.Argument(help="robustness, lesions, use or memory.")],
+    model: Annotated[list[str] | None, typer.Option(help="Id of a model.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Name of a row that was learnt.")] = None,
+    table: Annotated[Path, typer.Option(help="Table that names people and tasks.")] = Path(
+        "config/experiments/results/brain.yaml"
+    ),
+    task: Annotated[list[str] | None, typer.Option(help="Only these of its tasks.")] = None,
+    write: Annotated[bool, typer.Option(help="Write figures on lesions into the cards.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the rows' JSON.")] = Path("results"),
+    page: Annotated[Path, typer.Option(help="Page to write.")] = Path("docs/audits.md"),
+    work: Work = DEFAULT_WORK,
+    models_folder: ModelsFolder = DEFAULT_MODELS,
+) -> None:
+    """Audit models and rows on the test people of a table, and write the page of all audits.
+
+    Without --model and --row only the page is written. What is there is not measured again; a
+    stopped audit goes on with the person that it was at.
+
+    Example: synthesis audit robustness --model brain-any-unet25d --row unet25d-short
+    """
+    from synthesis.audits import find_model, find_row, list_kept, run  # noqa: PLC0415
+    from synthesis.audits_page import summarize_lesions, write_page  # noqa: PLC0415
+    from synthesis.evaluation import write_metrics  # noqa: PLC0415
+
+    models = [find_model(each, table, models_folder) for each in model or ()]
+    for subject in [*models, *(find_row(each, table, work, "cpu") for each in row or ())]:
+        for done in run(
+            kind,
+            subject,
+            results=out,
+            work=work,
+            data_folder=_data_folder(must_exist=False),
+            only=task or (),
+        ):
+            typer.echo(done)
+    if write:
+        for subject in models:
+            write_metrics(models_folder / subject.name / CARD, summarize_lesions(subject, out))
+    write_page(list_kept(out, table.parent, work, models_folder), out, page)
+
+
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         sources = "+".join(row["sources"])

@@ -77,3 +77,11 @@ def decide(interval: Interval, bar: float) -> str:
     if interval.low is None or interval.high is None or interval.low <= bar <= interval.high:
         return "not shown"
     return "reached" if interval.low > bar else "missed"
+
+
+def write_interval(interval: Interval, digits: int) -> str:
+    """Return `mean [low, high]`, or the mean alone where there is no interval."""
+    text = f"{interval.mean:.{digits}f}"
+    if interval.low is None or interval.high is None:
+        return text
+    return f"{text} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"

@@ -43,8 +43,14 @@ EDGE_MM = 1.0
 UNEVENNESS = 0.2
 KEPT_CONTRAST = 0.5
 """Share of the true contrast from which a lesion counts as seen."""
+ERASED_CONTRAST = 0.25
+"""Share of the true contrast below which nothing of a lesion is left."""
 SURROUNDINGS = 4
 """Voxels about a lesion that it is compared with."""
+SEEN_FROM = 0.5
+"""Contrast to the surroundings, in their standard deviations, from which a lesion is shown."""
+COMPACT = 0.3
+"""Share of its bounding box that a lesion fills; an ellipsoid fills half."""
 BRIGHT_LIMITS = (25.0, 85.0)
 """Percentiles of the reference image between which ordinary tissue lies: no fluid, no vessel."""
 
@@ -105,8 +111,14 @@ def implant(case: Case, *, kind: str, diameter_mm: float, seed: int) -> Implante
 
 def is_kept(truth: FloatArray, prediction: FloatArray, lesion: MaskArray, mask: MaskArray) -> bool:
     """Whether the prediction has at least half the lesion's contrast, of the same sign."""
-    real, made = (_contrast(image, lesion, mask) for image in (truth, prediction))
-    return bool(real != 0 and made / real >= KEPT_CONTRAST)
+    return _measure_share(truth, prediction, lesion, mask) >= KEPT_CONTRAST
+
+
+def is_erased(
+    truth: FloatArray, prediction: FloatArray, lesion: MaskArray, mask: MaskArray
+) -> bool:
+    """Whether less than a quarter of the lesion's contrast is left in the prediction."""
+    return _measure_share(truth, prediction, lesion, mask) < ERASED_CONTRAST
 
 
 def count_false(
@@ -119,27 +131,70 @@ def count_false(
 ) -> int:
     """Return how many lesions a prediction shows that its truth has not.
 
-    Counted are connected regions of the mask of at least `smallest` voxels (4 mm at 1 mm) in
-    which the smoothed prediction is above the smoothed truth by `contrast`.
+    A reader takes a compact spot for a lesion that stands out of its surroundings as lesions do.
+    Counted are connected regions of the mask of at least `smallest` voxels (4 mm at 1 mm), compact,
+    in which the prediction rises above the truth by `contrast`, and which are shown with that
+    contrast in the prediction and with less than half of it in the truth. An error of level over
+    much of the brain, or along an edge, is an error and no lesion.
 
     Args:
         without: the truth, which has no lesion there.
         prediction: in the same units.
         mask: where both mean something.
-        contrast: units from which a difference is a lesion, such as half of a real one's.
+        contrast: units from which a difference is a lesion, such as half of a real one's; below
+            zero where lesions are dark.
         smallest: voxels.
     """
-    difference = ndimage.gaussian_filter(np.where(mask, prediction - without, 0), 1.0)
-    regions, count = ndimage.label(mask & (difference > contrast))
-    sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
-    return int((sizes >= smallest).sum())
+    sign, least = (-1.0 if contrast < 0 else 1.0), abs(contrast)
+    rise = ndimage.gaussian_filter(np.where(mask, sign * (prediction - without), 0), 1.0)
+    parts, _ = ndimage.label(mask & (rise > least))
+    found = 0
+    for number, box in enumerate(ndimage.find_objects(parts), start=1):
+        part = parts[box] == number
+        if int(part.sum()) < smallest or float(part.mean()) < COMPACT:
+            continue
+        region = np.zeros_like(mask)
+        region[box] = part
+        found += (
+            sign * measure_contrast(prediction, region, mask) >= least
+            and abs(measure_visibility(prediction, region, mask)) >= SEEN_FROM
+            and sign * measure_contrast(without, region, mask) < least / 2
+        )
+    return found
 
 
-def _contrast(image: FloatArray, lesion: MaskArray, mask: MaskArray) -> float:
-    around = ndimage.binary_dilation(lesion, iterations=SURROUNDINGS) & mask & ~lesion
-    if not around.any():
-        return 0.0
-    return float(image[lesion & mask].mean() - image[around].mean())
+def measure_contrast(image: FloatArray, lesion: MaskArray, mask: MaskArray) -> float:
+    """Return a lesion's mean over that of its surroundings; zero where it has none."""
+    inside, around = _inside_and_around(image, lesion, mask)
+    return float(inside.mean() - around.mean()) if inside.size and around.size else 0.0
+
+
+def measure_visibility(image: FloatArray, lesion: MaskArray, mask: MaskArray) -> float:
+    """Return a lesion's contrast in standard deviations of its surroundings."""
+    _, around = _inside_and_around(image, lesion, mask)
+    spread = float(around.std()) if around.size else 0.0
+    return measure_contrast(image, lesion, mask) / spread if spread > 0 else 0.0
+
+
+def _measure_share(
+    truth: FloatArray, prediction: FloatArray, lesion: MaskArray, mask: MaskArray
+) -> float:
+    real, made = (measure_contrast(image, lesion, mask) for image in (truth, prediction))
+    return made / real if real != 0 else 0.0
+
+
+def _inside_and_around(
+    image: FloatArray, lesion: MaskArray, mask: MaskArray
+) -> tuple[FloatArray, FloatArray]:
+    box = ndimage.find_objects(lesion.astype(np.uint8))
+    if not box:
+        return image[:0].ravel(), image[:0].ravel()
+    near = tuple(
+        slice(max(0, part.start - SURROUNDINGS), part.stop + SURROUNDINGS) for part in box[0]
+    )
+    within, brain = lesion[near], mask[near]
+    around = ndimage.binary_dilation(within, iterations=SURROUNDINGS) & brain & ~within
+    return image[near][within & brain], image[near][around]
 
 
 def _shape(

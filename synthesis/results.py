@@ -83,6 +83,7 @@ class Table(_Strict):
         test_only: people who are not learnt from in any fold.
         validation: people who are watched in a site fold: the first who is not tested; in the
             fixed split, too, where it watches nobody.
+        audited: tasks by which methods are audited, see `audits`.
         pictured: a person whose pictures may be published; those of the fixed split are.
         pictured_tasks: tasks that pictures are of.
         baselines: rows that every row is compared with.
@@ -100,6 +101,7 @@ class Table(_Strict):
     folds: Mapping[str, tuple[str, ...]]
     test_only: tuple[str, ...] = ()
     validation: tuple[str, ...]
+    audited: tuple[str, ...] = ()
     pictured: str | None = None
     pictured_tasks: tuple[str, ...] = ()
     baselines: tuple[str, ...]
@@ -349,7 +351,7 @@ def compute(
     # before anything is learnt: the code may change on disk meanwhile
     key, folder = key_of(row, table), work / "rows" / key_of_fit(row, table)
     cases = {
-        split: [_cut(case, table.middle_slices) for case in members]
+        split: [cut_middle(case, table.middle_slices) for case in members]
         for split, members in read_people(row.fold, table, data_folder, work).items()
     }
     cases["train"] += render_heads(row, table)
@@ -358,10 +360,7 @@ def compute(
     for number, task in enumerate(_tasks_to_fit(row)):
         method, taken = _fit(row, task, cases, folder / str(number), device)
         minutes += taken / 60
-        for name in row.tasks:
-            sources, target = parse_task(name)
-            if target in task.targets and set(sources) <= set(task.sources):
-                methods.setdefault(name, method)
+        methods = _serve(row, task, method) | methods  # the first that can answers
     pictured = table.pictured if row.fold.name == FIXED else None
     figures: dict[str, dict[str, dict[str, float]]] = {}
     taken_by_task: list[float] = []
@@ -405,19 +404,52 @@ def compute(
 
 def read_people(fold: Fold, table: Table, data_folder: Path, work: Path) -> dict[str, list[Case]]:
     """Return the prepared cases of each part of a fold."""
-    cache = cases_folder(work, table.spacing_mm, table.anchor)
     return {
-        split: list(
-            cached_cases(
-                list(getattr(fold, split)),
-                data_folder,
-                cache,
-                spacing_mm=table.spacing_mm,
-                anchor=table.anchor,
-                brain_mask=table.brain_mask,
-            )
-        )
+        split: list(read_cases(getattr(fold, split), table, data_folder, work))
         for split in ("train", "validation", "test")
+    }
+
+
+def read_cases(
+    people: Sequence[Person], table: Table, data_folder: Path, work: Path
+) -> Iterator[Case]:
+    """Yield the prepared cases of people, on the table's grid."""
+    yield from cached_cases(
+        list(people),
+        data_folder,
+        cases_folder(work, table.spacing_mm, table.anchor),
+        spacing_mm=table.spacing_mm,
+        anchor=table.anchor,
+        brain_mask=table.brain_mask,
+    )
+
+
+def restore(row: Row, table: Table, work: Path, device: str) -> dict[str, Synthesizer[Any]]:
+    """Return what a row has learnt, kept below `work`: the method of each of its tasks.
+
+    Raises:
+        TrainingError: the row has not been learnt there.
+    """
+    folder, methods = work / "rows" / key_of_fit(row, table), dict[str, Synthesizer[Any]]()
+    for number, task in enumerate(_tasks_to_fit(row)):
+        kept = folder / str(number)
+        if not (kept / FITTED).exists():
+            raise TrainingError(
+                f"{row.name}, {row.fold.name}, has not been learnt below {work}; "
+                f"synthesis results --row {row.name} --fold {row.fold.name} learns it"
+            )
+        method = build_method(row.settings.method, task, dict(row.recipe.parameters), device=device)
+        methods = _serve(row, task, method.restore(kept / LEARNT)) | methods
+    return methods
+
+
+def _serve(row: Row, task: SynthesisTask, method: Synthesizer[Any]) -> dict[str, Synthesizer[Any]]:
+    """Return the row's tasks that a method answers for which has learnt `task`."""
+    parsed = {name: parse_task(name) for name in row.tasks}
+    return {
+        name: method
+        for name, (sources, target) in parsed.items()
+        if target in task.targets and set(sources) <= set(task.sources)
     }
 
 
@@ -460,7 +492,7 @@ def render_heads(row: Row, table: Table) -> list[Case]:
     named = [parse_task(task) for task in row.tasks]
     contrasts = list(dict.fromkeys(c for sources, target in named for c in (*sources, target)))
     return [
-        _cut(
+        cut_middle(
             render_case(
                 contrasts,
                 seed=row.settings.seed + number,
@@ -489,7 +521,7 @@ def _tasks_to_fit(row: Row) -> list[SynthesisTask]:
     ]
 
 
-def _cut(case: Case, slices: int | None) -> Case:
+def cut_middle(case: Case, slices: int | None) -> Case:
     """Return the slices about the middle of the case's mask."""
     if slices is None or case.mask.shape[0] <= slices:
         return case

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthesis.comparison import Difference, Interval, bootstrap, compare, compare_shares, decide
+from synthesis.comparison import (
+    Difference,
+    bootstrap,
+    compare,
+    compare_shares,
+    decide,
+    write_interval,
+)
 from synthesis.results import (
     FIXED,
     Row,
@@ -185,7 +192,7 @@ def _write_group(
             for figure, (_, digits) in shown.items():
                 values = _pick(rows[name], figure)
                 cells.append(
-                    _write_interval(bootstrap(list(values.values())), digits) if values else ""
+                    write_interval(bootstrap(list(values.values())), digits) if values else ""
                 )
             yield f"| {name} | {len(rows[name])} | " + " | ".join(cells) + " |"
         yield ""
@@ -196,13 +203,6 @@ def _write_group(
 def _mean(people: Mapping[str, Values], figure: str) -> float:
     values = _pick(people, figure)
     return sum(values.values()) / len(values) if values else 0.0
-
-
-def _write_interval(interval: Interval, digits: int) -> str:
-    text = f"{interval.mean:.{digits}f}"
-    if interval.low is None or interval.high is None:
-        return text
-    return f"{text} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
 def _write_bars(
@@ -240,7 +240,7 @@ def _write_bars(
 
 
 def _write_gain(gain: Difference, bar: float | None, digits: int) -> str:
-    text = _write_interval(gain.interval, digits)
+    text = write_interval(gain.interval, digits)
     if gain.p_value is not None:
         text += f", p {gain.p_value:.2g}"
     text += f", n {gain.interval.n}"
@@ -277,7 +277,7 @@ def _write_subsets(kept: Sequence[_Kept]) -> Iterator[str]:
             if worst is not None:
                 gain, small, large = worst
                 verdict = decide(gain.interval, -MOST_LOST_DB)
-                text = _write_interval(gain.interval, 2)
+                text = write_interval(gain.interval, 2)
                 step = f"{small} to {large} | {text}, n {gain.interval.n}"
                 lines.append(f"| {name} | {group} | {step} | {verdict} |")
     if lines:

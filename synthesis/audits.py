@@ -1,0 +1,216 @@
+"""Audits: what a row of the table, or a model, does beyond its figures on clean images.
+
+An audit asks a method for the tasks that its table names (`audited`), of the test people of the
+fixed split, and keeps what it measured of each person as JSON. Like a row it is kept under the
+digest of what decides it: what was learnt, the code that measures, and the people. A stopped audit
+goes on with the person that it was at.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from synthesis.datasets import PREPARATION
+from synthesis.errors import TrainingError
+from synthesis.fingerprint import fingerprint
+from synthesis.people import Person, read_manifest
+from synthesis.registry import ModelCard, load_card, load_cards, load_method
+from synthesis.results import (
+    FIXED,
+    Table,
+    cut_middle,
+    key_of_fit,
+    list_rows,
+    make_folds,
+    parse_task,
+    read_cases,
+    read_table,
+    restore,
+)
+from synthesis.synthesizer import Synthesizer
+
+SEED = 2026
+
+Figures = dict[str, dict[str, dict[str, float]]]
+"""Task to person to figure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """Who is audited: a model, or a row that was learnt.
+
+    Attributes:
+        table: that names the people and the tasks.
+        name: of the model or the row.
+        method: its name in the table of methods.
+        key: digest of what was learnt.
+        load: returns the method of each task.
+    """
+
+    table: Path
+    name: str
+    method: str
+    key: str
+    load: Callable[[], Mapping[str, Synthesizer[Any]]]
+
+
+AUDITS: Mapping[str, str] = {
+    "robustness": "synthesis.robustness:measure",
+    "lesions": "synthesis.faithfulness:measure",
+}
+"""Name to the function that measures one person and task."""
+
+
+def find_model(model_id: str, path: Path, models_folder: Path) -> Subject:
+    """Return a model as a subject of the table at `path`.
+
+    Raises:
+        TrainingError: it has learnt from a test person of the table.
+    """
+    table, card = read_table(path), load_card(models_folder, model_id)
+    tested = {person.subject for person in _test_people(table)}
+    known = tested & {*card.training.subjects, *card.training.validation}
+    if known:
+        raise TrainingError(f"{model_id} has learnt from {', '.join(sorted(known))}")
+    facts = [card.digest, PREPARATION, table.spacing_mm, table.middle_slices]
+    return Subject(
+        table=path,
+        name=model_id,
+        method=card.method,
+        key=_digest(facts),
+        load=partial(_load_model, card, table, models_folder),
+    )
+
+
+def _load_model(
+    card: ModelCard, table: Table, models_folder: Path
+) -> Mapping[str, Synthesizer[Any]]:
+    method = load_method(models_folder, card.id, card.digest)
+    found = {}
+    for task in table.audited:
+        sources, target = parse_task(task)
+        if target in card.targets and set(sources) <= set(card.sources):
+            found[task] = method
+    return found
+
+
+def find_row(name: str, path: Path, work: Path, device: str) -> Subject:
+    """Return a row of the fixed split of the table at `path`.
+
+    Raises:
+        TrainingError: the table has no such row.
+    """
+    table = read_table(path)
+    for row in list_rows(path, on_gpu=device.startswith("cuda")):
+        if row.name == name and row.fold.name == FIXED:
+            return Subject(
+                table=path,
+                name=name,
+                method=row.settings.method,
+                key=key_of_fit(row, table),
+                load=partial(restore, row, table, work, device),
+            )
+    raise TrainingError(f"{path} has no row {name} on the fixed split")
+
+
+def list_kept(results: Path, tables: Path, work: Path, models_folder: Path) -> list[Subject]:
+    """Return every subject of whom an audit is kept, models before rows."""
+    kept = sorted({(f.parent.name, f.stem) for f in (results / "audits").glob("*/*/*.json")})
+    models = {card.id for card in load_cards(models_folder)}
+    found = []
+    for table, name in kept:
+        path = tables / f"{table}.yaml"
+        if name in models:
+            found.append(find_model(name, path, models_folder))
+        else:
+            found.append(find_row(name, path, work, "cpu"))
+    return sorted(found, key=lambda subject: subject.name not in models)
+
+
+def audit_path(audit: str, subject: Subject, results: Path) -> Path:
+    """Return where an audit's JSON is kept."""
+    return results / "audits" / audit / subject.table.stem / f"{subject.name}.json"
+
+
+def key_of(audit: str, subject: Subject) -> str:
+    """Return the digest of all that decides an audit's figures."""
+    people = [p.model_dump(mode="json") for p in _test_people(read_table(subject.table))]
+    return _digest([subject.key, fingerprint(AUDITS[audit]), people])
+
+
+def run(
+    audit: str,
+    subject: Subject,
+    *,
+    results: Path,
+    work: Path,
+    data_folder: Path,
+    only: Sequence[str] = (),
+) -> Iterator[str]:
+    """Measure what is absent or stale, person by person, and yield what was done.
+
+    Args:
+        audit: one of `AUDITS`.
+        subject: who is audited.
+        results: folder of the JSON.
+        work: where prepared people and what rows have learnt are kept.
+        data_folder: where images lie of people who are not prepared.
+        only: tasks; all that the table names when empty.
+
+    Raises:
+        TrainingError: there is no such audit, or the subject does none of the tasks.
+    """
+    if audit not in AUDITS:
+        raise TrainingError(f"no audit {audit!r}; known: {', '.join(AUDITS)}")
+    table, path = read_table(subject.table), audit_path(audit, subject, results)
+    key = key_of(audit, subject)
+    figures: Figures = {}
+    if path.exists() and (kept := json.loads(path.read_text()))["key"] == key:
+        figures = kept["figures"]
+    methods = subject.load()
+    tasks = [t for t in table.audited if t in methods and (not only or t in only)]
+    if not tasks:
+        raise TrainingError(
+            f"{subject.name} does none of the tasks {', '.join(only or table.audited)}"
+        )
+    module, _, name = AUDITS[audit].partition(":")
+    measure = getattr(import_module(module), name)
+    people = _test_people(table)
+    for person, case in zip(people, read_cases(people, table, data_folder, work), strict=True):
+        middle = cut_middle(case, table.middle_slices)
+        for task in tasks:
+            sources, target = parse_task(task)
+            absent = person.subject not in figures.setdefault(task, {})
+            if not absent or not {*sources, target} <= set(middle.images):
+                continue
+            figures[task][person.subject] = measure(
+                methods[task], middle, sources, target, anchor=table.anchor, seed=SEED
+            )
+            _write(path, {"key": key, "method": subject.method, "figures": figures})
+            yield f"{audit}, {subject.name}, {task}: {person.subject}"
+
+
+def _test_people(table: Table) -> tuple[Person, ...]:
+    return make_folds(table, read_manifest(table.people))[FIXED].test
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(_rounded(document), indent=1, ensure_ascii=False) + "\n")
+    temporary.rename(path)
+
+
+def _rounded(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {name: _rounded(value) for name, value in document.items()}
+    return float(f"{document:.5g}") if isinstance(document, float) else document
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

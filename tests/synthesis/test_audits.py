@@ -1,0 +1,255 @@
+"""Audits of methods with known answers: what they are asked, what is counted, where it is kept."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import ndimage
+from typer.testing import CliRunner
+
+from synthesis import faithfulness, robustness
+from synthesis.audits import audit_path, find_model, find_row, run
+from synthesis.cli import app
+from synthesis.datasets import cases_folder, write_case
+from synthesis.errors import TrainingError
+from synthesis.methods.baselines import MatchedCopy
+from synthesis.rendered import render_case
+from synthesis.results import compute, list_rows, read_table
+from synthesis.synthesizer import Parameters
+from synthesis.types import (
+    Anchor,
+    Case,
+    ContrastLabel,
+    FloatArray,
+    Prediction,
+    SynthesisTask,
+)
+
+T1W, T2W, FLAIR = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR"))
+ANCHOR = Anchor()
+TASK = "T1w + T2w -> FLAIR"
+
+
+@pytest.fixture(scope="module")
+def head() -> Case:
+    """A rendered head, whose FLAIR is its T2w: what the second source shows is the truth."""
+    case = render_case([T1W, T2W], seed=5, spacing_mm=4.0, anchor=ANCHOR)
+    return replace(case, images={**case.images, FLAIR: case.images[T2W]}, labels=None)
+
+
+@pytest.fixture(scope="module")
+def person() -> Case:
+    """A ball of one tissue with little texture, the same in every contrast."""
+    side = np.arange(56) - 27.5
+    mask = np.add.outer(np.add.outer(side**2, side**2), side**2) < 26**2
+    texture = ndimage.gaussian_filter(np.random.default_rng(1).normal(0, 1, mask.shape), 2)
+    image = np.where(mask, 0.5 + 0.02 * texture / texture.std(), 0).astype(np.float32)
+    return Case(
+        subject="ball",
+        images=dict.fromkeys((T1W, T2W, FLAIR), image),
+        mask=mask,
+        spacing=(1.0, 1.0, 1.0),
+    )
+
+
+class Answering(MatchedCopy):
+    """Answers with its second source as it comes, or with what a function makes of it."""
+
+    def __init__(self, change: Any = lambda image: image) -> None:
+        task = SynthesisTask(sources=(T1W, T2W), targets=(FLAIR,))
+        super().__init__(task, Parameters())
+        self.change = change
+        self.asked: list[tuple[float, float, float]] = []
+
+    def predict(self, sources: Any, **request: Any) -> Prediction:
+        self.asked.append(request["spacing"])
+        return Prediction(mean=self.change(sources[T2W]))
+
+
+def measure(audit: Any, method: Answering, case: Case) -> dict[str, float]:
+    found: dict[str, float] = audit.measure(
+        method, case, (T1W, T2W), FLAIR, anchor=ANCHOR, seed=2026
+    )
+    return found
+
+
+def test_disturbed_sources_cost_an_answer_that_repeats_them(head: Case) -> None:
+    method = Answering()
+
+    found = measure(robustness, method, head)
+
+    assert set(found) == {
+        "clean",
+        "bias ±40 %",
+        "bias ±40 %, no N4",
+        "noise, SNR 15",
+        "gamma 0.7",
+        "gamma 1.4",
+        "slices of 6 mm",
+        "3 mm off",
+        "3 mm off, not registered",
+    }
+    # N4 undoes most of a field, registration most of a move
+    assert found["bias ±40 %"] < 0.7 * found["bias ±40 %, no N4"]
+    assert found["3 mm off"] < 0.7 * found["3 mm off, not registered"]
+    assert found["clean"] < min(found["gamma 0.7"], found["gamma 1.4"], found["noise, SNR 15"])
+    # thick slices are compared with truth that is as thick
+    assert found["slices of 6 mm"] < 0.5 * found["3 mm off, not registered"]
+    assert (8.0, 4.0, 4.0) in method.asked
+
+
+def test_lesion_that_the_answer_repeats_is_kept_and_one_that_it_blurs_away_is_erased(
+    person: Case,
+) -> None:
+    kept = measure(faithfulness, Answering(), person)
+    erased = measure(faithfulness, Answering(lambda image: np.full_like(image, 0.5)), person)
+
+    assert kept["shown"] >= 6
+    assert kept["kept"] == kept["shown"] == erased["erased"]
+    assert kept["erased"] == kept["false"] == erased["kept"] == 0
+    assert sum(kept[f"shown_{d:g}mm"] for d in faithfulness.DIAMETERS_MM) == kept["shown"]
+
+
+def test_spots_that_nothing_shows_are_counted_as_false(person: Case) -> None:
+    def spot(image: FloatArray) -> FloatArray:
+        middle = [size // 2 for size in image.shape]
+        z, y, x = np.ogrid[tuple(slice(0, size) for size in image.shape)]
+        made = image.copy()
+        for away in (-10, 10):
+            center = (middle[0], middle[1] + away, middle[2] + 8)
+            near = sum((a - c) ** 2 for a, c in zip((z, y, x), center, strict=True)) <= 4**2
+            made[near] = 1.0
+        return made
+
+    assert measure(faithfulness, Answering(spot), person)["false"] == 2
+    # an error of level everywhere is an error and no lesion
+    assert measure(faithfulness, Answering(lambda image: image + 0.3), person)["false"] == 0
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table of one row that was learnt, and its people below `work`."""
+    people = [
+        {
+            "subject": name,
+            "dataset": "set",
+            "site": name,
+            "split": split,
+            "mask": "nonzero",
+            "images": {"T1w": "none", "T2w": "none", "FLAIR": "none"},
+        }
+        for name, split in (("one", "train"), ("two", "validation"), ("three", "test"))
+    ]
+    manifest = {"datasets": {"set": {"licence": "none", "skull": "stripped"}}, "people": people}
+    (tmp_path / "people.yaml").write_text(yaml.safe_dump(manifest))
+    cache = cases_folder(tmp_path / "work", 4.0, ANCHOR)
+    cache.mkdir(parents=True)
+    for seed, each in enumerate(people):
+        case = render_case([T1W, T2W, FLAIR], seed=seed, spacing_mm=4.0, anchor=ANCHOR)
+        write_case(cache / f"{each['subject']}.npz", case)
+    facts = {
+        "title": "Toy",
+        "people": "people.yaml",
+        "datasets": ["set"],
+        "spacing_mm": 4.0,
+        "task_sets": {"all": [TASK, "T1w -> T2w"]},
+        "folds": {name: [name] for name in ("one", "two", "three")},
+        "validation": ["two", "one"],
+        "audited": [TASK],
+        "baselines": ["copy"],
+    }
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(facts))
+    (tmp_path / "toy").mkdir()
+    row = {
+        "method": "copy",
+        "label": "Copy",
+        "tasks": "all",
+        "fit": "once",
+        "folds": ["fixed"],
+        "minutes": 1,
+    }
+    (tmp_path / "toy" / "copy.yaml").write_text(yaml.safe_dump(row))
+    return path
+
+
+def learn(table: Path) -> None:
+    (row,) = list_rows(table)
+    folder = table.parent
+    compute(row, read_table(table), folder / "results", folder / "work", folder / "none", "cpu")
+
+
+def run_lesions(table: Path) -> list[str]:
+    folder = table.parent
+    return list(
+        run(
+            "lesions",
+            find_row("copy", table, folder / "work", "cpu"),
+            results=folder / "results",
+            work=folder / "work",
+            data_folder=folder / "none",
+        )
+    )
+
+
+def test_row_is_audited_once_by_what_it_has_learnt(table: Path) -> None:
+    with pytest.raises(TrainingError, match="has not been learnt"):
+        run_lesions(table)
+    learn(table)
+
+    assert run_lesions(table) == [f"lesions, copy, {TASK}: three"]
+    assert run_lesions(table) == []
+
+    path = audit_path("lesions", find_row("copy", table, Path("work"), "cpu"), Path("results"))
+    assert path == Path("results/audits/lesions/toy/copy.json")
+    kept = json.loads((table.parent / path).read_text())
+    assert set(kept["figures"]) == {TASK}  # and no other task of the row
+    assert set(kept["figures"][TASK]) == {"three"}  # nobody whom it has learnt from
+
+
+def test_audit_of_a_row_that_has_changed_is_made_anew(table: Path) -> None:
+    learn(table)
+    run_lesions(table)
+    facts = yaml.safe_load((table.parent / "toy" / "copy.yaml").read_text())
+    (table.parent / "toy" / "copy.yaml").write_text(yaml.safe_dump(facts | {"seed": 1}))
+    learn(table)
+
+    assert run_lesions(table) == [f"lesions, copy, {TASK}: three"]
+
+
+def test_model_is_not_audited_on_whom_it_has_learnt_from(table: Path) -> None:
+    models = table.parent / "models"
+    (models / "brain" / "learnt").mkdir(parents=True)
+    card = yaml.safe_load(Path("models/brain-any-unet25d/card.yaml").read_text())
+    card |= {"id": "brain", "files": {}, "training": {**card["training"], "subjects": ["three"]}}
+    (models / "brain" / "card.yaml").write_text(yaml.safe_dump(card))
+
+    with pytest.raises(TrainingError, match="brain has learnt from three"):
+        find_model("brain", table, models)
+
+
+def test_command_writes_what_is_kept_to_the_page(table: Path) -> None:
+    learn(table)
+    folder = table.parent
+    options = {
+        "--row": "copy",
+        "--table": str(table),
+        "--out": str(folder / "results"),
+        "--page": str(folder / "audits.md"),
+        "--work": str(folder / "work"),
+        "--models": str(folder / "none"),
+    }
+    given = [part for pair in options.items() for part in pair]
+
+    told = CliRunner().invoke(app, ["audit", "lesions", *given])
+    assert told.exit_code == 0, told.output
+    assert f"lesions, copy, {TASK}: three" in told.output
+
+    page = (folder / "audits.md").read_text()
+    assert "### T1w + T2w → FLAIR" in page
+    assert "| copy | " in page
+    assert "Stale" not in page
