@@ -26,6 +26,9 @@
     (`outcomes`); `confirmation` asks the peer whether it keeps it (`commitment`, `attributes`).
 13. `retention` deletes bytes in time; rows and events stay.
 
+A study may also be wanted done: `performer` claims the steps of a `worklist`, sees to it that their
+studies come, and tells what came of them.
+
 `node` builds all of it, `timers` let the sweeps tick, and `warmth` has the models ready before the
 first job. `cli` is the command line, with `explain`, `backfill`, `status` and `doctor` behind it,
 and `admin` the page; what a person decides at either goes through `decisions`. `settings` reads

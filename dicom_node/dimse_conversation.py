@@ -88,7 +88,7 @@ class DimseConversation(Conversation):
                 raise QueryRefusedError(f"the peer refuses the query: 0x{status:04X}", retry=True)
             if len(found) == MOST_ANSWERS:
                 raise DeliveryError("the peer does not stop answering", retry=True)
-            answer = _decode(message)
+            answer = decode_identifier(message)
             found.append({each: str(answer.get(each) or "").strip() for each in (*keys, *wanted)})
         return found
 
@@ -107,13 +107,14 @@ class DimseConversation(Conversation):
         yield from self._association.ask(
             context,
             elements,
-            _encode(identifier, context),
+            encode_identifier(identifier, context),
             longest=LONGEST_ANSWER,
             seconds=patience.total_seconds(),
         )
 
 
-def _encode(identifier: Dataset, context: Context) -> bytes:
+def encode_identifier(identifier: Dataset, context: Context) -> bytes:
+    """Return a data set in the transfer syntax of a context."""
     buffer = DicomBytesIO()
     buffer.is_little_endian = True
     buffer.is_implicit_VR = context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
@@ -122,7 +123,12 @@ def _encode(identifier: Dataset, context: Context) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(message: Message) -> Dataset:
+def decode_identifier(message: Message) -> Dataset:
+    """Return the data set of a message.
+
+    Raises:
+        QueryRefusedError: it cannot be read.
+    """
     is_implicit = message.context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
     try:
         with config.disable_value_validation():

@@ -41,6 +41,7 @@ from dicom_node.rules import ROUTING_FILE
 from dicom_node.settings import Configuration
 from dicom_node.statement import find_sent_classes
 from dicom_node.tls import WARNINGS, ClientSide, call_with_tls, check_own_chain, inspect_own
+from dicom_node.worklist import UPS_PULL
 from synthesis.errors import UntrustedModel
 from synthesis.registry import load_cards
 
@@ -316,11 +317,12 @@ def _check_peers(configuration: Configuration) -> Iterator[Finding]:
     for alias, peer in node.peers.items():
         if peer.dicomweb is not None:
             yield _call_service(alias, peer)
-        elif peer.roles & {"send", "query"}:
+        elif peer.roles & {"send", "query", "worklist"}:
             sent = {**classes, **_COMMITMENT[peer.commitment]} if "send" in peer.roles else {}
+            offered = {"UnifiedProcedureStepPull": UPS_PULL} if "worklist" in peer.roles else {}
             try:
                 yield from _look_at_certificate(node, alias, peer)
-                yield from _call(node, alias, peer, sent)
+                yield from _call(node, alias, peer, sent, offered)
             except DeliveryError as error:
                 where = f"{peer.ae_title} at {peer.host} port {peer.port}"
                 detail = f"{where}: {error}"
@@ -342,9 +344,12 @@ def _call_service(alias: str, peer: Peer) -> Finding:
     return Finding(check=check, state=State.OK, detail="its DICOMweb service answers a search")
 
 
-def _call(node: NodeSettings, alias: str, peer: Peer, sent: dict[str, str]) -> Iterator[Finding]:
-    """Echo a peer, and see which of the classes that it will be sent it takes."""
-    wanted = [VERIFICATION, *sent.values()]
+def _call(
+    node: NodeSettings, alias: str, peer: Peer, sent: dict[str, str], offered: dict[str, str]
+) -> Iterator[Finding]:
+    """Echo a peer, and see which of the classes it takes that it will be sent or must offer."""
+    named = {**sent, **offered}
+    wanted = [VERIFICATION, *named.values()]
     with open_association(
         str(peer.host),
         int(peer.port or 0),
@@ -354,13 +359,13 @@ def _call(node: NodeSettings, alias: str, peer: Peer, sent: dict[str, str]) -> I
         tls=call_with_tls(node, peer),
     ) as association:
         status = association.echo()
-        refused = [name for name, uid in sent.items() if association.find_context(uid) is None]
+        refused = [name for name, uid in named.items() if association.find_context(uid) is None]
         can_withdraw = not sent or association.find_context(_WITHDRAWAL) is not None
     state, detail = State.FAILED, f"answers an echo with 0x{status:04X}"
     if status == _SUCCESS and refused:
         detail = f"echoes, and does not take {', '.join(refused)}: allow them at {peer.ae_title}"
     elif status == _SUCCESS:
-        state, detail = State.OK, f"echoes{' and takes ' if sent else ''}{', '.join(sent)}"
+        state, detail = State.OK, f"echoes{' and takes ' if named else ''}{', '.join(named)}"
     yield Finding(check=f"peer {alias}", state=state, detail=detail)
     if not can_withdraw:
         detail = (

@@ -300,6 +300,17 @@ class DerivedInstance:
     path: str
 
 
+class StepState(StrEnum):
+    """Where a Unified Procedure Step that this node performs stands."""
+
+    CLAIMING = "claiming"  # this node has asked for it; whether it got it may not be known
+    CLAIMED = "claimed"  # it is this node's; its sources may have to be fetched
+    PERFORMED = "performed"  # its study is on the walk, and followed
+    COMPLETED = "completed"  # the worklist knows that it is done
+    CANCELED = "canceled"  # the worklist knows why it cannot be done
+    LOST = "lost"  # the worklist does not let this node go on with it
+
+
 class DeliveryState(StrEnum):
     """Where the delivery of one instance to one peer stands."""
 

@@ -172,7 +172,7 @@ class Receiver(Strict):
         return self
 
 
-PeerRole = Literal["send", "receive", "echo", "query", "notify"]
+PeerRole = Literal["send", "receive", "echo", "query", "notify", "worklist"]
 
 
 _CALLING = frozenset({"receive", "echo", "notify"})
@@ -258,6 +258,7 @@ class Peer(Strict):
             `send` lets us store there, `query` lets us ask there what it holds and fetch it (C-FIND
             and C-MOVE, of a DICOMweb service QIDO-RS and WADO-RS), `notify` lets it tell of
             studies: performed procedure steps (MPPS) and Instance Availability Notifications.
+            `worklist` lets us perform its Unified Procedure Steps, see `steps`.
     """
 
     ae_title: AETitle | None = None
@@ -275,7 +276,7 @@ class Peer(Strict):
 
     @model_validator(mode="after")
     def _can_be_called(self) -> Self:
-        is_called = bool(self.roles & {"send", "query"})
+        is_called = bool(self.roles & {"send", "query", "worklist"})
         if self.dicomweb is None:
             if is_called and (self.host is None or self.port is None):
                 raise ValueError("host and port, because its roles let this node call it")
@@ -288,6 +289,8 @@ class Peer(Strict):
                 raise ValueError("no host, port and tls, because it is called by dicomweb.url")
             if self.certificates and not self.dicomweb.is_secure:
                 raise ValueError("https:// in dicomweb.url, because there are certificates")
+            if "worklist" in self.roles:
+                raise ValueError("no role worklist, because steps are taken over DIMSE alone")
             if self.commitment == "storage_commitment":
                 raise ValueError("commitment: query or none, because DICOMweb has no other")
         if self.ae_title is None and (self.dicomweb is None or self.roles & _CALLING):

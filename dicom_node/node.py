@@ -43,6 +43,7 @@ from dicom_node.health import Health, HealthServer
 from dicom_node.ledger import Ledger
 from dicom_node.live_rules import LiveRules
 from dicom_node.node_settings import DaskExecutor, NodeSettings
+from dicom_node.performer import Performer, find_worklists
 from dicom_node.query import Inquirer, find_asked
 from dicom_node.receiver_process import ReceiverProcess
 from dicom_node.settings import Configuration
@@ -161,6 +162,7 @@ class Node:
             Timer("assembly", self._assemble, node.assembly.sweep_every),
             Timer("dispatch", self._dispatch.sweep, node.dispatch.sweep_every),
             *self._build_inquirers(),
+            *self._build_performers(),
             *self._build_deliveries(),
             Timer("retention", self._forget, node.retention.sweep_every),
             Timer("receiver", self._watch_receiver, RECEIVER_WATCH),
@@ -299,6 +301,13 @@ class Node:
         for alias in find_asked(node):
             inquirer = Inquirer(alias, self._ledger, self._store, node, now)
             yield Timer(f"query {alias}", inquirer.sweep, node.query.sweep_every)
+
+    def _build_performers(self) -> Iterator[Timer]:
+        """Yield a timer for each worklist whose steps are performed here."""
+        node = self._configuration.node
+        for alias in find_worklists(node):
+            performer = Performer(alias, self._ledger, self._store, node, now)
+            yield Timer(f"worklist {alias}", performer.sweep, node.steps.sweep_every)
 
     def _build_deliveries(self) -> Iterator[Timer]:
         """Yield timers for each destination: none waits for another, nor for a commitment."""

@@ -90,6 +90,40 @@ class Query(Strict):
     sweep_every: Duration = timedelta(seconds=2)
 
 
+class Code(Strict):
+    """A coded concept (PS3.3 section 8).
+
+    Attributes:
+        value: Code Value.
+        scheme: Coding Scheme Designator; a site's own begins with 99.
+        meaning: Code Meaning.
+    """
+
+    value: Annotated[str, Field(pattern=r"^[!-\[\]-~]{1,16}$")]
+    scheme: Annotated[str, Field(pattern=r"^[!-\[\]-~]{1,16}$")]
+    meaning: Annotated[str, Field(pattern=r"^[ -\[\]-~]{1,64}$")]
+
+
+class Steps(Strict):
+    """How Unified Procedure Steps of peers with the role `worklist` are performed (PS3.4 annex CC).
+
+    Attributes:
+        workitems: what is claimed: steps whose Scheduled Workitem Code Sequence has one of these
+            (value and scheme). Without any, nothing is.
+        station: under which this node says that it has performed a step; one that is scheduled for
+            other stations is left to them. None: its AE title, in a scheme of this program's own.
+        at_once: so many steps are open at most; the others are left to whoever else takes them.
+        patience: a step that is not done after so long is canceled, with the reason.
+        sweep_every: how often worklists are asked, and told how far steps are.
+    """
+
+    workitems: tuple[Code, ...] = ()
+    station: Code | None = None
+    at_once: Count = 20
+    patience: Duration = timedelta(hours=24)
+    sweep_every: Duration = timedelta(seconds=10)
+
+
 class Dispatch(Strict):
     """How jobs get to workers.
 
@@ -372,6 +406,7 @@ class NodeSettings(Strict):
         peers: by alias, the short name that rules and logs use.
         assembly: when a study is judged.
         query: how peers are asked whether something is really missing.
+        steps: how Unified Procedure Steps of a worklist are performed.
         dispatch: how jobs get to workers.
         delivery: how results get to peers.
         retention: how long files are kept.
@@ -390,6 +425,7 @@ class NodeSettings(Strict):
     peers: Mapping[Alias, Peer] = Field(default_factory=dict)
     assembly: Assembly = Assembly()
     query: Query = Query()
+    steps: Steps = Steps()
     dispatch: Dispatch = Dispatch()
     delivery: Delivery = Delivery()
     retention: Retention = Retention()
@@ -417,6 +453,13 @@ class NodeSettings(Strict):
                 raise ValueError(f"receiver.tls, because peers.{alias} is called with TLS")
             if peer.certificates and self.receiver.tls is None:
                 raise ValueError(f"receiver.tls, because peers.{alias} has to show a certificate")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_what_to_claim(self) -> Self:
+        has_worklist = any("worklist" in peer.roles for peer in self.peers.values())
+        if has_worklist and not self.steps.workitems:
+            raise ValueError("steps.workitems, because there is a peer with the role worklist")
         return self
 
     @model_validator(mode="after")

@@ -27,10 +27,17 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from dicom_node.domain import DeliveryState, InquiryState, NoticeState, Role, StudyState
+from dicom_node.domain import (
+    DeliveryState,
+    InquiryState,
+    NoticeState,
+    Role,
+    StepState,
+    StudyState,
+)
 from dicom_node.jobs import JobState
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Raise it with every change of a table, and write the migration in `ledger.migrations`."""
 
 
@@ -60,7 +67,9 @@ class Utc(TypeDecorator[datetime]):
 
 
 def _words(
-    enumeration: type[StudyState | JobState | DeliveryState | Role | InquiryState | NoticeState],
+    enumeration: type[
+        StudyState | JobState | DeliveryState | Role | InquiryState | NoticeState | StepState
+    ],
 ) -> Enum:
     """Return a column type that holds the words of `enumeration`, checked by the database."""
     return Enum(
@@ -179,6 +188,26 @@ notice = Table(
     Column("changed_at", Utc, nullable=False),
     Column("instances", JSON, nullable=False),
     Column("reason", Text),
+)
+
+# Unified Procedure Steps that this node has claimed (PS3.4 annex CC). No foreign key ties them to a
+# study, which may come later or never.
+step = Table(
+    "step",
+    metadata,
+    Column("sop_instance_uid", UID, primary_key=True),
+    Column("peer", String(64), primary_key=True),
+    Column("study_instance_uid", UID, nullable=False),
+    Column("transaction_uid", UID, nullable=False),  # whoever knows it has the step
+    Column("workitem", JSON, nullable=False),
+    Column("sources", JSON, nullable=False),
+    Column("state", _words(StepState), nullable=False),
+    Column("since", Utc, nullable=False),
+    Column("next_attempt", Utc, nullable=False),
+    Column("rounds", Integer, nullable=False),  # how often its sources were asked for
+    Column("told", Text),  # how far it is, as the worklist was told
+    Column("reason", Text),
+    Index("step_by_peer", "peer", "state"),
 )
 
 job = Table(

@@ -35,6 +35,7 @@ from dicom_node.network import (
 )
 from dicom_node.node_settings import NodeSettings
 from dicom_node.outcomes import judge_status
+from dicom_node.performer import find_worklists
 from dicom_node.query import find_asked
 from dicom_node.receiver import find_callers, find_storage
 from dicom_node.recorder import OVERLOADED, PROCESSING_FAILURE, UNWELL
@@ -51,6 +52,7 @@ from dicom_node.structure import (
 from dicom_node.tls import CIPHERS
 from dicom_node.upper_layer import APPLICATION_CONTEXT
 from dicom_node.wado import AS_IT_IS_STORED
+from dicom_node.worklist import UPS_PULL
 
 _OUT_OF_DISK = 0xA700
 _STORE_ANSWERS: Mapping[int, str] = {
@@ -141,6 +143,7 @@ def write(configuration: Configuration) -> str:
         ),
         proposes=_tabulate(told["proposes"]),
         follows=_table(("status", "state", "meaning"), _list_outcomes()),
+        steps=_describe_steps(node),
         callers=_table(
             ("peer", "AE title", "address", "certificate", "roles"), _list_callers(node)
         ),
@@ -181,8 +184,10 @@ def _find_proposed(configuration: Configuration) -> Iterator[Context]:
 
 
 def _find_services(peer: Peer, *, is_asked: bool) -> Iterator[str]:
-    if peer.roles & {"send", "query"}:
+    if peer.roles & {"send", "query", "worklist"}:
         yield VERIFICATION
+    if "worklist" in peer.roles:
+        yield UPS_PULL
     if is_asked:
         yield from (STUDY_ROOT_FIND, STUDY_ROOT_MOVE)
     elif peer.commitment == "query":
@@ -219,7 +224,7 @@ def _list_policies(node: NodeSettings, told: Mapping[str, Any]) -> Iterator[tupl
 
 def _list_called(node: NodeSettings) -> Iterator[tuple[str, ...]]:
     for alias, peer in node.peers.items():
-        if peer.roles & {"send", "query"}:
+        if peer.roles & {"send", "query", "worklist"}:
             place, is_secure = f"{peer.host}:{peer.port}", peer.tls
             if peer.dicomweb is not None:
                 place, is_secure = peer.dicomweb.url, peer.dicomweb.is_secure
@@ -256,6 +261,23 @@ def _list_callers(node: NodeSettings) -> Iterator[tuple[str, ...]]:
         certificate = "one of its own" if peer.certificates else shown
         roles = ", ".join(sorted(peer.roles))
         yield caller.alias, peer.ae_title or "", str(peer.address), certificate, roles
+
+
+def _describe_steps(node: NodeSettings) -> str:
+    worklists = find_worklists(node)
+    if not worklists:
+        return "None are performed."
+    codes = ", ".join(f"({each.value}, {each.scheme})" for each in node.steps.workitems)
+    return (
+        f"The node performs steps of {', '.join(worklists)} as a user of the UPS Pull SOP Class "
+        f"(PS3.4 annex CC; IHE AIW-I Task Performer), whose Scheduled Workitem Code is {codes}. "
+        "It finds them by Procedure Step State SCHEDULED, Input Readiness State READY and that "
+        "code; reads the Input Information Sequence; claims, and ends as COMPLETED or CANCELED, "
+        "under a Transaction UID of its own; and sets the Procedure Step Progress Information "
+        "Sequence and, at the end, the Unified Procedure Step Performed Procedure Sequence with "
+        "its Output Information Sequence. It creates no steps, does not subscribe to events, and "
+        "takes the statuses C300, C301, C307 and C310 for the loss of a step."
+    )
 
 
 def _describe_security(node: NodeSettings) -> str:

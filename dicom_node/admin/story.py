@@ -506,6 +506,11 @@ _SENTENCES: Mapping[str, str] = {
     "commitment.asked": "{target}: {peer} was asked whether it keeps {count} instances",
     "inquiry.answered": "{peer} answered",
     "inquiry.silent": "{peer} did not answer in time",
+    "step.claimed": "{peer} let this node perform a step of its worklist",
+    "step.performed": "the step of {peer} is performed",
+    "step.completed": "{peer} was told that its step is done",
+    "step.canceled": "{peer} was told that its step cannot be done: {reason}",
+    "step.lost": "{peer} does not let this node go on with its step: {reason}",
     "bytes.forgotten": "{files} files were deleted; what happened stays known",
     "page.patient_seen": "{by} looked at whose study it is",
 }

@@ -8,6 +8,7 @@ with its event row. Read the files in the order of the walk:
     conflicts    several contents under one UID, and what a person decides
     inquiries    what peers are asked before anything is called missing
     notices      what peers tell of its procedure steps
+    steps        Unified Procedure Steps that are performed here
     judgements   headers, labels, slots, gaps, plans
     queue        jobs: claim, lease, fence, outcome, and what an operator does
     outbox       deliveries, peers that do not answer
@@ -48,10 +49,13 @@ from dicom_node.ledger.records import (
     Outdated,
     Receipt,
     Report,
+    Sources,
+    Step,
     StudyNotice,
     StudyRow,
     Unconfirmed,
 )
+from dicom_node.ledger.steps import Steps
 from dicom_node.ledger.tenure import Tenure
 from dicom_node.ledger.trail import Trail
 from dicom_node.ledger.withdrawals import Withdrawals
@@ -80,6 +84,8 @@ __all__ = [
     "Receipt",
     "Report",
     "Show",
+    "Sources",
+    "Step",
     "StudyGlance",
     "StudyNotice",
     "StudyRow",
@@ -99,6 +105,7 @@ class Ledger(
     Promises,
     Chronicle,
     Overview,
+    Steps,
     Tenure,
     Trail,
 ):

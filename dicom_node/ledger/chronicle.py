@@ -10,13 +10,13 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, exists, func, or_, select, update
 
-from dicom_node.domain import DeliveryState, StudyState
+from dicom_node.domain import DeliveryState, StepState, StudyState
 from dicom_node.jobs import JobState
 from dicom_node.ledger.conflicts import UID_CONFLICT
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.outbox import TAKEN, UNCONFIRMED
 from dicom_node.ledger.records import Event
-from dicom_node.schema import delivery, derived, event, instance, job, outage, study
+from dicom_node.schema import delivery, derived, event, instance, job, outage, step, study
 
 _NEEDS_SOURCES = (JobState.QUEUED, JobState.RUNNING, JobState.HELD)
 _IS_OVER = (JobState.DONE, JobState.REJECTED, JobState.SUPERSEDED)
@@ -56,10 +56,16 @@ class Chronicle(Database):
             **{f"studies.{state}": 0 for state in StudyState},
             **{f"jobs.{state}": 0 for state in JobState},
             **{f"deliveries.{state}": 0 for state in DeliveryState},
+            **{f"steps.{state}": 0 for state in StepState},
             f"holds.{UID_CONFLICT}": 0,
         }
         with self._reading() as connection:
-            for name, table in {"studies": study, "jobs": job, "deliveries": delivery}.items():
+            for name, table in {
+                "studies": study,
+                "jobs": job,
+                "deliveries": delivery,
+                "steps": step,
+            }.items():
                 for state, count in connection.execute(
                     select(table.c.state, func.count()).group_by(table.c.state)
                 ):

@@ -189,6 +189,29 @@ _TO_7 = (
     """,
 )
 
+_TO_8 = (
+    """
+    CREATE TABLE step (
+        sop_instance_uid VARCHAR(64) NOT NULL,
+        peer VARCHAR(64) NOT NULL,
+        study_instance_uid VARCHAR(64) NOT NULL,
+        transaction_uid VARCHAR(64) NOT NULL,
+        workitem JSON NOT NULL,
+        sources JSON NOT NULL,
+        state VARCHAR(16) NOT NULL,
+        since DATETIME NOT NULL,
+        next_attempt DATETIME NOT NULL,
+        rounds INTEGER NOT NULL,
+        told TEXT,
+        reason TEXT,
+        PRIMARY KEY (sop_instance_uid, peer),
+        CONSTRAINT stepstate CHECK
+            (state IN ('claiming', 'claimed', 'performed', 'completed', 'canceled', 'lost'))
+    )
+    """,
+    "CREATE INDEX step_by_peer ON step (peer, state)",
+)
+
 _STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {
     1: {"sqlite": _TO_2},
     2: {
@@ -210,6 +233,10 @@ _STEPS: Mapping[int, Mapping[str, Sequence[str]]] = {
     6: {
         "sqlite": _TO_7,
         "postgresql": [each.replace("INTEGER", "BIGINT") for each in _TO_7],
+    },
+    7: {
+        "sqlite": _TO_8,
+        "postgresql": [each.replace("DATETIME", "TIMESTAMP WITH TIME ZONE") for each in _TO_8],
     },
 }
 """Version to the statements that lead to the next one, for each database."""

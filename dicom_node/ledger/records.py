@@ -20,6 +20,7 @@ from dicom_node.domain import (
     Question,
     Refusal,
     RemoteSeries,
+    StepState,
     StudyState,
     SynthesisPlan,
 )
@@ -318,3 +319,43 @@ class Backlog:
     parked: int
     unconfirmed: int
     unconfirmed_since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What a step says of its input.
+
+    Attributes:
+        series: Series Instance UIDs; empty: the whole study.
+        ae_titles: of those that hold it.
+    """
+
+    series: tuple[str, ...] = ()
+    ae_titles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A Unified Procedure Step that this node has claimed, or is about to.
+
+    Attributes:
+        peer: alias of the worklist.
+        workitem: code, scheme and meaning of what is to be done.
+        since: when it was claimed.
+        rounds: how often its sources were asked for.
+        told: how far it is, as the worklist was told.
+        reason: what went wrong, without patient attributes.
+    """
+
+    sop_instance_uid: str
+    peer: str
+    study_instance_uid: str
+    transaction_uid: str
+    workitem: tuple[str, str, str]
+    sources: Sources
+    state: StepState
+    since: datetime
+    next_attempt: datetime
+    rounds: int = 0
+    told: str | None = None
+    reason: str | None = None

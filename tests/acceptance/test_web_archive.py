@@ -1,4 +1,4 @@
-"""A PACS that is a DICOMweb archive: asked by QIDO-RS, fetched from by WADO-RS."""
+"""A PACS that is a DICOMweb archive: asked, fetched from, and completed for a worklist."""
 
 import json
 import urllib.request
@@ -10,12 +10,13 @@ from pydicom import Dataset
 
 from dicom_node.demonstration.pacs import PLUGIN, Orthanc
 from dicom_node.demonstration.studies import prepare_phantom
-from dicom_node.domain import StudyState
+from dicom_node.domain import StepState, StudyState
 from dicom_node.elements import encode
 from dicom_node.jobs import JobState
 from doubles.dcmtk import storescu
 from doubles.node import AE_TITLE, NodeUnderTest
 from doubles.series import make_series, write_files
+from doubles.task_manager import WORKITEM, TaskManager
 from doubles.tools import give_up
 
 pytestmark = pytest.mark.acceptance
@@ -31,15 +32,29 @@ INVERSION = {
 
 
 @pytest.fixture(scope="module")
+def manager() -> Iterator[TaskManager]:
+    with TaskManager() as manager:
+        yield manager
+
+
+@pytest.fixture(scope="module")
 def node(
-    orthanc: Orthanc, copying_models: Path, tmp_path_factory: pytest.TempPathFactory
+    orthanc: Orthanc,
+    manager: TaskManager,
+    copying_models: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[NodeUnderTest]:
-    """A node whose PACS does not know it, and speaks HTTP only."""
+    """A node whose PACS does not know it, and speaks HTTP only; and a worklist."""
     if not PLUGIN.exists():
         give_up("Orthanc's DICOMweb is missing: apt-get install orthanc-dicomweb")
     pacs = {"dicomweb": {"url": f"{orthanc.http}/dicom-web"}, "roles": ["send", "query"]}
+    called = {"ae_title": "MANAGER", "host": "127.0.0.1", "port": manager.port}
+    workitem = dict(zip(("value", "scheme", "meaning"), WORKITEM, strict=True))
     overrides = [
         f"peers.pacs={json.dumps(pacs)}",
+        f"peers.manager={json.dumps({**called, 'roles': ['worklist']})}",
+        f"steps.workitems={json.dumps([workitem])}",
+        "steps.sweep_every=300 ms",
         f"models_folder={copying_models}",
         "query.first_retry=1 s",
     ]
@@ -105,3 +120,29 @@ def test_what_is_made_is_made_of_sources_that_the_archive_gave(node, orthanc, tm
         assert len(ledger.read_instances(study)) == len(phantom.files)
     assert (job.plan.target, job.state) == ("T2w", JobState.DONE)
     assert made <= set(orthanc.find_instances(study))
+
+
+def test_step_of_a_worklist_is_done_when_the_archive_has_what_was_missing(
+    node, manager, orthanc, tmp_path
+):
+    phantom = prepare_phantom(tmp_path / "phantom", seed=12, spacing=(6.0, 3.0, 3.0))
+    store(orthanc, (path.read_bytes() for path in phantom.files))
+    study = phantom.study_instance_uid
+
+    step = manager.schedule(study, patient_id="PHANTOM12")
+    node.wait_until(lambda: manager.state(step) in {"COMPLETED", "CANCELED"})
+
+    assert manager.state(step) == "COMPLETED"
+    outputs = manager.outputs(step)
+    with node.ledger() as ledger:
+        [job] = ledger.jobs(study)
+        made = {each.sop_instance_uid for each in ledger.derived(job.plan.plan_id)}
+        assert [each.state for each in ledger.steps(study)] == [StepState.COMPLETED]
+    assert set().union(*outputs.values()) == made
+    assert made <= set(orthanc.find_instances(study))
+    [performed] = manager.steps[step].UnifiedProcedureStepPerformedProcedureSequence
+    for item in performed.OutputInformationSequence:
+        [retrieval] = item.WADORSRetrievalSequence
+        with urllib.request.urlopen(retrieval.RetrieveURL, timeout=30) as answer:
+            assert answer.status == 200
+    assert "PHANTOM12" not in node.read_log()

@@ -25,6 +25,7 @@ from doubles.models import write_copying_model
 from doubles.receiver import open_door
 from doubles.scripted_archive import Reply, ScriptedArchive
 from doubles.scripted_pacs import MR, ScriptedPacs
+from doubles.task_manager import TaskManager
 from doubles.tools import require_program
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -95,6 +96,17 @@ def test_peer_that_does_not_offer_the_commitment_it_is_asked_for_is_told(find):
 
     assert found.state is State.FAILED
     assert "does not take StorageCommitmentPushModel" in found.detail
+
+
+@pytest.mark.parametrize(("double", "state"), [(TaskManager, State.OK), (ScriptedPacs, "failed")])
+def test_worklist_must_offer_its_steps(find, double, state):
+    workitem = "steps.workitems=[{value: COMPLETE, scheme: 99SITE, meaning: Complete it}]"
+    with double(ae_title="MANAGER") as manager:
+        called = f"ae_title: MANAGER, host: 127.0.0.1, port: {manager.port}, roles: [worklist]"
+        found = find(f"peers.manager={{{called}}}", workitem)["peer manager"]
+
+    assert found.state == state
+    assert "UnifiedProcedureStepPull" in found.detail
 
 
 def test_peer_that_is_not_there_is_told_with_its_address(find):

@@ -20,6 +20,7 @@ from dicom_node.confirmation import Confirmation
 from dicom_node.delivery import Destination
 from dicom_node.domain import DeliveryState, Question
 from dicom_node.ledger import Ledger
+from dicom_node.performer import Performer
 from dicom_node.query import Inquirer
 from dicom_node.settings import Configuration, load
 from dicom_node.spool import build_structure_limits
@@ -30,6 +31,7 @@ from doubles.ledger import STUDY, finish, judge, make_instance, make_plan, recei
 from doubles.outbox import Outbox
 from doubles.raw_peer import MR, RawPeer, associate_request
 from doubles.receiver import build_receiver, open_spool
+from doubles.task_manager import UPS_PULL
 
 PEERS = {"ORTHANC": "pacs", "STORESCU": "modality", "ECHO": "echo", "TELLER": "teller"}
 COMMITMENT = "1.2.840.10008.1.20.1"
@@ -175,7 +177,11 @@ def called(tmp_path: Path) -> Iterator[tuple[Configuration, list[Any]]]:
     server = pacs.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
     try:
         configuration = configure(
-            tmp_path, f"peers.pacs.port={server.server_address[1]}", "peers.pacs.window=4"
+            tmp_path,
+            f"peers.pacs.port={server.server_address[1]}",
+            "peers.pacs.window=4",
+            "peers.pacs.roles=[send, receive, query, worklist]",
+            "steps.workitems=[{value: COMPLETE, scheme: 99SITE, meaning: Complete it}]",
         )
         yield configuration, asked
     finally:
@@ -231,6 +237,7 @@ def test_what_is_stated_is_what_is_proposed_for_questions(called, tmp_path):
         for each in ledger.deliveries():
             record(ledger, each.delivery_id, DeliveryState.SENT, 0, None)
         Confirmation("pacs", ledger, node, clock).sweep()
+        Performer("pacs", ledger, outbox.store, node, clock).sweep()
 
     proposed = {
         (str(each.abstract_syntax), tuple(map(str, each.transfer_syntax)))
@@ -238,9 +245,9 @@ def test_what_is_stated_is_what_is_proposed_for_questions(called, tmp_path):
         for each in seen.requested_contexts
     }
     assert proposed == {
-        each for each in find_stated(configuration) if each[0] in {FIND, MOVE, COMMITMENT}
+        each for each in find_stated(configuration) if each[0] in {FIND, MOVE, COMMITMENT, UPS_PULL}
     }
-    assert {uid for uid, _ in proposed} == {FIND, MOVE, COMMITMENT}
+    assert {uid for uid, _ in proposed} == {FIND, MOVE, COMMITMENT, UPS_PULL}
 
 
 def test_statement_has_the_chapters_of_the_standard(configuration):

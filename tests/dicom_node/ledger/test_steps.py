@@ -1,0 +1,39 @@
+from dataclasses import replace
+
+from dicom_node.domain import StepState
+from dicom_node.ledger import Sources, Step
+from doubles.ledger import START, STUDY
+
+STEP = Step(
+    sop_instance_uid="2.25.7",
+    peer="manager",
+    study_instance_uid=STUDY,
+    transaction_uid="2.25.8",
+    workitem=("COMPLETE", "99SITE", "Complete it"),
+    sources=Sources(series=("1.2.3.4",), ae_titles=("PACS",)),
+    state=StepState.CLAIMING,
+    since=START,
+    next_attempt=START,
+)
+
+
+def test_step_is_known_from_before_it_is_claimed_until_it_is_over(ledger):
+    assert ledger.begin_step(STEP)
+    assert not ledger.begin_step(replace(STEP, transaction_uid="2.25.9"))
+    assert ledger.find_open_steps("manager") == [STEP]
+    assert ledger.find_open_steps("other") == []
+
+    ledger.change_step(STEP, StepState.CLAIMED, told="claimed")
+    [claimed] = ledger.find_open_steps("manager")
+    ledger.change_step(claimed, StepState.CLAIMED, rounds=1, reason="the PACS is silent")
+    ledger.change_step(claimed, StepState.CANCELED)
+
+    assert ledger.find_open_steps("manager") == []
+    [over] = ledger.steps(STUDY)
+    assert (over.state, over.told, over.rounds, over.reason) == (
+        StepState.CANCELED,
+        "claimed",
+        1,
+        "the PACS is silent",
+    )
+    assert [each.name for each in ledger.events(STUDY)] == ["step.claimed", "step.canceled"]
