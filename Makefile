@@ -27,7 +27,7 @@ CUTTERS := e2fsprogs mount strace
 WATCHERS := prometheus rsyslog rsyslog-gnutls
 BROWSER := chromium
 READERS := dcm2niix
-EXPERIMENTS := $(filter-out %/people.yaml %/projected.yaml,$(wildcard config/experiments/*.yaml))
+EXPERIMENTS := $(filter-out %/people.yaml %/projected.yaml %/uptake.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve admin test test-fast lint docs sbom bench labels gates geometry durability fuzz siege train results \

@@ -18,6 +18,8 @@ from synthesis.errors import TrainingError
 from synthesis.patches import bounding_box
 from synthesis.people import WHOLE_HEAD, Person, digest_images
 from synthesis.preprocessing import (
+    UNIT_LIMITS,
+    UNIT_SCALES,
     correct_bias,
     make_grid,
     mask_body,
@@ -29,6 +31,9 @@ from synthesis.registration import register_rigid
 from synthesis.types import Anchor, Case, ContrastLabel, FloatArray, MaskArray
 
 HU_LOW, HU_HIGH = -1024.0, 3071.0
+CT, PET = ContrastLabel("CT"), ContrastLabel("FDG PET")
+UNITS_OF = {CT: "HU", PET: "SUVbw"}
+"""Contrasts whose values have a unit, which they keep."""
 UNEVEN = 0.1
 """Share of the distance between slices by which they may be off."""
 
@@ -99,7 +104,8 @@ def prepare(
 ) -> Case:
     """Read a person's images onto the model grid of the first contrast, normalized.
 
-    CT is kept in HU divided by 1000; MR is scaled by its own percentiles inside the mask.
+    CT is kept in HU divided by 1000, PET in SUV by body weight divided by 10; MR is scaled by its
+    own percentiles inside the mask.
 
     Raises:
         TrainingError: the person has no usable mask, or the images are others than the manifest's.
@@ -120,15 +126,16 @@ def prepare(
         transform = None
         if not person.is_aligned and image is not reference:
             transform = register_rigid(reference, image, seed=seed).transform
-        outside = HU_LOW if label == "CT" else 0.0
+        outside = HU_LOW if label == CT else 0.0
         on_grid[label] = resample(image, grid, transform, outside=outside)
     mask = _mask(person, on_grid, grid, data_folder, brain_mask)
     arrays: dict[ContrastLabel, FloatArray] = {}
     inside = sitk.GetArrayFromImage(mask) > 0
     for label, image in on_grid.items():
-        if label == "CT":
-            array = np.clip(sitk.GetArrayFromImage(image), HU_LOW, HU_HIGH) / 1000
-            arrays[label] = array.astype(np.float32)
+        if label in UNITS_OF:
+            units = UNITS_OF[label]
+            array = np.clip(sitk.GetArrayFromImage(image), *UNIT_LIMITS[units])
+            arrays[label] = UNIT_SCALES[units].forward(array)
             continue
         array = sitk.GetArrayFromImage(correct_bias(image, mask)).astype(np.float32)
         arrays[label] = np.where(inside, measure_scale(array, inside, anchor).forward(array), 0)

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict
 from synthesis.datasets import PREPARATION, cached_cases, cases_folder
 from synthesis.errors import TrainingError
 from synthesis.fingerprint import fingerprint
-from synthesis.judging import judge
+from synthesis.judging import find_judge
 from synthesis.methods import build_method, find_method
 from synthesis.people import Manifest, Person, read_manifest
 from synthesis.pictures import write_strip
@@ -284,9 +284,10 @@ def key_of_fit(row: Row, table: Table) -> str:
 
 def key_of(row: Row, table: Table) -> str:
     """Return the digest of all that decides a row's figures."""
+    judges = dict.fromkeys(find_judge(parse_task(task)[1]) for task in row.tasks)
     facts = {
         "fit": key_of_fit(row, table),
-        "judge": fingerprint("synthesis.judging:judge"),
+        "judge": "".join(fingerprint(f"{each.__module__}:{each.__name__}") for each in judges),
         "test": [p.model_dump(mode="json") for p in row.fold.test],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -378,7 +379,7 @@ def compute(
                 given, target=target, mask=case.mask, spacing=case.spacing, seed=row.settings.seed
             )
             taken_by_task.append(time.monotonic() - at)
-            figures[name][person.subject] = judge(case, target, answer)
+            figures[name][person.subject] = find_judge(target)(case, target, answer)
             if person.subject == pictured and name in table.pictured_tasks:
                 write_strip(path.with_name(f"{row.name}-{_slug(name)}.png"), case, target, answer)
         logger.info("%s, %s: %s judged", row.name, row.fold.name, name)
@@ -578,7 +579,7 @@ def _describe_machine(*, on_gpu: bool) -> str:
 
 def _slug(task: str) -> str:
     sources, target = parse_task(task)
-    return "-".join([*sources, "to", target])
+    return "-".join([*sources, "to", target]).replace(" ", "_")
 
 
 def _rounded(figures: Any) -> Any:

@@ -39,6 +39,7 @@ SHOWN = {
     "psnr_db": ("PSNR dB", 2),
     "ssim": ("SSIM", 3),
     "mae": ("MAE", 1),
+    "suv_mae": ("MAE SUV", 2),
     "gradient_ratio": ("gradients", 2),
     "through_plane_ratio": ("∂z", 2),
     "tissue_dice": ("tissue Dice", 3),
@@ -47,6 +48,9 @@ SHOWN = {
     "bone_mae": ("bone MAE", 0),
     "bone_dice": ("bone Dice", 2),
     "lesion_mae": ("lesion MAE", 0),
+    "lesion_suv_mae": ("tumor MAE SUV", 2),
+    "lesion_suv_bias": ("tumor bias SUV", 2),
+    "lesion_suv_max": ("highest uptake", 2),
     "lesion_contrast": ("lesion contrast", 2),
     "band_coverage": ("band", 2),
 }
@@ -81,7 +85,9 @@ def write_page(tables: Sequence[Path], results: Path, page: Path) -> None:
         "bone from 200 HU. *Gradients* and *∂z* are ratios to the truth,",
         "below one is blur; *tissue Dice* is of a plain classifier that cuts the answer where it",
         "cuts the truth; *lesion contrast* is one where a lesion stands out as it should and zero",
-        "where it is gone; *band* is the share of voxels within the 90 % band.",
+        "where it is gone; *highest uptake* is a tumor's as a share of the true one; *band* is the",
+        "share of voxels within the 90 % band. What a row does on disturbed sources and with",
+        "implanted lesions stands in [audits](audits.md).",
         "",
     ]
     for path in tables:
@@ -363,7 +369,7 @@ def _write_pictures(
     )
     yield ""
     for task, rows in pictures.items():
-        yield f"#### {task.replace('-to-', ' → ').replace('-', ' + ')}"
+        yield f"#### {task.replace('-to-', ' → ').replace('-', ' + ').replace('_', ' ')}"
         yield ""
         for name, link in rows:
             yield f"![{name}]({link})"

@@ -1,4 +1,4 @@
-"""Reading what manifests name: series with missing slices, images of another digest."""
+"""Reading what manifests name: series with missing slices, images of another digest, units."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import SimpleITK as sitk  # noqa: N813
 from doubles.series import make_series, make_volume, write_files
 from synthesis.errors import TrainingError
 from synthesis.people import Person, digest_images
-from synthesis.preparation import prepare, read_image
+from synthesis.preparation import CT, PET, prepare, read_image
 from synthesis.types import Anchor
 
 SHAPE = (8, 20, 24)
@@ -62,3 +62,34 @@ def test_images_of_another_digest_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(TrainingError, match="others than the manifest says"):
         prepare(known, tmp_path, spacing_mm=1.0, anchor=Anchor())
+
+
+def test_ct_and_pet_keep_their_units(tmp_path: Path) -> None:
+    """A body in air: its fat shows on T1w, its uptake is 3.2 SUV, its HU are 40."""
+    side = np.arange(-16, 16) ** 2
+    body = np.broadcast_to(np.add.outer(side, side) < 12**2, (8, 32, 32))
+    texture = np.random.default_rng(0).normal(0, 20, body.shape)
+    images = {
+        "T1w": np.where(body, 500 + texture, 0),
+        "CT": np.where(body, 40, -3000),
+        "FDG PET": np.where(body, 3.2, 0),
+    }
+    for label, array in images.items():
+        image = sitk.GetImageFromArray(array.astype(np.float32))
+        image.SetSpacing((4.0, 4.0, 4.0))
+        sitk.WriteImage(image, tmp_path / f"{label}.nii.gz")
+    person = Person(
+        subject="one",
+        dataset="set",
+        split="train",
+        mask="body",
+        images={label: f"{label}.nii.gz" for label in images},
+    )
+
+    case = prepare(person, tmp_path, spacing_mm=4.0, anchor=Anchor())
+
+    middle = tuple(size // 2 for size in case.mask.shape)
+    assert case.images[PET][middle] == pytest.approx(0.32)  # as the engine scales SUV
+    assert case.images[CT][middle] == pytest.approx(0.04)
+    assert case.images[PET].min() == 0
+    assert case.images[CT].min() == pytest.approx(-1.024)

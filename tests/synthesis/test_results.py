@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from synthesis.comparison import bootstrap, compare, compare_shares, decide
 from synthesis.datasets import cases_folder, write_case
 from synthesis.errors import TrainingError
 from synthesis.fingerprint import fingerprint
-from synthesis.judging import judge
+from synthesis.judging import PET, find_judge, judge
 from synthesis.people import read_manifest
 from synthesis.results import (
     compute,
@@ -417,6 +418,23 @@ def test_ct_is_judged_by_tissue_and_as_the_challenge_does() -> None:
     assert figures["mae"] == pytest.approx(100, abs=0.01)
     assert figures["bone_bias"] == pytest.approx(-100, abs=0.01)
     assert {"air_mae", "soft_mae", "bone_dice", "synthrad2025_ms_ssim"} <= set(figures)
+    assert "tissue_dice" not in figures
+
+
+def test_uptake_is_judged_in_suv_and_by_the_tumor() -> None:
+    case = make_case("one", 1)
+    tumor = case.labels > 0 if case.labels is not None else case.mask
+    truth = np.where(tumor, np.float32(0.8), np.float32(0.1))  # 8 SUV in 1
+    answer = np.where(tumor, np.float32(0.45), np.float32(0.1))
+    case = replace(case, images={PET: truth})
+
+    figures = find_judge(PET)(case, PET, Prediction(mean=answer))
+
+    assert figures["lesion_suv_bias"] == pytest.approx(-3.5, abs=1e-4)
+    assert figures["lesion_suv_max"] == pytest.approx(4.5 / 8, abs=1e-4)
+    assert figures["lesion_contrast"] == pytest.approx(0.5, abs=1e-4)
+    share = (tumor & case.mask).sum() / case.mask.sum()
+    assert figures["suv_mae"] == pytest.approx(3.5 * share, rel=1e-3)
     assert "tissue_dice" not in figures
 
 
