@@ -18,10 +18,11 @@ from typing import Any
 from synthesis.datasets import PREPARATION
 from synthesis.errors import TrainingError
 from synthesis.fingerprint import fingerprint
-from synthesis.people import Person, read_manifest
+from synthesis.people import read_manifest
 from synthesis.registry import ModelCard, load_card, load_cards, load_method
 from synthesis.results import (
     FIXED,
+    Fold,
     Table,
     cut_middle,
     key_of_fit,
@@ -62,8 +63,11 @@ class Subject:
 AUDITS: Mapping[str, str] = {
     "robustness": "synthesis.robustness:measure",
     "lesions": "synthesis.faithfulness:measure",
+    "use": "synthesis.usefulness:measure",
+    "memory": "synthesis.memorization:measure",
 }
 """Name to the function that measures one person and task."""
+COMPARES_WITH_TRAINING = frozenset({"memory"})
 
 
 def find_model(model_id: str, path: Path, models_folder: Path) -> Subject:
@@ -73,7 +77,7 @@ def find_model(model_id: str, path: Path, models_folder: Path) -> Subject:
         TrainingError: it has learnt from a test person of the table.
     """
     table, card = read_table(path), load_card(models_folder, model_id)
-    tested = {person.subject for person in _test_people(table)}
+    tested = {person.subject for person in _make_fold(table).test}
     known = tested & {*card.training.subjects, *card.training.validation}
     if known:
         raise TrainingError(f"{model_id} has learnt from {', '.join(sorted(known))}")
@@ -139,7 +143,7 @@ def audit_path(audit: str, subject: Subject, results: Path) -> Path:
 
 def key_of(audit: str, subject: Subject) -> str:
     """Return the digest of all that decides an audit's figures."""
-    people = [p.model_dump(mode="json") for p in _test_people(read_table(subject.table))]
+    people = [p.model_dump(mode="json") for p in _make_fold(read_table(subject.table)).test]
     return _digest([subject.key, fingerprint(AUDITS[audit]), people])
 
 
@@ -180,7 +184,11 @@ def run(
         )
     module, _, name = AUDITS[audit].partition(":")
     measure = getattr(import_module(module), name)
-    people = _test_people(table)
+    if audit in COMPARES_WITH_TRAINING:
+        taught = _make_fold(table).train
+        trained = read_cases(taught, table, data_folder, work)
+        measure = partial(measure, trained=[cut_middle(c, table.middle_slices) for c in trained])
+    people = _make_fold(table).test
     for person, case in zip(people, read_cases(people, table, data_folder, work), strict=True):
         middle = cut_middle(case, table.middle_slices)
         for task in tasks:
@@ -195,8 +203,8 @@ def run(
             yield f"{audit}, {subject.name}, {task}: {person.subject}"
 
 
-def _test_people(table: Table) -> tuple[Person, ...]:
-    return make_folds(table, read_manifest(table.people))[FIXED].test
+def _make_fold(table: Table) -> Fold:
+    return make_folds(table, read_manifest(table.people))[FIXED]
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:

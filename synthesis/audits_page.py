@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from synthesis.audits import SEED, Subject, audit_path, key_of
-from synthesis.comparison import bootstrap, compare_shares, decide, write_interval
+from synthesis.comparison import bootstrap, compare, compare_shares, decide, write_interval
 from synthesis.faithfulness import DIAMETERS_MM
+from synthesis.memorization import COPIED_FROM, SIDE
 from synthesis.methods import GENERATIVE
 from synthesis.registry import FALSE_LESIONS, LEAST_RECALL, LESION_RECALL, MOST_FALSE, Metric
 from synthesis.results import parse_task, read_table
 from synthesis.robustness import CLEAN
+from synthesis.usefulness import ANGLE_DEGREES, FALSE_ALARMS, SHIFT_MM
 
 MOST_LOST = 0.1
 """Share of its error on clean sources by which a method may fall under a disturbance."""
@@ -204,7 +206,61 @@ def _pool(people: People, part: str, whole: str) -> tuple[float, float]:
     return total, _sum(people, part) / total if total else 0.0
 
 
+def _write_use(found: Sequence[_Kept]) -> Iterator[str]:
+    yield from _head("Use of completed studies", found, "use")
+    yield "What a study is good for with the real contrast, with the one that was made, and"
+    yield "with neither (the best source instead). *Dice* is of all lesions, implanted and"
+    yield "real, cut out by one threshold on how a spot stands out: the best one for the real"
+    yield "contrast, which the answer is cut by too, and the best one for the source. *Found*"
+    yield f"is the share of them at {FALSE_ALARMS} false alarms in a volume. *Offset* is the"
+    yield f"mean distance in mm by which a CT that was moved by {SHIFT_MM:g} mm and turned by up"
+    yield f"to {ANGLE_DEGREES:g} degrees about each axis misses its place after it was laid on"
+    yield "the real CT, on the one made of the MR, and on the MR itself. Diagnosis, acquisition"
+    yield "and reconstruction are not judged: there are no labels of the one and no raw data of"
+    yield "the others."
+    yield ""
+    titles = {"dice": "Dice", "found": "found", "tre": "offset mm"}
+    yield "| row | task | use | n | real | made | missing | made over missing |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for each in found:
+        for task, people in each.figures.items():
+            for use, title in titles.items():
+                by = {
+                    how: {p: f[f"{use}_{how}"] for p, f in people.items() if f"{use}_{how}" in f}
+                    for how in ("real", "made", "missing")
+                }
+                gain = compare(by["made"], by["missing"])
+                if gain is None:
+                    continue
+                cells = [write_interval(bootstrap(list(v.values())), 2) for v in by.values()]
+                cells.append(write_interval(gain.interval, 2))
+                yield f"| {each.name} | {_arrow(task)} | {title} | {gain.interval.n} | " + (
+                    " | ".join(cells) + " |"
+                )
+
+
+def _write_memory(found: Sequence[_Kept]) -> Iterator[str]:
+    yield from _head("Memory", found, "memory")
+    yield f"Pieces of {SIDE} mm of an answer (of a draw, where a method draws) and their nearest"
+    yield "neighbors among the training people, by correlation. *Copied* is the share of pieces"
+    yield f"that correlate by {COPIED_FROM:g} or more with a training person's and more than"
+    yield "with the truth."
+    yield ""
+    yield "| row | task | n | answer to nearest | truth to nearest | answer to truth | copied |"
+    yield "|---|---|---|---|---|---|---|"
+    for each in found:
+        for task, people in each.figures.items():
+            names = ("nearest_made", "nearest_real", "own", "copied")
+            cells = [
+                write_interval(bootstrap([f[n] for f in people.values() if n in f]), 3)
+                for n in names
+            ]
+            yield f"| {each.name} | {_arrow(task)} | {len(people)} | " + " | ".join(cells) + " |"
+
+
 _WRITERS: Mapping[str, Callable[[Sequence[_Kept]], Iterator[str]]] = {
     "robustness": _write_robustness,
     "lesions": _write_lesions,
+    "use": _write_use,
+    "memory": _write_memory,
 }

@@ -11,7 +11,7 @@ import yaml
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from synthesis import faithfulness, robustness
+from synthesis import faithfulness, memorization, robustness, usefulness
 from synthesis.audits import audit_path, find_model, find_row, run
 from synthesis.cli import app
 from synthesis.datasets import cases_folder, write_case
@@ -29,7 +29,7 @@ from synthesis.types import (
     SynthesisTask,
 )
 
-T1W, T2W, FLAIR = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR"))
+T1W, T2W, FLAIR, CT = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR", "CT"))
 ANCHOR = Anchor()
 TASK = "T1w + T2w -> FLAIR"
 
@@ -128,6 +128,53 @@ def test_spots_that_nothing_shows_are_counted_as_false(person: Case) -> None:
     assert measure(faithfulness, Answering(spot), person)["false"] == 2
     # an error of level everywhere is an error and no lesion
     assert measure(faithfulness, Answering(lambda image: image + 0.3), person)["false"] == 0
+
+
+def test_answer_that_is_the_truth_is_as_good_as_the_truth(person: Case) -> None:
+    as_good = measure(usefulness, Answering(), person)
+    useless = measure(usefulness, Answering(np.zeros_like), person)
+
+    assert as_good["lesions"] == 5
+    assert as_good["found_made"] == as_good["found_real"] == 1
+    assert as_good["dice_made"] == pytest.approx(as_good["dice_real"], abs=0.15)
+    assert as_good["dice_real"] > 0.5
+    assert useless["found_made"] == useless["dice_made"] == 0
+    # without the contrast there are its sources, whatever the answer is worth
+    assert useless["found_missing"] == as_good["found_missing"]
+
+
+def test_moved_ct_finds_its_place_on_a_ct_made_of_the_mr() -> None:
+    case = render_case([T1W, CT], seed=5, spacing_mm=5.0, anchor=ANCHOR)
+    method = Answering()
+    method.predict = lambda sources, **_: Prediction(mean=case.images[CT])  # type: ignore[method-assign]
+
+    found = usefulness.measure(method, case, [T1W], CT, anchor=ANCHOR, seed=2026)
+
+    assert found["tre_real"] < 2
+    assert found["tre_made"] < 3
+    assert set(found) == {"tre_real", "tre_made", "tre_missing"}
+
+
+def test_answer_that_is_a_training_person_is_told_from_one_that_is_not(head: Case) -> None:
+    other = render_case([T1W, T2W], seed=6, spacing_mm=4.0, anchor=ANCHOR)
+    other = replace(other, images={**other.images, FLAIR: other.images[T2W]})
+    shape = head.mask.shape
+    crop = tuple(slice(0, size) for size in shape)
+    wide = np.zeros([max(a, b) for a, b in zip(shape, other.mask.shape, strict=True)], np.float32)
+    wide[tuple(slice(0, n) for n in other.mask.shape)] = other.images[FLAIR]
+
+    def judge(method: Answering) -> dict[str, float]:
+        return memorization.measure(
+            method, head, [T1W, T2W], FLAIR, anchor=ANCHOR, seed=1, trained=[other]
+        )
+
+    copied, honest = judge(Answering(lambda _: wide[crop])), judge(Answering())
+
+    assert honest["copied"] == 0
+    assert honest["own"] == pytest.approx(1)
+    assert honest["nearest_made"] == honest["nearest_real"]
+    assert copied["copied"] > 0.5
+    assert copied["nearest_made"] > honest["nearest_made"] + 0.1
 
 
 @pytest.fixture
