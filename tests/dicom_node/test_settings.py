@@ -252,8 +252,8 @@ PIN = ":".join(["ab"] * 32)
         ),
         (
             ["peers.pacs={ae_title: A, roles: [sned]}"],
-            "peers.pacs.roles.0 : seen \"sned\", wanted 'send', 'receive', 'echo', 'query' "
-            "or 'notify'",
+            "peers.pacs.roles.0 : seen \"sned\", wanted 'send', 'receive', 'echo', 'query', "
+            "'notify' or 'worklist'",
         ),
         (
             ["peers.pacs={ae_title: A, roles: [receive]}"],
