@@ -24,6 +24,16 @@ MEMORY_BYTES = 512 * 1024**2
 """A cluster and its log are smaller. In memory a hundred ledgers are made in a tenth of the time;
 what a server loses with its process does not depend on that."""
 _TOLD_CHARACTERS = 2_000
+_CLEAN_UP = """
+cat
+pid=$(head -n 1 "$1/data/postmaster.pid")
+while [ "/proc/$pid/cwd" -ef "$1/data" ]; do
+    kill -QUIT "$pid"
+    sleep 0.1
+done
+until rm -rf "$1"; do sleep 0.1; done
+"""
+"""Waits for the end of its standard input, then ends a server and removes the folder `$1`."""
 
 
 class PostgreSQL:
@@ -146,14 +156,32 @@ class PostgreSQL:
 
 
 @contextmanager
+def removed_at_the_end(folder: Path) -> Iterator[None]:
+    """End the server in `folder`, if it still runs, and remove the folder: also when we are killed.
+
+    A server is a daemon, which nobody's end reaches. So a shell waits for the end of a pipe from
+    this process, in a session of its own, so that no signal to this one's reaches it either.
+    """
+    with subprocess.Popen(  # the end of the block closes the pipe, and waits
+        ("/bin/sh", "-c", _CLEAN_UP, "clean-up", folder),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    ):
+        yield
+
+
+@contextmanager
 def run_postgresql(*, in_memory: bool = True) -> Iterator[PostgreSQL]:
     """Give a running cluster in a folder of its own, in memory if there is room, else on the disk.
 
-    The folder goes at the end.
+    Both go at the end, which may be that of this process.
     """
     in_memory = in_memory and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
     folder = Path(mkdtemp(prefix="postgresql-", dir=MEMORY if in_memory else gettempdir()))
-    try:
+    with removed_at_the_end(folder):
         server = PostgreSQL(folder)
         server.create()
         server.start()
@@ -161,5 +189,3 @@ def run_postgresql(*, in_memory: bool = True) -> Iterator[PostgreSQL]:
             yield server
         finally:
             server.stop()
-    finally:
-        shutil.rmtree(folder)

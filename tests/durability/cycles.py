@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dicom_node.node_settings import read_node
 from dicom_node.recorder import LINGER_SECONDS
-from doubles.postgresql import PostgreSQL
+from doubles.postgresql import PostgreSQL, removed_at_the_end
 from durability.disk import Disk
 from durability.sender import SUCCESS, Key, Senders
 from durability.verdict import Verdict, examine
@@ -254,18 +254,19 @@ def _serve_postgresql(work: Path, disk: Path) -> Iterator[PostgreSQL]:
     work.chmod(0o711)  # it runs as a user of its own
     folder = disk / "postgresql"
     folder.mkdir()
-    server = PostgreSQL(folder)
-    server.create()
-    os.sync()  # which it did not
-    server.start()
-    os.environ[DSN_ENV] = server.make_url()
-    try:
-        yield server
-    except RuntimeError as error:
-        error.add_note(server.read_logs())
-        raise
-    finally:
-        server.stop()
+    with removed_at_the_end(folder):
+        server = PostgreSQL(folder)
+        server.create()
+        os.sync()  # which it did not
+        server.start()
+        os.environ[DSN_ENV] = server.make_url()
+        try:
+            yield server
+        except RuntimeError as error:
+            error.add_note(server.read_logs())
+            raise
+        finally:
+            server.stop()
 
 
 def _forget_process(server: PostgreSQL) -> None:

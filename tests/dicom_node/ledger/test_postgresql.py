@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +30,16 @@ with ledger._writing():
     print("in", flush=True)
     time.sleep(600)
 """
+
+OWNER = """
+import time
+from doubles.postgresql import run_postgresql
+
+with run_postgresql() as server:
+    print(server.folder, flush=True)
+    time.sleep(600)
+"""
+PATIENCE_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +156,19 @@ class hold_writer:  # noqa: N801 - reads as what it does
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
+
+
+def test_server_and_its_folder_go_with_whoever_is_killed():
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], env=os.environ | paths, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        folder = Path(owner.stdout.readline().strip())
+        server = Path("/proc") / (folder / "data" / "postmaster.pid").read_text().split()[0]
+        owner.kill()
+
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while server.exists() or folder.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
