@@ -1,4 +1,4 @@
-"""What the acceptance ring shares: a small phantom, a quick model, a node at a time."""
+"""What the acceptance ring shares: a small phantom, a quick model, a node in one of two forms."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -8,8 +8,11 @@ import pytest
 
 from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.demonstration.studies import Parcel, prepare_phantom
+from doubles.dask import run_dask
+from doubles.forms import EMBEDDED, MOST_NODES, Form
 from doubles.models import write_copying_model
 from doubles.node import CONFIGURATION, NodeUnderTest
+from doubles.postgresql import PostgreSQL
 
 StartNode = Callable[..., NodeUnderTest]
 
@@ -28,8 +31,33 @@ def copying_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def embedded() -> Form:
+    """The form in which the node comes: SQLite, and workers of its own."""
+    return Form()
+
+
+@pytest.fixture(scope="session")
+def clustered(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Form]:
+    """The form for many machines: a ledger in PostgreSQL, jobs on a worker of Dask."""
+    with pytest.MonkeyPatch.context() as patch:
+        names = [f"DICOM_NODE_LEDGER_{number}" for number in range(MOST_NODES)]
+        for name in names:
+            patch.setenv(name, postgresql.make_url())
+        with run_dask(tmp_path_factory.mktemp("dask")) as dask:
+            yield Form(names, dask.describe())
+
+
+@pytest.fixture(scope="session")
+def form(request: pytest.FixtureRequest) -> Form:
+    """The form of the nodes of a test: embedded, where `doubles.forms` says no other."""
+    found = request.getfixturevalue(getattr(request, "param", EMBEDDED))
+    assert isinstance(found, Form)
+    return found
+
+
 @pytest.fixture
-def make_node(tmp_path: Path, orthanc: Orthanc) -> Iterator[StartNode]:
+def make_node(tmp_path: Path, orthanc: Orthanc, form: Form) -> Iterator[StartNode]:
     """Give a function that describes a node, which is stopped at the end."""
     with ExitStack() as stack:
 
@@ -38,7 +66,8 @@ def make_node(tmp_path: Path, orthanc: Orthanc) -> Iterator[StartNode]:
             name: str = "node",
             configuration: Path = CONFIGURATION,
         ) -> NodeUnderTest:
-            node = NodeUnderTest(tmp_path / name, orthanc, overrides, configuration)
+            settings = (*form.take_ledger(), *overrides)
+            node = NodeUnderTest(tmp_path / name, orthanc, settings, configuration)
             stack.callback(node.stop)
             return node
 

@@ -14,7 +14,9 @@ from dicom_node.domain import StudyState
 from dicom_node.elements import encode
 from dicom_node.jobs import JobState
 from doubles.dcmtk import storescu
+from doubles.forms import IN_BOTH_FORMS, IN_ONE_FORM, Form
 from doubles.node import NodeUnderTest
+from doubles.orthanc import forget
 from doubles.series import make_series, write_files
 
 pytestmark = pytest.mark.acceptance
@@ -47,11 +49,11 @@ def store(orthanc: Orthanc, images: Sequence[Dataset]) -> None:
 
 @pytest.fixture(scope="module")
 def node(
-    orthanc: Orthanc, copying_models: Path, tmp_path_factory: pytest.TempPathFactory
+    orthanc: Orthanc, copying_models: Path, form: Form, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[NodeUnderTest]:
     """A node to which the PACS moves what it is asked for."""
     folder = tmp_path_factory.mktemp("asking") / "node"
-    overrides = [f"ae_title={AE_TITLE}", f"models_folder={copying_models}"]
+    overrides = [f"ae_title={AE_TITLE}", f"models_folder={copying_models}", *form.take_ledger()]
     node = NodeUnderTest(folder, orthanc, [*overrides, "query.first_retry=1 s"])
     modality = json.dumps({"AET": AE_TITLE, "Host": "127.0.0.1", "Port": node.port})
     request = urllib.request.Request(
@@ -76,6 +78,7 @@ def send_and_wait(node: NodeUnderTest, images: Sequence[Dataset], folder: Path) 
     return study
 
 
+@IN_ONE_FORM
 def test_what_the_pacs_has_and_did_not_send_is_fetched(node, orthanc, tmp_path):
     facts = {"key": "not routed", "patient_id": "ASKED-1"}
     t1w, t2w = (make_series(label, number=k, **facts) for k, label in ((1, "T1w"), (2, "T2w")))
@@ -92,6 +95,7 @@ def test_what_the_pacs_has_and_did_not_send_is_fetched(node, orthanc, tmp_path):
     assert "ASKED-1" not in node.read_log()
 
 
+@IN_ONE_FORM
 def test_contrast_in_another_study_of_the_day_is_not_made(node, orthanc, tmp_path):
     patient = {"patient_id": "ASKED-2"}
     store(orthanc, make_flair(3, key="split off", **patient))
@@ -109,8 +113,10 @@ def test_contrast_in_another_study_of_the_day_is_not_made(node, orthanc, tmp_pat
     assert "ASKED-2" not in node.read_log()
 
 
+@IN_BOTH_FORMS
 def test_real_series_that_comes_late_withdraws_the_synthetic_one(node, orthanc, phantom, tmp_path):
     study = phantom.study_instance_uid
+    forget(orthanc, study)
     assert storescu(node.port, *phantom.files, called=AE_TITLE).returncode == 0
     node.wait_for(study)
     with node.ledger() as ledger:
@@ -145,6 +151,7 @@ def test_real_series_that_comes_late_withdraws_the_synthetic_one(node, orthanc, 
         )
 
 
+@IN_ONE_FORM
 def test_what_the_pacs_has_not_either_is_made(node, tmp_path):
     facts = {"key": "really missing", "patient_id": "ASKED-3"}
     images = [

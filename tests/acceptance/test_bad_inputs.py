@@ -17,6 +17,7 @@ from dicom_node.jobs import JobState
 from dicom_node.network import open_association
 from doubles import bad_inputs
 from doubles.dcmtk import storescu
+from doubles.forms import CLUSTERED, EMBEDDED, IN_BOTH_FORMS, IN_ONE_FORM, Form
 from doubles.node import AE_TITLE, CONFIGURATION, SCANNER, NodeUnderTest
 
 pytestmark = pytest.mark.acceptance
@@ -31,11 +32,12 @@ UNDECODABLE, TRUNCATED = 0xC102, 0xC103
 
 @pytest.fixture(scope="module")
 def node(
-    orthanc: Orthanc, copying_models: Path, tmp_path_factory: pytest.TempPathFactory
+    orthanc: Orthanc, copying_models: Path, form: Form, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[NodeUnderTest]:
-    """One node for all: what one input does to it, the next one sees."""
+    """One node of each form for all: what one input does to it, the next one sees."""
     folder = tmp_path_factory.mktemp("bad-inputs") / "node"
-    node = NodeUnderTest(folder, orthanc, [f"models_folder={copying_models}"])
+    overrides = [f"models_folder={copying_models}", *form.take_ledger()]
+    node = NodeUnderTest(folder, orthanc, overrides)
     node.start()
     yield node
     assert node.stop() == 0
@@ -54,7 +56,14 @@ def run(node: NodeUnderTest, *words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("fault", bad_inputs.STUDIES)
+@pytest.mark.parametrize(
+    ("form", "fault"),
+    [
+        *((EMBEDDED, fault) for fault in bad_inputs.STUDIES),
+        (CLUSTERED, "two contents under one UID"),
+    ],
+    indirect=["form"],
+)
 def test_faulty_study_is_acknowledged_and_held_with_a_reason(fault, node, t1w, tmp_path):
     break_it, code = bad_inputs.STUDIES[fault]
     study = break_it(bad_inputs.copy_study(t1w, fault))
@@ -72,6 +81,7 @@ def test_faulty_study_is_acknowledged_and_held_with_a_reason(fault, node, t1w, t
     assert any(code in reason for reason in reasons), reasons
 
 
+@IN_BOTH_FORMS
 @pytest.mark.parametrize(
     ("spoil", "status"),
     [
@@ -99,6 +109,7 @@ def test_what_cannot_be_kept_faithfully_is_refused(spoil, status, node, t1w):
         ledger.study_row(str(instance.StudyInstanceUID))
 
 
+@IN_ONE_FORM
 @pytest.mark.parametrize(
     ("sop_class", "syntax", "result"),
     [
@@ -120,6 +131,7 @@ def test_what_the_node_could_not_use_is_not_negotiated(sop_class, syntax, result
         association.release()
 
 
+@IN_BOTH_FORMS
 def test_node_still_completes_a_good_study(node, phantom, tmp_path):
     good = [dcmread(path) for path in phantom.files]
 
@@ -131,6 +143,7 @@ def test_node_still_completes_a_good_study(node, phantom, tmp_path):
         assert [job.state for job in ledger.jobs(phantom.study_instance_uid)] == [JobState.DONE]
 
 
+@IN_BOTH_FORMS
 def test_a_contested_content_stops_a_finished_study_until_it_is_released(node, phantom, tmp_path):
     uid = phantom.study_instance_uid
     *_, contested = bad_inputs.with_two_contents([dcmread(phantom.files[0])])

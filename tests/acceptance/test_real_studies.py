@@ -16,7 +16,9 @@ from dicom_node.demonstration.validators import find_errors
 from dicom_node.jobs import JobState
 from dicom_node.volumes import read_volume
 from doubles.dcmtk import storescu
+from doubles.forms import CLUSTERED, EMBEDDED
 from doubles.node import AE_TITLE, CONFIGURATION
+from doubles.orthanc import forget
 from doubles.tools import require_data, require_program
 from synthesis.registry import load_cards
 
@@ -63,7 +65,16 @@ def prepare_sts(folder: Path) -> RealStudy:
     return RealStudy(require_data("sts_ctmrpet_dicom", "STS_015", "MR_T1", "image"), {"CT": "CT"})
 
 
-@pytest.mark.parametrize("prepare", [prepare_adi, prepare_openms, prepare_sts])
+@pytest.mark.parametrize(
+    ("form", "prepare"),
+    [
+        (EMBEDDED, prepare_adi),
+        (EMBEDDED, prepare_openms),
+        (EMBEDDED, prepare_sts),
+        (CLUSTERED, prepare_sts),
+    ],
+    indirect=["form"],
+)
 def test_real_study_comes_back_completed(prepare, orthanc, make_node, tmp_path):
     validators = (
         require_program("dciodvfy", "dicom3tools"),
@@ -72,6 +83,7 @@ def test_real_study_comes_back_completed(prepare, orthanc, make_node, tmp_path):
     study = prepare(tmp_path / "study")
     headers = [dcmread(path, stop_before_pixels=True) for path in study.files]
     uid = str(headers[0].StudyInstanceUID)
+    forget(orthanc, uid)
     node = make_node()
     node.start()
 
