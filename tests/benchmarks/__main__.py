@@ -7,15 +7,19 @@
 Every round starts every receiver and every sender anew, in another order; ratios are between
 medians of the same rounds. Records go to bench/results.jsonl as they come: a run that was broken
 off goes on with --resume. With --document the tables go to docs/benchmarks.md.
+
+Each round has a new file system, an ext4 with a journal, for what is on a disk and what was deleted
+from it has an effect on how quickly files are made there. --work measures a disk as it is.
 """
 
 import argparse
+import contextlib
 import json
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +30,6 @@ from benchmarks import receivers, senders
 from benchmarks.goals import Results
 from benchmarks.measurements import (
     Record,
-    forget,
     measure_answers,
     measure_disk,
     measure_idleness,
@@ -39,6 +42,7 @@ from benchmarks.measurements import (
 )
 from benchmarks.report import write_document, write_tables
 from benchmarks.studies import Study
+from durability.disk import MIB, Disk, find_obstacle
 
 ALL_CASES = "mr:1,mr:4,mr:16,small:1,small:4,small:16,ct:1,ct:4,ct:16"
 KIND_NAMES = ("disk", "reception", "shipped", "set-up", "idle", "ledger", "sending", "answers")
@@ -47,6 +51,7 @@ _INTO_SHIPPED = {senders.OURS, senders.DCMSEND_SHIPPED}
 _SENT = {"mr": 720, "ct": 600, "small": 4000}
 """Instances of each study that are sent: a quick sender is done with fewer in no time."""
 SLOW = {receivers.ORTHANC, receivers.PYNETDICOM, receivers.PYNETDICOM_SYNCED}
+_DISK_BYTES = 12 * 1024 * MIB  # a round of everything takes some 10 GB
 _SLOW_SMALL = 400  # instances of `small` are as many as a slow receiver takes in a second or two
 
 
@@ -65,27 +70,51 @@ def main() -> int:
         results.unlink(missing_ok=True)
     records = read_records(results)
     done = {(record["round"], record["step"]) for record in records}
-    work = Path(tempfile.mkdtemp(prefix="bench-", dir=options.work))
-    try:
-        receivers.build_limit(work)
-        with results.open("a") as file:
-            for number in range(options.rounds):
-                for step, measure in rotate(list_steps(options, work, number), number):
-                    if (number, step) in done:
-                        continue
-                    for record in measure():
-                        record |= {"round": number, "step": step}
-                        file.write(json.dumps(record) + "\n")
-                        file.flush()
-                        print(json.dumps(record), flush=True)  # noqa: T201
-    finally:
-        forget(work)
+    obstacle = None if options.work else find_obstacle()
+    with results.open("a") as file, open_rooms(options.work, obstacle) as make_room:
+        for number in range(options.rounds):
+            if {(number, step) for step, _ in list_steps(options, Path(), number)} <= done:
+                continue
+            room = make_room()
+            receivers.build_limit(room)
+            for step, measure in rotate(list_steps(options, room, number), number):
+                if (number, step) in done:
+                    continue
+                for record in measure():
+                    record |= {"round": number, "step": step}
+                    file.write(json.dumps(record) + "\n")
+                    file.flush()
+                    print(json.dumps(record), flush=True)  # noqa: T201
     found = Results(read_records(results))
     write_tables(found, Console())
     if options.document:
-        rounds = {"Rounds": str(1 + max(record["round"] for record in found.records))}
-        write_document(found, describe_machine() | rounds, options.document)
+        disk = "an ext4 with a journal, new in each round, in a file on a loop device"
+        if options.work or obstacle:
+            disk = f"as it was ({obstacle or '--work'})"
+        rounds = str(1 + max(record["round"] for record in found.records))
+        machine = describe_machine() | {"Disk": disk, "Rounds": rounds}
+        write_document(found, machine, options.document)
     return 0
+
+
+@contextlib.contextmanager
+def open_rooms(work: Path | None, obstacle: str | None) -> Iterator[Callable[[], Path]]:
+    """Give a function that gives a round its folder.
+
+    It is in `work`, else on a new file system, unless there is an obstacle. What receivers stored
+    is deleted at the very end, for some file systems make files slowly afterwards.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=work, ignore_cleanup_errors=True) as name:
+        if work or obstacle:
+            yield lambda: Path(tempfile.mkdtemp(dir=name))
+            return
+        with Disk(Path(name), size=_DISK_BYTES, is_timed=True) as disk:
+
+            def make_room() -> Path:
+                disk.renew()
+                return disk.folder
+
+            yield make_room
 
 
 def read_options() -> argparse.Namespace:
@@ -99,7 +128,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=10_000, help="that must all come")
     parser.add_argument("--instances", type=int, help="of each study, for a short run")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--work", type=Path, help="where receivers store; on the disk to measure")
+    parser.add_argument("--work", type=Path, help="where receivers store, to measure that disk")
     parser.add_argument("--resume", action="store_true", help="go on with the results that exist")
     parser.add_argument("--document", type=Path, help="write the tables into this Markdown file")
     return parser.parse_args()

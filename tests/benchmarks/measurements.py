@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -264,8 +263,3 @@ def _warm_memory() -> None:
     """Touch memory and give it back: a virtual machine may bill its next use to a receiver."""
     memory = bytearray(_WARM_MEMORY)
     del memory
-
-
-def forget(folder: Path) -> None:
-    """Delete what receivers stored; at the very end, for ext4 makes files slowly afterwards."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ boot does. What a disk does with writes that it has in its own cache is beyond t
 """
 
 import fcntl
+import mmap
 import os
 import struct
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 
 FILE_SYSTEMS = {"ext4": ("mkfs.ext4", "-qF"), "xfs": ("mkfs.xfs", "-qf")}
 MIB = 1024**2
+_AT_ONCE = ("-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0")
+"""Keeps the blocks of the file, and leaves nothing to do in the background."""
 
 _SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), of ext4 and XFS alike
 _NOLOGFLUSH = 2
@@ -28,18 +31,32 @@ class Disk:
         folder: where it is mounted.
     """
 
-    def __init__(self, work: Path, kind: str = "ext4", size: int = 1024 * MIB) -> None:
+    def __init__(
+        self, work: Path, kind: str = "ext4", size: int = 1024 * MIB, *, is_timed: bool = False
+    ) -> None:
+        """Describe it.
+
+        Args:
+            work: where its file is made.
+            kind: a key of `FILE_SYSTEMS`; only ext4 may be timed.
+            size: bytes.
+            is_timed: whether times are measured on it. Then the file has no holes, which would take
+                time when they are filled, and this machine's page cache is left out.
+        """
         self._image = work / "disk.img"
         self.folder = work / "disk"
         self._kind = kind
         self._size = size
+        self._is_timed = is_timed
 
     def __enter__(self) -> "Disk":
         self.folder.mkdir()
-        with self._image.open("wb") as image:
-            image.truncate(self._size)
-        call(*FILE_SYSTEMS[self._kind], str(self._image))
-        self._mount()
+        if self._is_timed:
+            _fill(self._image, self._size)
+        else:
+            with self._image.open("wb") as image:
+                image.truncate(self._size)
+        self._format()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,10 +72,23 @@ class Disk:
         finally:
             os.close(descriptor)
 
+    def renew(self) -> None:
+        """Give it a new file system; nobody may be using the old one any more."""
+        self._unmount()
+        self._format()
+
     def boot(self) -> None:
         """Mount it again, as after a power cut; nobody may be using it any more."""
         self._unmount()
         self._mount()
+
+    def _format(self) -> None:
+        options = _AT_ONCE if self._is_timed else ()
+        call(*FILE_SYSTEMS[self._kind], *options, str(self._image))
+        self._mount()
+        if self._is_timed:
+            device = f"/dev/loop{os.minor(self.folder.stat().st_dev)}"
+            call("losetup", "--direct-io=on", device)
 
     def _mount(self) -> None:
         call("mount", "-o", "loop", "-t", self._kind, str(self._image), str(self.folder))
@@ -92,6 +122,17 @@ class Tmpfs:
     def remount(self, options: str) -> None:
         """Mount it with other options; what it holds stays."""
         call("mount", "-o", f"remount,{options}", str(self.folder))
+
+
+def _fill(path: Path, size: int) -> None:
+    """Write a file of zeros, past the page cache."""
+    block = mmap.mmap(-1, 16 * MIB)  # for its pages are aligned, as the system wants them here
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+    try:
+        for _ in range(size // len(block)):
+            os.write(descriptor, block)
+    finally:
+        os.close(descriptor)
 
 
 def find_obstacle(kind: str = "ext4") -> str | None:
