@@ -64,6 +64,16 @@ def explain_study(
         "deliveries": deliveries,
         "inquiries": answers,
         "notices": [] if progress is None else progress.describe(),
+        "steps": [
+            {
+                "peer": each.peer,
+                "step": each.sop_instance_uid,
+                "state": each.state.value,
+                "told": each.told,
+                "reason": each.reason or None,
+            }
+            for each in ledger.steps(study_instance_uid)
+        ],
         "closing": _read_closing(ledger, row),
     }
     return {**explanation, **{key: value for key, value in found.items() if value}}

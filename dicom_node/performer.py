@@ -156,12 +156,14 @@ class Performer:
             since=now,
             next_attempt=now,
         )
-        if not self._ledger.begin_step(step):
-            return False
+        return self._ledger.begin_step(step) and self._ask_for(worklist, step)
+
+    def _ask_for(self, worklist: Worklist, step: Step) -> bool:
+        """Claim a step that is in the ledger; False when it is not this node's, or not yet."""
         status = worklist.change(step, "IN PROGRESS")
-        if status == ALREADY_IN_PROGRESS:  # who was faster than this node
-            self._lose(step, status)
-            return False
+        if status == ALREADY_IN_PROGRESS:
+            # By this node, if the worklist was not heard before; else by who was faster.
+            status = worklist.tell(step, "claimed", 0)
         return self._take(step, status)
 
     def _take(self, step: Step, status: int) -> bool:
@@ -173,7 +175,7 @@ class Performer:
             self._ledger.change_step(step, StepState.CLAIMED)
             return True
         is_late = self._clock() - step.since >= self._settings.steps.patience
-        if status in {*GONE, *_ENDED, ALREADY_IN_PROGRESS} or is_late:
+        if status in {*GONE, *_ENDED} or is_late:
             self._lose(step, status)
         else:
             logger.warning("step.not_claimed step=%s: 0x%04X", step.sop_instance_uid, status)
@@ -182,11 +184,7 @@ class Performer:
     def _follow(self, worklist: Worklist, step: Step) -> None:
         """Say how far a step is, if the worklist has not been told."""
         if step.state is StepState.CLAIMING:
-            # A crash: the worklist may have let this node have it, without being heard.
-            status = worklist.change(step, "IN PROGRESS")
-            if status == ALREADY_IN_PROGRESS:
-                status = worklist.tell(step, "claimed", 0)
-            self._take(step, status)
+            self._ask_for(worklist, step)
         elif step.next_attempt <= self._clock():
             standing = self._find_standing(step)
             if standing.is_over:

@@ -170,6 +170,7 @@ def print_explanation(explanation: Mapping[str, Any]) -> None:
         ("held for a person", "held"),
         ("asked", "inquiries"),
         ("told", "notices"),
+        ("wanted by a worklist", "steps"),
         ("at peers, and not here", "elsewhere"),
     ):
         if rows := explanation.get(key):

@@ -52,8 +52,8 @@ class Retrieval:
         self._seconds = settings.query.move.total_seconds()
         self._spool = spool
 
-    def fetch(self, series: RemoteSeries) -> int:
-        """Fetch a series, and return how many instances came.
+    def fetch(self, series: RemoteSeries) -> None:
+        """Fetch a series; when this returns, all of it has its rows.
 
         Raises:
             QueryRefusedError: it does not come, or not all of it can be kept.
@@ -88,7 +88,6 @@ class Retrieval:
             raise QueryRefusedError(
                 f"{len(refused)} of {came} instances cannot be kept: {refused[0]}", retry=True
             )
-        return came
 
     def _keep(self, part: Iterator[bytes], series: RemoteSeries, origin: Origin) -> None:
         """Keep one instance.

@@ -1,17 +1,18 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from dicom_node.assembly import build_judge
-from dicom_node.domain import DeliveryState, NoticeState
+from dicom_node.domain import DeliveryState, NoticeState, StepState
 from dicom_node.explain import explain_folder, explain_study
 from dicom_node.ledger import Notice
 from dicom_node.routing import Judge
 from doubles.bench import Bench
-from doubles.ledger import finish, make_derived, make_plan, record
+from doubles.ledger import STEP, finish, make_derived, make_plan, record
 from doubles.ledger import judge as judge_study
 from doubles.models import write_copying_model
 from doubles.series import make_series, write_files
@@ -95,6 +96,25 @@ def test_what_a_modality_told_of_a_study_is_told(bench: Bench, judge: Judge):
 
     assert (told["peer"], told["state"]) == ("scanner", "completed")
     assert (told["instances"], told["not_here"]) == (len(images), 1)
+
+
+def test_what_a_worklist_wants_of_a_study_is_told(bench: Bench, judge: Judge):
+    images = make_series("T1w")
+    bench.receive(images)
+    study = images[0].StudyInstanceUID
+    step = replace(STEP, study_instance_uid=study)
+    bench.ledger.begin_step(step)
+    bench.ledger.change_step(step, StepState.CLAIMED, told="the sources are fetched")
+
+    [told] = explain_study(study, bench.ledger, bench.store, judge, NOW)["steps"]
+
+    assert told == {
+        "peer": step.peer,
+        "step": step.sop_instance_uid,
+        "state": "claimed",
+        "told": "the sources are fetched",
+        "reason": None,
+    }
 
 
 def test_explaining_writes_nothing(bench: Bench, judge: Judge):

@@ -365,12 +365,20 @@ def test_step_that_another_has_claimed_meanwhile_is_lost(site):
 
 
 def test_step_that_is_claimed_by_another_in_the_same_moment_is_left(site):
-    site.manager.schedule(STUDY)
-    site.manager.on_request = lambda name: 0xC302 if name == "N-ACTION IN PROGRESS" else None
+    step = site.manager.schedule(STUDY)
 
+    def another_first(name: str) -> int | None:
+        if name != "N-ACTION IN PROGRESS":
+            return None
+        site.manager.holders[step] = "1.2.3.4.5"
+        site.manager.steps[step].ProcedureStepState = "IN PROGRESS"
+        return 0xC302
+
+    site.manager.on_request = another_first
     site.look()
 
     assert site.states == [StepState.LOST]
+    assert site.manager.told == []
 
 
 def test_worklist_that_cannot_answer_a_claim_is_asked_again(site):

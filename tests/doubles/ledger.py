@@ -12,9 +12,10 @@ from dicom_node.domain import (
     Instance,
     Mode,
     Role,
+    StepState,
     SynthesisPlan,
 )
-from dicom_node.ledger import Attempt, Ledger
+from dicom_node.ledger import Attempt, Ledger, Sources, Step
 from dicom_node.store import Store
 
 STUDY = "1.2.3"
@@ -22,6 +23,19 @@ SERIES = "1.2.3.4"
 PEER = "pacs"
 LEASE = timedelta(minutes=1)
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+STEP = Step(
+    sop_instance_uid="2.25.7",
+    peer="manager",
+    study_instance_uid=STUDY,
+    transaction_uid="2.25.8",
+    workitem=("COMPLETE", "99SITE", "Complete it"),
+    sources=Sources(series=(SERIES,), ae_titles=("PACS",)),
+    state=StepState.CLAIMING,
+    since=START,
+    next_attempt=START,
+)
 
 
 class Clock:

@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["dicom_node"]):
     from dicom_node.admission import Entry
     from dicom_node.command import decode_command
     from dicom_node.commitment import decode_report
-    from dicom_node.errors import RefusedInstance
+    from dicom_node.errors import DeliveryError, RefusedInstance
     from dicom_node.notices import PERFORMED_PROCEDURE_STEP as STEP
     from dicom_node.notices import decode_notice
     from dicom_node.spool import Announced
@@ -32,6 +32,7 @@ with atheris.instrument_imports(include=["dicom_node"]):
         decode_accept,
         decode_request,
     )
+    from dicom_node.wado import read_parts
     from dicom_node.wire import Limits
 
 from doubles.raw_peer import EXPLICIT, IMPLICIT, MR, associate_request, data_set, echo_command
@@ -42,6 +43,7 @@ BUILD = Path(__file__).resolve().parents[2] / "build" / "fuzz"
 SECONDS, LONGEST, MEBIBYTES = 60, 4_096, 400
 _LIMITS = StructureLimits(depth=8, elements=200, bytes_outside_pixels=2_048)
 _LONGEST_INSTANCE = 3_000  # limits that an input can reach
+_PARTS = "multipart/related; boundary=x"
 _PATIENCE = 3_600.0  # this socket never blocks, so that no deadline is met
 
 
@@ -199,6 +201,7 @@ def _build_targets() -> list[Callable[[bytes], object]]:
         lambda data: walk(data, explicit=False, memory=memory),
         head,
         lambda data: decode_notice(STEP, "1.2.3", data, {MR}, explicit=True, is_new=True),
+        lambda data: [b"".join(each) for each in read_parts(_PARTS, iter((data[:9], data[9:])))],
         lambda data: decode_report(data, explicit=True),
     ]
 
@@ -210,6 +213,7 @@ def list_seeds() -> list[bytes]:
     sessions = [*make_sessions("1.2.3.5"), *captured]
     request, content = associate_request()[6:], data_set("1.2.3.5")
     alone = [request, request, echo_command(), content, content[:200], content, content]
+    alone.append(b"--x\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n--x--")
     return [b"\0" + each for each in sessions] + [
         bytes((index,)) + each for index, each in enumerate(alone, 1)
     ]
@@ -224,7 +228,7 @@ def main() -> None:
             return
         try:
             targets[data[0] % len(targets)](data[1:])
-        except (ProtocolError, RefusedInstance, BeyondHeadError):
+        except (ProtocolError, RefusedInstance, BeyondHeadError, DeliveryError):
             pass
         except ValueError:
             if data[0] % len(targets) != len(targets) - 1:  # what decode_report alone documents

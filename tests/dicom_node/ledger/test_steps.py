@@ -1,20 +1,7 @@
 from dataclasses import replace
 
 from dicom_node.domain import StepState
-from dicom_node.ledger import Sources, Step
-from doubles.ledger import START, STUDY
-
-STEP = Step(
-    sop_instance_uid="2.25.7",
-    peer="manager",
-    study_instance_uid=STUDY,
-    transaction_uid="2.25.8",
-    workitem=("COMPLETE", "99SITE", "Complete it"),
-    sources=Sources(series=("1.2.3.4",), ae_titles=("PACS",)),
-    state=StepState.CLAIMING,
-    since=START,
-    next_attempt=START,
-)
+from doubles.ledger import STEP, STUDY
 
 
 def test_step_is_known_from_before_it_is_claimed_until_it_is_over(ledger):
