@@ -3,6 +3,7 @@
 import json
 import logging
 import ssl
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,9 +76,10 @@ class Site:
         return [str(each) for each in self.folder.rglob("*.part")]
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One for all tests, each of which has a study of its own."""
+    site = Site(tmp_path_factory.mktemp("site"))
     yield site
     site.ledger.close()
 
@@ -91,6 +93,12 @@ def dicomweb(orthanc: Orthanc) -> str:
 
 def make_images(key: str, *, number: int = 1) -> list[Dataset]:
     return make_series("T1w", number=number, key=key, patient_id=PATIENT)[:3]
+
+
+@pytest.fixture
+def images(request: pytest.FixtureRequest) -> list[Dataset]:
+    """A series of three images, in a study of the test's own."""
+    return make_images(request.node.name)
 
 
 def store(orthanc: Orthanc, image: Dataset) -> bytes:
@@ -185,8 +193,7 @@ def test_a_real_archive_lists_series_and_the_studies_of_a_patient(site, orthanc,
     assert {study, *siblings} == set(found)
 
 
-def test_a_real_archive_gives_its_bytes_and_transcodes_nothing(site, orthanc, dicomweb):
-    images = make_images("fetched")
+def test_a_real_archive_gives_its_bytes_and_transcodes_nothing(site, images, orthanc, dicomweb):
     images[0].compress(JPEGLSLossless, generate_instance_uid=False)
     files = {str(each.SOPInstanceUID): store(orthanc, each) for each in images}
 
@@ -206,8 +213,7 @@ def test_a_real_archive_gives_its_bytes_and_transcodes_nothing(site, orthanc, di
 
 
 @pytest.mark.parametrize("durability", ["strict", "none"])
-def test_what_is_fetched_is_as_durable_as_what_is_received(site, durability):
-    images = make_images("durable")
+def test_what_is_fetched_is_as_durable_as_what_is_received(site, images, durability):
     with (
         ScriptedArchive(give(*map(encode, images))) as archive,
         site.talk(archive.url, f"receiver.durability={durability}") as conversation,
@@ -294,9 +300,8 @@ def say(sop_class: str | None, syntax: str | None) -> Callable[[bytes], bytes]:
     ],
 )
 def test_an_instance_that_the_door_would_refuse_is_refused_and_the_others_are_kept(
-    site, spoil, reason
+    site, images, spoil, reason
 ):
-    images = make_images("spoiled")
     files = [encode(each) for each in images]
     files[1] = spoil(files[1])
     with (
@@ -318,11 +323,9 @@ def test_an_instance_that_the_door_would_refuse_is_refused_and_the_others_are_ke
     [
         ("receiver.limits.instance=1 KiB", "receiver.limits.instance"),
         ("receiver.minimum_free=900000 GiB", "almost full"),
-        ("query.move=1 ms", "does not end in time"),
     ],
 )
-def test_a_limit_ends_what_is_fetched(site, override, reason):
-    images = make_images("limited")
+def test_a_limit_ends_what_is_fetched(site, images, override, reason):
     with (
         ScriptedArchive(give(*map(encode, images))) as archive,
         site.talk(archive.url, override) as conversation,
@@ -334,18 +337,34 @@ def test_a_limit_ends_what_is_fetched(site, override, reason):
     assert site.ledger.read_instances(str(images[0].StudyInstanceUID)) == ()
 
 
+def test_a_series_that_takes_longer_than_it_may_is_given_up(site, images):
+    body = join(*map(encode, images))
+
+    def answer(_: Request) -> Reply:
+        time.sleep(0.05)
+        return Reply(status=200, kind=PARTS, body=body)
+
+    with (
+        ScriptedArchive(answer) as archive,
+        site.talk(archive.url, "query.move=1 ms") as conversation,
+        pytest.raises(DeliveryError, match="does not end in time"),
+    ):
+        conversation.fetch(name_series(images))
+
+    assert site.find_leftovers() == []
+
+
 @pytest.mark.parametrize("status", [403, 404, 406, 410, 500])
-def test_an_archive_that_does_not_give_a_series_out_may_still_be_asked(site, status):
+def test_an_archive_that_does_not_give_a_series_out_may_still_be_asked(site, images, status):
     with (
         ScriptedArchive(lambda _: Reply(status=status, body=b"P1", kind="text/plain")) as archive,
         site.talk(archive.url) as conversation,
         pytest.raises(QueryRefusedError, match=f"HTTP {status}"),
     ):
-        conversation.fetch(name_series(make_images("refused")))
+        conversation.fetch(name_series(images))
 
 
-def test_what_came_before_the_archive_broke_off_is_kept(site):
-    images = make_images("broken off")
+def test_what_came_before_the_archive_broke_off_is_kept(site, images):
     body = join(*map(encode, images))
     with (
         ScriptedArchive(
@@ -456,8 +475,7 @@ def test_an_archive_with_another_certificate_learns_nothing(site, tmp_path):
     assert archive.requests == []
 
 
-def test_study_that_waits_learns_of_what_did_not_come_and_fetches_it(site):
-    images = make_images("waiting")
+def test_study_that_waits_learns_of_what_did_not_come_and_fetches_it(site, images):
     study = str(images[0].StudyInstanceUID)
     files = [encode(each) for each in images]
     row = {
