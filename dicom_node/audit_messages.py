@@ -2,10 +2,12 @@
 
     event                            message                           it says
     tenure.begun, ended              110100 Application Activity       the node started, or stopped
+    delivery.begun                   110102 Begin Transferring         what is to go, to whom
     study.received                   110104 Instances Transferred      what came, from whom
     delivery.sent, warned,           110104 Instances Transferred      what went, to whom, and how
       pending, parked                                                  that went
     inquiry.answered, silent         110112 Query                      which study, of whom
+    archive.asked                    110112 Query                      by which keys, by whom
     job.claim, finish, refuse        110103 Instances Accessed         read, and made
     what a person decided            110103 Instances Accessed         which act, by whom
     page.patient_seen                110103 Instances Accessed         by whom
@@ -13,13 +15,15 @@
     bytes.forgotten                  110105 Study Deleted              how many files of it
     security.*, page.right_missing,  110113 Security Alert             who, and what about
       rules.hold, account.*
+    page.acts_seen                   110101 Audit Log Used             by whom
     page.login, login_failed,        110114 User Authentication        who, from where
       locked, logout
 
 What came of a study over one association since the last look is one message; so is what went of it
-to one peer with the same outcome. 110102 Begin Transferring is not written: the transfer is told
-seconds after its beginning, with what became of it. Why a person decided something stays in the
-ledger, because a person may have written a name there.
+to one peer with the same outcome. Before, each association that begins to send a job tells what the
+peer is to get of it; that somebody begins to send here is the sender's to tell. 110107 Import and
+110108 Network Entry are not written: nothing comes from media, and the node does not travel. Why a
+person decided something stays in the ledger, because a person may have written a name there.
 """
 
 import base64
@@ -34,6 +38,8 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 from uuid import UUID
 from xml.etree import ElementTree as ET
+
+from pydicom.datadict import tag_for_keyword
 
 from dicom_node.door_settings import Peer
 from dicom_node.ledger import Event
@@ -55,6 +61,8 @@ _MACHINE_NAME, _IP_ADDRESS = "1", "2"
 
 _Code = tuple[str, str, str]
 _APPLICATION_ACTIVITY: _Code = ("110100", _DICOM, "Application Activity")
+_LOG_USED: _Code = ("110101", _DICOM, "Audit Log Used")
+_BEGUN: _Code = ("110102", _DICOM, "Begin Transferring DICOM Instances")
 _ACCESSED: _Code = ("110103", _DICOM, "DICOM Instances Accessed")
 _TRANSFERRED: _Code = ("110104", _DICOM, "DICOM Instances Transferred")
 _DELETED: _Code = ("110105", _DICOM, "DICOM Study Deleted")
@@ -72,6 +80,9 @@ _STUDY: _Code = ("110180", _DICOM, "Study Instance UID")
 _CLASS: _Code = ("110181", _DICOM, "SOP Class UID")
 _NODE: _Code = ("110182", _DICOM, "Node ID")
 _PATIENT_NUMBER: _Code = ("2", _RFC_3881, "Patient Number")
+_ADDRESS: _Code = ("12", _RFC_3881, "URI")
+_AUDIT_LOG = "Security Audit Log"
+"""What the Standard calls it, whatever it is."""
 
 _LIVES: Mapping[str, _Code] = {
     "tenure.begun": ("110120", _DICOM, "Application Start"),
@@ -113,8 +124,7 @@ _ACTS: Mapping[str, tuple[str, str]] = {
 }
 """Where a person is named: what it is to the study, and in words."""
 
-_QUERY_LEVEL = (0x0008, 0x0052)
-_STUDY_INSTANCE_UID = (0x0020, 0x000D)
+_QUERY_LEVEL = "QueryRetrieveLevel"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,25 +254,45 @@ class _Writer:
             self._person(person, str(detail.get("address", "")))
             self._this_node(_APPLICATION)
             self._source_element()
+        elif name == "page.acts_seen":
+            self._begin(_LOG_USED, "R")
+            self._person(person)
+            self._this_node(_APPLICATION)
+            self._source_element()
+            self._object("/acts", _ADDRESS, _SECURITY_RESOURCE, name=_AUDIT_LOG)
         elif name in _ALERTS or name.startswith("security."):
             self._alert(event, person)
-        elif name in _ASKED and study:
-            self._query(event, study)
-        elif name in _USES and study:
+        elif name == "archive.asked":
+            self._query(event, "STUDY", detail["keys"])
+        elif name in _ACTS and person:
+            self._act(event, person, study)
+        else:
+            return study is not None and self._event_of_study(event, study)
+        return True
+
+    def _event_of_study(self, event: Event, study: str) -> bool:
+        name, detail = event.name, event.detail
+        if name in _ASKED:
+            self._query(event, "SERIES", {"StudyInstanceUID": study}, _ASKED[name])
+        elif name in _USES:
             self._begin(_ACCESSED, _USES[name])
             self._this_node(_APPLICATION, is_requestor=True)
             self._source_element()
             self._about(study)
-        elif name in _ACTS and person:
-            self._act(event, person, study)
-        elif name == "study.exported" and study:
+        elif name == "delivery.begun":
+            self._begin(_BEGUN, "E")
+            self._this_node(_SOURCE, is_requestor=True)
+            self._peer(str(detail["peer"]), _DESTINATION, is_called=True)
+            self._source_element()
+            self._about(study, detail["classes"])
+        elif name == "study.exported":
             self._begin(_EXPORT, "R")
-            self._person(person)
+            self._person(str(detail.get("by", "")))
             self._this_node(_SOURCE)
             self._media()
             self._source_element()
             self._about(study)
-        elif name == "bytes.forgotten" and study:
+        elif name == "bytes.forgotten":
             self._begin(_DELETED, "D")
             self._this_node(_APPLICATION, is_requestor=True)
             self._source_element()
@@ -289,12 +319,19 @@ class _Writer:
         self._source_element()
         self._about(transfer.study, transfer.classes)
 
-    def _query(self, event: Event, study: str) -> None:
-        self._begin(_QUERY, "E", _ASKED[event.name])
-        self._this_node(_SOURCE, is_requestor=True)
+    def _query(
+        self, event: Event, level: str, keys: Mapping[str, str], outcome: str = _FINE
+    ) -> None:
+        person = event.detail.get("by")
+        self._begin(_QUERY, "E", outcome)
+        self._this_node(_SOURCE, is_requestor=not person)
         self._peer(str(event.detail["peer"]), _DESTINATION, is_called=True)
+        if person:
+            self._person(str(person))
         self._source_element()
-        asked = self._object(STUDY_ROOT_FIND, _CLASS, _REPORT, query=_encode_query(study))
+        asked = self._object(
+            STUDY_ROOT_FIND, _CLASS, _REPORT, query=_encode_query({_QUERY_LEVEL: level, **keys})
+        )
         syntax = {"type": "TransferSyntax", "value": _base64(IMPLICIT_VR_LITTLE_ENDIAN.encode())}
         ET.SubElement(asked, "ParticipantObjectDetail", syntax)
 
@@ -409,6 +446,7 @@ class _Writer:
         *,
         type_code: str = _SYSTEM,
         query: str | None = None,
+        name: str | None = None,
     ) -> ET.Element:
         words = {
             "ParticipantObjectID": identifier,
@@ -419,7 +457,7 @@ class _Writer:
         _add_code(element, "ParticipantObjectIDTypeCode", kind)
         # The schema wants a name or a query. A name of our own would say no more than the ID.
         if query is None:
-            ET.SubElement(element, "ParticipantObjectName").text = _clean_text(identifier)
+            ET.SubElement(element, "ParticipantObjectName").text = name or _clean_text(identifier)
         else:
             ET.SubElement(element, "ParticipantObjectQuery").text = query
         return element
@@ -452,11 +490,12 @@ def _base64(octets: bytes) -> str:
     return base64.b64encode(octets).decode("ascii")
 
 
-def _encode_query(study: str) -> str:
-    """Return the identifier of a query for the series of a study, in Implicit VR."""
-    return _base64(_encode(_QUERY_LEVEL, b"SERIES") + _encode(_STUDY_INSTANCE_UID, study.encode()))
+def _encode_query(keys: Mapping[str, str]) -> str:
+    """Return the identifier of a query, keywords to texts, in Implicit VR."""
+    tags = {tag: text for key, text in keys.items() if (tag := tag_for_keyword(key)) is not None}
+    return _base64(b"".join(_encode(tag, text.encode()) for tag, text in sorted(tags.items())))
 
 
-def _encode(tag: tuple[int, int], text: bytes) -> bytes:
+def _encode(tag: int, text: bytes) -> bytes:
     padded = text + b"\0" * (len(text) % 2)
-    return struct.pack("<HHL", *tag, len(padded)) + padded
+    return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(padded)) + padded

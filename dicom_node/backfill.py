@@ -92,7 +92,12 @@ class Backfill:
     """A walk through the days of one peer."""
 
     def __init__(
-        self, alias: str, settings: NodeSettings, judge: Judge, now: Callable[[], datetime]
+        self,
+        alias: str,
+        settings: NodeSettings,
+        judge: Judge,
+        now: Callable[[], datetime],
+        note: Callable[[Mapping[str, str]], None],
     ) -> None:
         """Describe it.
 
@@ -101,7 +106,9 @@ class Backfill:
             settings: peers, and how patient to be with them.
             judge: the rules.
             now: gives aware UTC times.
+            note: keeps what a peer is asked for, before it is.
         """
+        self._note = note
         self._alias = alias
         self._settings = settings
         self._judge = judge
@@ -117,6 +124,7 @@ class Backfill:
             DeliveryError: the peer refuses, or breaks off.
             TimeoutError: it says nothing.
         """
+        self._note(keys)
         with open_conversation(self._settings, self._alias) as conversation:
             for uid in conversation.find_studies(keys):
                 listed = [

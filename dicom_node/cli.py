@@ -9,7 +9,7 @@ import json
 import platform
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -185,7 +185,7 @@ def explain(
     with _progress("reading headers", as_json):
         if query:
             keys = dict(each.partition("=")[::2] for each in query)
-            walk = Backfill(peer, configuration.node, judge, node.now)
+            walk = _build_walk(configuration, peer, judge)
             found = [
                 explain_listed(uid, listed, judge, node.now()) for uid, listed, _ in walk.find(keys)
             ]
@@ -297,7 +297,7 @@ def backfill(
     if peer not in find_asked(configuration.node):
         raise ConfigurationError(f"--peer : seen {peer!r}, wanted a peer with the role query")
     days = list(list_days(first.date(), last.date()))
-    walk = Backfill(peer, configuration.node, _build_judge(configuration), node.now)
+    walk = _build_walk(configuration, peer, _build_judge(configuration))
     with _progress("asking", as_json):
         tally = walk.estimate(days)
     if as_json:
@@ -334,7 +334,7 @@ def export(
     if peer not in find_asked(configuration.node):
         raise ConfigurationError(f"--peer : seen {peer!r}, wanted a peer with the role query")
     judge = _build_judge(configuration)
-    walk = Backfill(peer, configuration.node, judge, node.now)
+    walk = _build_walk(configuration, peer, judge)
     store = Store(configuration.node.store_folder)
     keys = dict(each.partition("=")[::2] for each in query)
     with _open_ledger(configuration) as ledger, _progress("exporting", as_json) as tell:
@@ -537,6 +537,16 @@ def _set_up_quiet() -> None:
 
 def _open_ledger(configuration: Configuration) -> Ledger:
     return Ledger(configuration.node.ledger_url, node.now).open(create=False)
+
+
+def _build_walk(configuration: Configuration, peer: str, judge: Judge) -> Backfill:
+    """Return what asks a peer, and keeps in the ledger that it did where there is one."""
+
+    def note(keys: Mapping[str, str]) -> None:
+        with suppress(StorageError), _open_ledger(configuration) as ledger:
+            ledger.note_query(getpass.getuser(), peer, keys)
+
+    return Backfill(peer, configuration.node, judge, node.now, note)
 
 
 def _build_judge(configuration: Configuration) -> Judge:

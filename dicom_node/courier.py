@@ -203,6 +203,7 @@ class Courier:
         self._asked: dict[int, int] = {}
         self._heard: list[tuple[_Parcel, Outcome]] = []
         self._attempts: list[Attempt] = []
+        self._begun: set[str] = set()
         self._record_at = 0.0
 
     def carry(self, deliveries: Iterable[Delivery]) -> None:
@@ -225,6 +226,7 @@ class Courier:
                         room = 1 if is_alone else self._association.window
                         while len(self._under_way) >= room:
                             self._hear()
+                        self._announce(parcel.delivery)
                         self._send(parcel)
                     self._unsent.popleft()
                     self._judge_heard()  # now that the peer has something to do again
@@ -332,6 +334,12 @@ class Courier:
         return _Parcel(
             delivery=delivery, context=context, data_set=encode_implicit(file), note=REENCODED
         )
+
+    def _announce(self, delivery: Delivery) -> None:
+        """Record that a job begins to go over this association (PS3.15 section A.5.3.3)."""
+        if delivery.plan_id not in self._begun:
+            self._ledger.begin_sending(delivery.plan_id, delivery.peer)
+            self._begun.add(delivery.plan_id)
 
     def _send(self, parcel: _Parcel) -> None:
         delivery_id, instance = parcel.delivery.delivery_id, parcel.delivery.instance

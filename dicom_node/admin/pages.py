@@ -458,9 +458,10 @@ def _draw(jobs: Sequence[Any], key: str, name: str, unit: str) -> tuple[str, Any
 
 
 def show_acts(asked: Asked) -> Response:
-    """Show who did what, and who may."""
+    """Show who did what, and who may; keep who looked."""
     page = _read_number(asked.query("page"), 1)
     acts = asked.site.ledger.find_acts(PER_PAGE, (page - 1) * PER_PAGE)
+    asked.site.ledger.note_act("acts_seen", asked.name)
     return asked.render(
         "acts.html", acts=acts, page=page, accounts=asked.site.accounts.read(), limit=PER_PAGE
     )

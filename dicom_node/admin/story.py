@@ -501,6 +501,7 @@ _SENTENCES: Mapping[str, str] = {
     "job.replan": "{target}: wanted again",
     "job.restore": "{target}: wanted again",
     "job.withdrawn": "{target}: withdrawn by {by}: {why}",
+    "delivery.begun": "{target}: sending to {peer} began",
     "delivery.requeue": "{target}: sent again for {by}: {why}",
     "delivery.confirmed": "{target}: {peer} keeps {kept} instances",
     "commitment.asked": "{target}: {peer} was asked whether it keeps {count} instances",

@@ -135,6 +135,22 @@ class Outbox(Database):
             )
         ).all()
 
+    def begin_sending(self, plan_id: str, peer: str) -> None:
+        """Record that what `peer` has not taken of a job begins to go there, before it does."""
+        waiting = (
+            select(derived.c.sop_class_uid, func.count())
+            .join(delivery, delivery.c.sop_instance_uid == derived.c.sop_instance_uid)
+            .where(
+                delivery.c.plan_id == plan_id,
+                delivery.c.peer == peer,
+                delivery.c.state == DeliveryState.PENDING,
+            )
+            .group_by(derived.c.sop_class_uid)
+        )
+        with self._writing() as connection:
+            classes = {row[0]: row[1] for row in connection.execute(waiting)}
+            self._note(connection, "delivery.begun", plan=plan_id, peer=peer, classes=classes)
+
     def park_overdue(self, peer: str, queued_before: datetime) -> int:
         """Park what `peer` has not taken since `queued_before`, for a person; return how many."""
         with self._writing() as connection:

@@ -3,8 +3,9 @@
 Every question is for a page at a time, so that it costs the same in a ledger of years.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import median
@@ -29,8 +30,14 @@ _MOST_COMPARED = 2_000
 
 _PEOPLE = ("job.requeue", "job.release", "job.reject", "job.withdrawn", "delivery.requeue")
 _PEOPLE_OF_STUDIES = ("study.released", "study.rejected", "study.reopened")
-_COMMANDS = ("account.set", "account.removed", "study.exported")
+_COMMANDS = ("account.set", "account.removed", "archive.asked", "study.exported")
 _PAGE = "page."
+
+TOLD_KEYS = ("StudyInstanceUID", "StudyDate")
+"""Of a query: what names no patient."""
+
+_IS_TOLD = re.compile(r"[0-9.-]{1,64}")
+"""A UID, a date, a range of dates: no text fits in."""
 
 
 class Show(StrEnum):
@@ -221,6 +228,20 @@ class Overview(Database):
         """Keep what a person did at the command line, beside deciding: an event of its own."""
         with self._writing() as connection:
             self._note(connection, name, study=study, by=by, **detail)
+
+    def note_query(self, by: str, peer: str, keys: Mapping[str, str]) -> None:
+        """Keep that a person asks a peer about studies.
+
+        Args:
+            by: who asks.
+            peer: its alias.
+            keys: DICOM keywords to what is looked for; only of `TOLD_KEYS` the value is kept.
+        """
+        kept = {
+            keyword: value if keyword in TOLD_KEYS and _IS_TOLD.fullmatch(value) else ""
+            for keyword, value in keys.items()
+        }
+        self.note_command("archive.asked", by, peer=peer, keys=kept)
 
     def find_acts(self, limit: int, offset: int = 0) -> list[Event]:
         """Return what persons did, the newest first."""

@@ -100,6 +100,15 @@ US = ("DICOM_NODE", "AETITLES=DICOM_NODE")
             make_event("inquiry.answered", study=STUDY, peer="pacs"),
             ("110112", None, "E", "0"),
         ),
+        (
+            make_event("delivery.begun", plan=PLAN, peer="pacs", classes={MR: 3}),
+            ("110102", None, "E", "0"),
+        ),
+        (make_event("page.acts_seen", by="A. Admin"), ("110101", None, "R", "0")),
+        (
+            make_event("archive.asked", by="root", peer="pacs", keys={"StudyDate": "20260101"}),
+            ("110112", None, "E", "0"),
+        ),
         (make_event("inquiry.silent", study=STUDY, peer="pacs"), ("110112", None, "E", "4")),
         (make_event("job.claim", study=STUDY), ("110103", None, "R", "0")),
         (make_event("job.finish", study=STUDY), ("110103", None, "C", "0")),
@@ -208,6 +217,46 @@ def test_sending_is_told_by_outcome():
         "110152": ("pacs", "AETITLES=ORTHANC", "false", "pacs.example"),
     }
     assert [each.get("UID") for each in messages[0].iter("SOPClass")] == [MR, REPORT]
+
+
+def test_what_is_to_go_is_told_before_it_goes():
+    [message] = write(
+        make_event("delivery.begun", plan=PLAN, peer="pacs", classes={MR: 3, REPORT: 1})
+    )
+
+    assert find_participants(message) == {
+        "110153": (*US, "true", "box"),
+        "110152": ("pacs", "AETITLES=ORTHANC", "false", "pacs.example"),
+    }
+    assert find_objects(message) == {"110180": STUDY}
+    told = {each.get("UID"): each.get("NumberOfInstances") for each in message.iter("SOPClass")}
+    assert told == {MR: "3", REPORT: "1"}
+
+
+def test_query_of_a_person_names_person_and_keys_and_no_patient():
+    keys = {"StudyDate": "20260101-20260131", "PatientID": ""}
+    [message] = write(make_event("archive.asked", by="root", peer="pacs", keys=keys))
+
+    people = find_participants(message)
+    assert people[None] == ("root", None, "true", None)
+    assert people["110153"][2] == "false"
+    query = base64.b64decode(message.find(".//ParticipantObjectQuery").text)
+    identifier = dcmread(BytesIO(query), force=True)
+    assert identifier.QueryRetrieveLevel == "STUDY"
+    assert identifier.StudyDate == "20260101-20260131"
+    assert identifier.PatientID == ""
+    assert len(identifier) == 3
+
+
+def test_who_reads_the_acts_reads_an_audit_log():
+    [message] = write(make_event("page.acts_seen", by="A. Admin"))
+
+    assert find_participants(message) == {
+        None: ("A. Admin", None, "true", None),
+        "110150": (*US, "false", "box"),
+    }
+    assert find_objects(message) == {"12": "/acts"}
+    assert message.find(".//ParticipantObjectName").text == "Security Audit Log"
 
 
 def test_query_holds_its_identifier_and_nothing_of_the_patient():

@@ -1,5 +1,6 @@
 """What a PACS holds of some days is judged by what it is called, and fetched when there is time."""
 
+import getpass
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -55,7 +56,7 @@ def pacs() -> Iterator[QueryingPacs]:
 @pytest.fixture
 def walk(pacs: QueryingPacs) -> Backfill:
     overrides = [f"peers.pacs.port={pacs.port}", "peers.pacs.ae_title=PACS", "query.pause=0 s"]
-    return Backfill("pacs", load(CONFIG, overrides).node, make_judge(), lambda: NOW)
+    return Backfill("pacs", load(CONFIG, overrides).node, make_judge(), lambda: NOW, lambda _: None)
 
 
 @pytest.fixture
@@ -132,6 +133,33 @@ def test_command_tells_the_estimate_and_refuses_unknown_peers(
         main(["explain", "--query", "StudyInstanceUID=2", "--json", *common])
     assert ended.value.code == 0
     assert '"FLAIR": "missing"' in capsys.readouterr().out
+
+
+def test_who_asked_the_archive_is_kept_with_the_keys_and_no_patient(
+    pacs: QueryingPacs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    sets = [f"peers.pacs.port={pacs.port}", "peers.pacs.ae_title=PACS", f"data_folder={data}"]
+    common = ["--config", str(CONFIG), *(word for each in sets for word in ("--set", each))]
+    with Ledger(f"sqlite:///{data / 'ledger.sqlite'}", lambda: NOW).open() as ledger:
+        for words in (
+            ["backfill", "--from", "2026-01-01", "--to", "2026-01-02", "--dry-run"],
+            ["explain", "--query", "StudyInstanceUID=2", "--query", "PatientID=P2"],
+        ):
+            with pytest.raises(SystemExit) as ended:
+                main([*words, *common])
+            assert ended.value.code == 0
+        acts = ledger.find_acts(9)
+
+    assert [(each.name, each.detail) for each in reversed(acts)] == [
+        ("archive.asked", {"by": getpass.getuser(), "peer": "pacs", "keys": keys})
+        for keys in (
+            {"StudyDate": "20260101"},
+            {"StudyDate": "20260102"},
+            {"StudyInstanceUID": "2", "PatientID": ""},
+        )
+    ]
 
 
 def test_days_are_listed_with_both_ends() -> None:

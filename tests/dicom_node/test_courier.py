@@ -83,6 +83,18 @@ def test_what_is_proposed_is_what_will_be_sent_and_the_bytes_are_those_of_the_fi
     assert {each.reason for each in outbox.deliveries()} == {None}
 
 
+@pytest.mark.integration
+def test_what_is_to_go_is_kept_before_the_first_of_it_goes(outbox):
+    outbox.fill(instances=3)
+    with WindowPacs() as pacs:
+        while outbox.sweep(pacs):
+            pass
+
+    told = [each for each in outbox.ledger.events() if each.name.startswith("delivery.")]
+    assert [each.name for each in told] == ["delivery.begun", *["delivery.sent"] * 3]
+    assert told[0].detail == {"peer": "pacs", "classes": {MR: 3}}
+
+
 def fill_richly(outbox: Outbox) -> None:
     """Queue an instance that has every sort of value."""
     item = Dataset()
