@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import quote
 
@@ -30,6 +32,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1, generate_uid
 from pynetdicom import AE, build_context
 
+from dicom_node.admin.pages import ROUTES
 from dicom_node.conditions import fold
 from dicom_node.demonstration.studies import Parcel
 from dicom_node.demonstration.walk import Node
@@ -40,8 +43,10 @@ from dicom_node.ledger import Ledger
 from dicom_node.node_settings import NodeSettings
 from dicom_node.settings import load
 from doubles import bad_inputs, saboteur
+from doubles.admin import AdminProcess, Client
 from doubles.audit import ET, make_certificates, open_repository
 from doubles.canary import Canary
+from doubles.certificates import make_authority, make_certificate
 from doubles.dcmtk import storescu
 from doubles.node import AE_TITLE, CONFIGURATION, SCANNER
 from doubles.raw_peer import EXPLICIT, IMPLICIT, MR, VERIFICATION, RawPeer, associate_request
@@ -263,6 +268,44 @@ class Walk:
                 with error:
                     self.tell("http", str(error.headers).encode() + error.read())
 
+    def ask_page(self, studies: Iterable[str], jobs: Iterable[str]) -> None:
+        """Look at every page over HTTPS, as whoever sees most, and ask for what there is not."""
+        certificates = self.folder / "page"
+        certificates.mkdir()
+        authority = make_authority(certificates)
+        certificate, key = make_certificate(certificates, authority, "page")
+        page = AdminProcess(
+            self._configuration,
+            (
+                *self.overrides,
+                "admin.port=0",
+                "admin.patient_names=true",
+                f"admin.tls={{certificate: {certificate}, key: {key}}}",
+            ),
+            self.folder / "page.log",
+            self.environment,
+        )
+        plant = self.canary.plant
+        with page.served() as port:
+            client = Client(port, ssl.create_default_context(cafile=authority))
+            told = [
+                client.log_in(plant("a name that nobody has"), plant("a wrong password")),
+                client.log_in(page.PERSON),
+            ]
+            paths = [route.path for route in ROUTES if route.method == "GET"]
+            plain = [path for path in paths if "{" not in path]
+            told += [client.get(path) for path in plain]
+            told += [client.get(f"/studies/{uid}") for uid in studies]
+            told += [client.get(f"/jobs/{job}") for job in jobs]
+            told.append(client.get(f"/studies/{quote(plant('name of a study'))}"))
+            told.append(client.get(f"/{quote(plant('name of a page'))}"))
+            for answer in told:
+                self.tell("admin page", str(answer.headers).encode() + answer.body)
+            asked = client.post(f"/studies/{next(iter(studies))}/patient", {})
+            assert asked.status == HTTPStatus.OK
+            self.tell("whose study it is", asked.body)
+        self.tell("page.log", (self.folder / "page.log").read_bytes())
+
     def ask(self, *commands: Sequence[str]) -> None:
         """Run commands of the node beside it and keep what they print."""
         sets = [word for override in self.overrides for word in ("--set", override)]
@@ -407,6 +450,9 @@ def _go(walk: Walk, phantom: Parcel) -> None:
             ["check", str(walk.folder / "sent")],
             ["doctor"],
         )
+        walk.ask_page(
+            studies.values(), [each.plan.plan_id for each in ledger.jobs(studies["good"])]
+        )
         for name, uid in studies.items():
             told.jobs[name] = [job.state for job in ledger.jobs(uid)]
             told.holds[name] = ledger.study_row(uid).hold_code
@@ -468,7 +514,9 @@ def test_every_token_of_the_study_is_in_the_store(told):
 
 
 def test_every_process_failed_with_a_token_and_told_the_place_only(told):
-    assert told.sabotaged >= len(("node", "receiver", "its server", "worker", "command"))
+    assert told.sabotaged >= len(
+        ("node", "receiver", "its server", "worker", "command", "admin page")
+    )
     for event in ("process.failed", "exception.ignored", "message withheld"):
         assert event in told.log
     assert "error=RuntimeError at sitecustomize.py:" in told.log
@@ -482,6 +530,8 @@ def test_audit_messages_tell_all_of_it(told):
     """All of them follow the schema, or they could not have been read."""
     assert told.audited[0] == told.audited[-1] == ("110100", "0")  # the start, and the stop
     assert set(told.audited) >= {
+        ("110101", "0"),  # who looked at the acts
+        ("110102", "0"),  # what was to go
         ("110103", "0"),  # jobs
         *(("110104", outcome) for outcome in "048"),  # what came, and how it went
         ("110113", "4"),  # who was not let in
@@ -489,12 +539,21 @@ def test_audit_messages_tell_all_of_it(told):
 
 
 def test_nothing_of_a_patient_is_told(told):
-    # That of a peer in node.yaml: PS3.15 section A.5.2.2 wants the AE titles of both sides, and the
-    # doctor says what to type in at the PACS.
+    # That of a peer in node.yaml: PS3.15 section A.5.2.2 wants the AE titles of both sides, the
+    # doctor says what to type in at the PACS, and the page shows who is configured.
     assert told.canary.find(told.texts) == {
         "audit messages": {"AE title of a peer"},
         "dicom-node doctor": {"AE title of a peer"},
+        "admin page": {"AE title of a peer"},
+        "whose study it is": {
+            *(f"a study's {name}" for name in ("PatientName", "PatientID", "AccessionNumber")),
+            *("PatientBirthDate", "a study's date"),
+        },
     }
+
+
+def test_page_shows_whose_study_it_is_and_keeps_who_looked(told):
+    assert b"page.patient_seen" in told.texts["ledger: event"]
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,25 @@
 """An admin page over a bench, served from a thread of the test, and a browser without a screen."""
 
 import http.client
+import os
 import re
+import ssl
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.cookies import SimpleCookie
+from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 from dicom_node.admin.accounts import Accounts, Role
 from dicom_node.admin.server import AdminServer
+from dicom_node.demonstration.processes import Child
 from dicom_node.settings import load
 from doubles.bench import Bench
 
+START_SECONDS = 60.0
 STAPLE = "correct horse staple"
 PEOPLE = {"V. Viewer": Role.VIEWER, "O. Operator": Role.OPERATOR, "A. Admin": Role.ADMIN}
 
@@ -54,6 +60,41 @@ class AdminUnderTest:
         assert not thread.is_alive()
 
 
+class AdminProcess:
+    """`dicom-node admin` as a process of its own, with one account.
+
+    Args:
+        configuration: folder.
+        overrides: of settings.
+        log: file that takes what it prints.
+        environment: beside that of the test.
+    """
+
+    PERSON = "A. Admin"
+
+    def __init__(
+        self, configuration: Path, overrides: Sequence[str], log: Path, environment: dict[str, str]
+    ) -> None:
+        sets = [word for each in overrides for word in ("--set", each)]
+        program = str(Path(sys.executable).with_name("dicom-node"))
+        self._command = [program, "admin", "--config", str(configuration), *sets]
+        self._log = log
+        self._environment = environment
+        node = load(configuration, overrides).node
+        Accounts(node.data_folder).put(self.PERSON, Role.ADMIN, STAPLE, datetime.now(UTC))
+
+    @contextmanager
+    def served(self) -> Iterator[int]:
+        """Give the port where it answers."""
+        child = Child(self._command, self._log, {**os.environ, **self._environment})
+        child.start()
+        try:
+            child.wait_for(lambda: "ready admin=" in child.read_log(), START_SECONDS)
+            yield int(re.findall(r"ready admin=\S+:(\d+)", child.read_log())[-1])
+        finally:
+            child.stop()
+
+
 class Answer:
     """What came back."""
 
@@ -68,10 +109,16 @@ class Answer:
 
 
 class Client:
-    """Keeps cookies, follows nothing, shows nothing."""
+    """Keeps cookies, follows nothing, shows nothing.
 
-    def __init__(self, port: int) -> None:
+    Args:
+        port: of the page.
+        tls: how the page is called over HTTPS; None: over HTTP.
+    """
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.port = port
+        self._tls = tls
         self.cookies: dict[str, str] = {}
         self.token = ""
 
@@ -93,10 +140,16 @@ class Client:
             self.get("/studies")
         return answer
 
+    def _connect(self) -> http.client.HTTPConnection:
+        address = ("127.0.0.1", self.port)
+        if self._tls is None:
+            return http.client.HTTPConnection(*address, timeout=60)
+        return http.client.HTTPSConnection(*address, timeout=60, context=self._tls)
+
     def _ask(
         self, method: str, path: str, body: str | None, headers: Mapping[str, str] | None
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = self._connect()
         kept = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         try:
             connection.request(method, path, body, {"Cookie": kept, **(headers or {})})

@@ -1,9 +1,13 @@
 """What the page answers over a real socket: who may what, what is refused, what is kept."""
 
+import http.client
 import re
 import socket
+import ssl
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from pydicom.uid import generate_uid
@@ -16,6 +20,7 @@ from dicom_node.jobs import JobState
 from dicom_node.ledger import Job
 from doubles.admin import PEOPLE, STAPLE, AdminUnderTest, Answer, Client
 from doubles.bench import Bench
+from doubles.certificates import make_authority, make_certificate
 from doubles.ledger import make_derived
 from doubles.series import make_series
 
@@ -371,3 +376,47 @@ def test_result_of_which_only_a_report_was_written_offers_no_picture(
         card = text[text.index(f'id="job-{job.plan.plan_id}"') :].partition("</article>")[0]
         assert "Look at it" not in card
         assert "Nothing but a report" in card
+
+
+@pytest.fixture
+def over_https(bench: Bench, tmp_path: Path) -> Iterator[tuple[AdminUnderTest, Path]]:
+    """The page with a certificate, and the authority that signed it."""
+    authority = make_authority(tmp_path)
+    certificate, key = make_certificate(tmp_path, authority, "page")
+    tls = f"admin.tls={{certificate: {certificate}, key: {key}}}"
+    with AdminUnderTest(bench, tls).served() as admin:
+        yield admin, authority
+
+
+def test_page_is_served_over_https_with_its_certificate(
+    over_https: tuple[AdminUnderTest, Path],
+) -> None:
+    admin, authority = over_https
+    client = Client(admin.port, ssl.create_default_context(cafile=authority))
+
+    assert admin.address.startswith("https://")
+    answer = client.log_in("O. Operator")
+    assert answer.status == 303
+    assert "Secure" in answer.headers["Set-Cookie"]
+    assert answer.headers["Strict-Transport-Security"]
+    assert client.get("/studies").status == 200
+    assert client.post("/logout", {}).headers["Location"] == "/login"
+
+
+def test_https_takes_no_old_protocol_no_stranger_and_no_plain_text(
+    over_https: tuple[AdminUnderTest, Path],
+) -> None:
+    admin, authority = over_https
+    old = ssl.create_default_context(cafile=authority)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old.minimum_version = ssl.TLSVersion.TLSv1
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    old.set_ciphers("DEFAULT@SECLEVEL=0")
+
+    with pytest.raises(ssl.SSLError):
+        Client(admin.port, old).get("/login")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        Client(admin.port, ssl.create_default_context()).get("/login")
+    with pytest.raises((http.client.HTTPException, OSError)):
+        Client(admin.port).get("/login")
