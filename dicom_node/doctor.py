@@ -37,6 +37,7 @@ from dicom_node.network import (
     open_association,
 )
 from dicom_node.node_settings import NodeSettings
+from dicom_node.performer import find_station, find_worklists
 from dicom_node.rules import ROUTING_FILE
 from dicom_node.settings import Configuration
 from dicom_node.statement import find_sent_classes
@@ -124,6 +125,13 @@ def describe_for_pacs(node: NodeSettings) -> Iterator[str]:
     yield "send it studies by C-STORE, and let it store (and echo) at the PACS under that AE title"
     if any(peer.commitment == "storage_commitment" for peer in node.peers.values()):
         yield "let it send its storage commitment reports to the same AE title, host and port"
+    for alias in find_worklists(node):
+        station = find_station(node)
+        codes = " ".join(f"({each.value}, {each.scheme})" for each in node.steps.workitems)
+        yield (
+            f"{alias}: let it find, read, claim and change Unified Procedure Steps of the workitem "
+            f"{codes}, for the station ({station.value}, {station.scheme}) or for any"
+        )
     # Both forms are Orthanc's; only the second one can say TLS.
     modality: Any = [node.ae_title, host, port]
     if tls:

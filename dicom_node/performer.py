@@ -93,9 +93,7 @@ class Performer:
         self._store = store
         self._settings = settings
         self._clock = clock
-        self._station = settings.steps.station or Code(
-            value=settings.ae_title, scheme=CODING_SCHEME, meaning="dicom_node"
-        )
+        self._station = find_station(settings)
         query = settings.query
         pauses = (query.first_retry, query.longest_retry)
         self._rest = Rest(pauses, _JITTER, clock, rng or random.SystemRandom())
@@ -217,8 +215,7 @@ class Performer:
     def _end(self, worklist: Worklist, step: Step, standing: Standing) -> None:
         """Tell the worklist what came of a step, and that it is over."""
         is_done = bool(standing.outputs)
-        reason = None if is_done else standing.words
-        status = worklist.tell_end(step, standing.outputs, self._clock(), reason)
+        status = worklist.tell_end(step, standing.outputs, self._clock(), standing.words)
         # One that is over may be so by this node, which then did not live to note it.
         if status in {command.SUCCESS, NO_LONGER_UPDATED}:
             status = worklist.change(step, "COMPLETED" if is_done else "CANCELED")
@@ -226,6 +223,7 @@ class Performer:
             is_done = status == ALREADY_COMPLETED or (is_done and status != ALREADY_CANCELED)
             state = StepState.COMPLETED if is_done else StepState.CANCELED
             logger.info("step.%s step=%s", state, step.sop_instance_uid)
+            reason = None if is_done else standing.words
             self._ledger.change_step(step, state, told=standing.words, reason=reason)
         elif status in GONE:
             self._lose(step, status)
@@ -307,6 +305,13 @@ def find_worklists(settings: NodeSettings) -> list[str]:
     return sorted(alias for alias, peer in settings.peers.items() if "worklist" in peer.roles)
 
 
+def find_station(settings: NodeSettings) -> Code:
+    """Return the code under which worklists know this node."""
+    return settings.steps.station or Code(
+        value=settings.ae_title, scheme=CODING_SCHEME, meaning="dicom_node"
+    )
+
+
 def find_standing(ledger: Ledger, step: Step, peers: Mapping[str, Peer]) -> Standing:
     """Return how far the study of a step is, from what the ledger says of it."""
     study = step.study_instance_uid
@@ -320,12 +325,11 @@ def find_standing(ledger: Ledger, step: Step, peers: Mapping[str, Peer]) -> Stan
     if row.state is StudyState.HELD:
         return Standing(words=f"a person must look at the study: {row.hold_code}", percent=20)
     jobs = [each for each in ledger.jobs(study) if _is_asked_for(each)]
+    refused = [f"{each.target}: {each.reason}" for each in ledger.read_judgement(study).refusals]
     if not jobs:
-        refusals = ledger.read_judgement(study).refusals
-        told = "; ".join(f"{each.target}: {each.reason}" for each in refusals)
-        words = told or "the study lacks nothing that a rule makes and sends"
+        words = "; ".join(refused) or "the study lacks nothing that a rule makes and sends"
         return Standing(words=words, percent=20, is_over=True)
-    return _judge_jobs(jobs, ledger.deliveries(study), peers)
+    return _judge_jobs(jobs, ledger.deliveries(study), peers, refused)
 
 
 def _is_asked_for(job: Job) -> bool:
@@ -336,8 +340,12 @@ def _is_asked_for(job: Job) -> bool:
 
 
 def _judge_jobs(
-    jobs: Sequence[Job], deliveries: Iterable[Delivery], peers: Mapping[str, Peer]
+    jobs: Sequence[Job],
+    deliveries: Iterable[Delivery],
+    peers: Mapping[str, Peer],
+    refused: Sequence[str],
 ) -> Standing:
+    """Return how far a study is of which something is made; `refused` is what is not."""
     by_plan: dict[str, list[Delivery]] = defaultdict(list)
     for each in deliveries:
         if each.instance.role is not Role.WITHDRAWAL:
@@ -359,7 +367,7 @@ def _judge_jobs(
         for job in done
         for output in _list_outputs(job.plan.study_instance_uid, by_plan[job.plan.plan_id], peers)
     )
-    words = "; ".join(failed) or "made and delivered"
+    words = "; ".join([*failed, *refused]) or "made and delivered"
     return Standing(words=words, percent=100, is_over=True, outputs=outputs)
 
 

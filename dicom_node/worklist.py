@@ -193,22 +193,21 @@ class Worklist:
         progress.ProcedureStepProgressDescription = _clean(words)
         return self._set(step, [progress])
 
-    def tell_end(
-        self, step: Step, outputs: Sequence[Output], now: datetime, reason: str | None
-    ) -> int:
+    def tell_end(self, step: Step, outputs: Sequence[Output], now: datetime, words: str) -> int:
         """Tell what came of a step, and return the status.
 
         Args:
             step: that is over.
-            outputs: what was made and delivered.
+            outputs: what was made and delivered; without any it is canceled.
             now: the time.
-            reason: why it is canceled; None when it is done.
+            words: what was not made, and why.
         """
         progress = Dataset()
-        progress.ProcedureStepProgress = "100" if reason is None else "0"
-        if reason is not None:
+        progress.ProcedureStepProgress = "100" if outputs else "0"
+        progress.ProcedureStepProgressDescription = _clean(words)
+        if not outputs:
             progress.ProcedureStepCancellationDateTime = _write_time(now)
-            progress.ReasonForCancellation = _clean(reason)
+            progress.ReasonForCancellation = _clean(words)
             progress.ProcedureStepDiscontinuationReasonCodeSequence = [_write_code(*_UNSPECIFIED)]
         station = self._station
         performed = Dataset()

@@ -107,7 +107,7 @@ def test_series_that_the_archive_has_and_the_node_never_got_is_not_made(node, or
 
 
 def test_what_is_made_is_made_of_sources_that_the_archive_gave(node, orthanc, tmp_path):
-    phantom = prepare_phantom(tmp_path / "phantom", seed=11, spacing=(6.0, 3.0, 3.0))
+    phantom = prepare_phantom(tmp_path / "phantom", seed=11, spacing=(8.0, 4.0, 4.0))
     store(orthanc, (path.read_bytes() for path in phantom.files))
     study = phantom.study_instance_uid
 
@@ -125,7 +125,7 @@ def test_what_is_made_is_made_of_sources_that_the_archive_gave(node, orthanc, tm
 def test_step_of_a_worklist_is_done_when_the_archive_has_what_was_missing(
     node, manager, orthanc, tmp_path
 ):
-    phantom = prepare_phantom(tmp_path / "phantom", seed=12, spacing=(6.0, 3.0, 3.0))
+    phantom = prepare_phantom(tmp_path / "phantom", seed=12, spacing=(8.0, 4.0, 4.0))
     store(orthanc, (path.read_bytes() for path in phantom.files))
     study = phantom.study_instance_uid
 

@@ -109,6 +109,17 @@ def test_worklist_must_offer_its_steps(find, double, state):
     assert "UnifiedProcedureStepPull" in found.detail
 
 
+def test_what_to_enter_at_a_worklist_is_told():
+    called = "ae_title: MANAGER, host: m.example, port: 104, roles: [worklist]"
+    workitem = "steps.workitems=[{value: COMPLETE, scheme: 99SITE, meaning: Complete it}]"
+    node = load(CONFIGURATION, [f"peers.manager={{{called}}}", workitem]).node
+
+    [line] = [each for each in doctor.describe_for_pacs(node) if each.startswith("manager: ")]
+
+    assert "(COMPLETE, 99SITE)" in line
+    assert "(DICOM_NODE, 99SYNTH)" in line
+
+
 def test_peer_that_is_not_there_is_told_with_its_address(find):
     found = find("peers.pacs.port=1")["peer pacs"]
 

@@ -259,6 +259,27 @@ def test_step_that_the_rules_refuse_is_canceled_with_their_reason(site):
     assert site.manager.outputs(step) == {}
 
 
+def test_step_of_which_a_part_is_refused_is_completed_and_says_so(site):
+    site.receive()
+    row = site.ledger.study_row(STUDY)
+    refusal = Refusal(rule="brain", target="FLAIR", code="no_source", reason="there is no T2w")
+    judged = {"series": (), "slots": {}, "gaps": (), "plans": (make_plan(),)}
+    site.ledger.record_judgement(
+        STUDY, row.generation, seen=row.seen, refusals=(refusal,), **judged
+    )
+    finish(site.ledger)
+    site.deliver()
+    site.pacs.rows = [ROW]
+    step = site.manager.schedule(STUDY)
+
+    site.look()
+    site.look()
+
+    assert site.manager.state(step) == "COMPLETED"
+    [progress] = site.manager.steps[step].ProcedureStepProgressInformationSequence
+    assert progress.ProcedureStepProgressDescription == "FLAIR: there is no T2w"
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

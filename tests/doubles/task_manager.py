@@ -178,7 +178,8 @@ class TaskManager(ScriptedPacs):
             if element.keyword != "TransactionUID":
                 step[element.tag] = element
         [progress] = step.ProcedureStepProgressInformationSequence
-        if "ProcedureStepProgressDescription" in progress:
+        is_end = "UnifiedProcedureStepPerformedProcedureSequence" in changes
+        if not is_end:
             self.told.append(str(progress.ProcedureStepProgressDescription))
         return SUCCESS
 
