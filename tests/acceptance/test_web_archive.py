@@ -106,23 +106,7 @@ def test_series_that_the_archive_has_and_the_node_never_got_is_not_made(node, or
     assert "WEB-ASKED-1" not in node.read_log()
 
 
-def test_what_is_made_is_made_of_sources_that_the_archive_gave(node, orthanc, tmp_path):
-    phantom = prepare_phantom(tmp_path / "phantom", seed=11, spacing=(8.0, 4.0, 4.0))
-    store(orthanc, (path.read_bytes() for path in phantom.files))
-    study = phantom.study_instance_uid
-
-    assert storescu(node.port, *phantom.files[:2], called=AE_TITLE).returncode == 0
-
-    node.wait_for(study)
-    with node.ledger() as ledger:
-        [job] = ledger.jobs(study)
-        made = {each.sop_instance_uid for each in ledger.derived(job.plan.plan_id)}
-        assert len(ledger.read_instances(study)) == len(phantom.files)
-    assert (job.plan.target, job.state) == ("T2w", JobState.DONE)
-    assert made <= set(orthanc.find_instances(study))
-
-
-def test_step_of_a_worklist_is_done_when_the_archive_has_what_was_missing(
+def test_step_of_a_worklist_is_done_though_the_node_dies_after_claiming_it(
     node, manager, orthanc, tmp_path
 ):
     phantom = prepare_phantom(tmp_path / "phantom", seed=12, spacing=(8.0, 4.0, 4.0))
@@ -130,6 +114,9 @@ def test_step_of_a_worklist_is_done_when_the_archive_has_what_was_missing(
     study = phantom.study_instance_uid
 
     step = manager.schedule(study, patient_id="PHANTOM12")
+    node.wait_until(lambda: manager.state(step) == "IN PROGRESS")
+    node.kill()
+    node.start()
     node.wait_until(lambda: manager.state(step) in {"COMPLETED", "CANCELED"})
 
     assert manager.state(step) == "COMPLETED"
@@ -146,3 +133,19 @@ def test_step_of_a_worklist_is_done_when_the_archive_has_what_was_missing(
         with urllib.request.urlopen(retrieval.RetrieveURL, timeout=30) as answer:
             assert answer.status == 200
     assert "PHANTOM12" not in node.read_log()
+
+
+def test_what_is_made_is_made_of_sources_that_the_archive_gave(node, orthanc, tmp_path):
+    phantom = prepare_phantom(tmp_path / "phantom", seed=11, spacing=(8.0, 4.0, 4.0))
+    store(orthanc, (path.read_bytes() for path in phantom.files))
+    study = phantom.study_instance_uid
+
+    assert storescu(node.port, *phantom.files[:2], called=AE_TITLE).returncode == 0
+
+    node.wait_for(study)
+    with node.ledger() as ledger:
+        [job] = ledger.jobs(study)
+        made = {each.sop_instance_uid for each in ledger.derived(job.plan.plan_id)}
+        assert len(ledger.read_instances(study)) == len(phantom.files)
+    assert (job.plan.target, job.state) == ("T2w", JobState.DONE)
+    assert made <= set(orthanc.find_instances(study))

@@ -1,5 +1,7 @@
 """A node of our own for a test: the shipped configuration, free ports, a folder of its own."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +67,12 @@ class NodeUnderTest:
     def stop(self) -> int | None:
         """Let it drain; return its exit status."""
         return None if self._node is None else self._node.stop()
+
+    def kill(self) -> None:
+        """End it as a power cut does, and return when it has."""
+        assert self._node is not None
+        os.kill(self._node.child.pid, signal.SIGKILL)
+        self.wait_for_death()
 
     def wait_for_death(self) -> int:
         """Return the exit status of a node that is about to be killed."""
