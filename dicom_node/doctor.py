@@ -461,7 +461,9 @@ def _time_trial(executor: JobExecutor, folder: Path, model_id: str) -> tuple[flo
 def find_model_problems(configuration: Configuration, models: set[str]) -> Iterator[str]:
     """Yield one line, as `settings.load` words its own, for each rule whose model is not there."""
     document = configuration.documents[ROUTING_FILE]
-    wanted = ", ".join(sorted(models)) or "a model, of which there is none yet"
+    wanted = ", ".join(sorted(models)) or (
+        f"a model in {configuration.node.models_folder} (models_folder of node.yaml), where none is"
+    )
     for k, rule in enumerate(configuration.routing.rules):
         for n, make in enumerate(rule.makes):
             unknown = [model for model in make.model if model not in models]

@@ -421,7 +421,10 @@ def _locked(data_folder: Path) -> Iterator[None]:
         data_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(data_folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StorageError(f"{data_folder} cannot be used: {error.strerror}") from None
+        raise ConfigurationError(
+            f"node.yaml: data_folder : seen {data_folder} ({error.strerror}), wanted a folder in "
+            "which the user that runs the node may write"
+        ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -339,7 +339,7 @@ class Make(Strict):
     @model_validator(mode="after")
     def _is_no_circle(self) -> "Make":
         if self.target in self.sources:
-            raise ValueError(f"{self.target} is made from itself; take it out of sources")
+            raise ValueError(f"sources without {self.target}, which would be made from itself")
         if self.target in self.where:
             raise ValueError(f"the states of {self.target} itself stand in `when`, not in `where`")
         return self
@@ -402,15 +402,20 @@ class Rule(Strict):
         slots = Counter(slot.slot for slot in self.expects)
         for name, count in slots.items():
             if count > 1:
-                raise ValueError(f"expects: {name} stands twice")
+                raise ValueError(f"{name} only once under expects")
         for make in self.makes:
             if make.target not in slots:
-                raise ValueError(f"makes: {make.target} is not among the slots that it expects")
+                raise ValueError(
+                    f"{make.target}, which it makes, among the slots that it expects: "
+                    f"{', '.join(slots)}"
+                )
         for target, count in Counter(make.target for make in self.makes).items():
             if count > 1:
-                raise ValueError(f"makes: {target} stands twice; list its models in order instead")
+                raise ValueError(
+                    f"{target} only once under makes; list its models in order instead"
+                )
         if self.mode in (Mode.SEND, Mode.HOLD) and self.makes and not self.send_to:
-            raise ValueError(f"send_to: a rule in mode {self.mode} needs at least one peer")
+            raise ValueError(f"send_to with at least one peer, because its mode is {self.mode}")
         return self
 
 
@@ -432,7 +437,7 @@ class Routing(Strict):
     def _are_named_once(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
         for name, count in Counter(rule.name for rule in rules).items():
             if count > 1:
-                raise ValueError(f"two rules are named {name!r}")
+                raise ValueError(f"another name for each rule; two are named {name!r}")
         return rules
 
     def in_order(self) -> tuple[Rule, ...]:
@@ -572,4 +577,4 @@ def _find_labels(rule: Rule) -> Iterator[tuple[tuple[int | str, ...], ContrastLa
 
 
 def _no_contrast(label: ContrastLabel) -> str:
-    return f"{label!r} is no contrast of contrasts.yaml"
+    return f"seen {label!r}, wanted a contrast of contrasts.yaml"

@@ -7,10 +7,11 @@ nodes, which know their lines, so that a mistake is told where it stands.
 
 import json
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -62,7 +63,7 @@ class Document:
         try:
             return kind.model_validate_json(json.dumps(self.read()), strict=True)
         except ValidationError as error:
-            raise ConfigurationError("\n".join(self._describe_all(error))) from None
+            raise ConfigurationError("\n".join(self._describe_all(error, kind))) from None
         except (ValueError, RecursionError):
             raise ConfigurationError(
                 f"{self.name}: seen an alias inside itself, wanted a tree"
@@ -106,8 +107,9 @@ class Document:
         line = f" line {mark.line + 1}:" if mark and mark.name != OVERRIDE else ""
         return f"{self.name}:{line} {'.'.join(shown) or '(whole file)'} : {message}"
 
-    def _describe_all(self, error: ValidationError) -> list[str]:
+    def _describe_all(self, error: ValidationError, kind: type[BaseModel]) -> list[str]:
         """Return each mistake once: as its innermost part, and for all aliases of its anchor."""
+        known = _list_keys(kind)
         found = error.errors(include_url=False)
         for each in found:
             each["loc"] = self._skip_kinds(each["loc"])
@@ -116,13 +118,15 @@ class Document:
         for each in found:
             location, said = each["loc"], each["msg"]
             if location not in wholes:
-                line = self._describe(location, each["type"], each["input"], said)
+                line = self._describe(location, each["type"], each["input"], said, known)
                 key = location[-1] if each["type"] == "missing" else ""
                 told.setdefault((id(self._find(location)[-1]), key, said), line)
         return list(told.values())
 
-    def _describe(self, location: Location, kind: str, seen: object, said: str) -> str:
-        """Return one mistake as a line."""
+    def _describe(
+        self, location: Location, kind: str, seen: object, said: str, known: Collection[str]
+    ) -> str:
+        """Return one mistake as a line; a key that nobody knows with the `known` one like it."""
         if kind == "missing":
             *above, key = location
             told = self.tell(above, "seen nothing, wanted a value")
@@ -133,12 +137,22 @@ class Document:
             return f"{place}.{key} : {message}"
         wanted = said.removeprefix("Value error, ").removeprefix("Input should be ")
         if kind == "extra_forbidden":
-            wanted = "no such key"
+            near = get_close_matches(str(location[-1]), known, n=1)
+            wanted = f"no such key; the nearest is {near[0]}" if near else "no such key"
         elif kind == "too_short":
             wanted = "at least one value"
         elif kind == "union_tag_invalid":
             wanted = f"as its kind one of {said.rpartition(': ')[2]}"
-        return self.tell(location, f"seen {_show(seen)}, wanted {wanted}")
+        elif seen is None and not location:
+            return self.tell(location, "seen an empty file, wanted keys and values")
+        elif kind == "value_error" and isinstance(seen, dict | list):
+            return self.tell(location, f"wanted {wanted}")
+        told = f"seen {_show(seen)}, wanted {wanted}"
+        if seen is None and not location:
+            told = "seen an empty file, wanted keys and values"
+        elif kind == "value_error" and isinstance(seen, dict | list):
+            told = f"wanted {wanted}"
+        return self.tell(location, told)
 
     def _skip_kinds(self, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
         """Return `location` without the words that pydantic puts in to name a type."""
@@ -219,16 +233,66 @@ class _Faults:
         if isinstance(error, yaml.MarkedYAMLError):
             mark = error.problem_mark
             line = f" line {mark.line + 1}:" if mark and mark.name != OVERRIDE else ""
-            raise ConfigurationError(f"{name}:{line} {error.problem}") from None
+            raise ConfigurationError(f"{name}:{line} {_reword(error)}") from None
         if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
             raise ConfigurationError(f"{name}: seen bytes that are no text, wanted UTF-8") from None
         if isinstance(error, RecursionError):
             raise ConfigurationError(f"{name}: seen endless nesting, wanted a few levels") from None
 
 
+_PROBLEMS = (
+    (r"found character '\\t'", "seen a tab, wanted spaces"),
+    (
+        r"mapping values are not allowed",
+        "seen a second colon, or a key that is indented too far; wanted one key on a line, and a "
+        "text with a colon in quotes",
+    ),
+    (
+        r"expected <block end>",
+        "seen a line that is indented unlike its neighbors, or that goes on behind a quote; wanted "
+        "the same spaces before all keys of a section and all items of a list",
+    ),
+    (r"expected ',' or '\]'", "seen no end of the list from line {began}, wanted ]"),
+    (r"expected ',' or '\}'", "seen no end of the section from line {began}, wanted }}"),
+    (
+        r"found unexpected end of stream",
+        "seen no end of the text from line {began}, wanted a quote",
+    ),
+    (r"could not find expected ':'", "seen a line without a colon, wanted KEY: VALUE"),
+)
+"""What the parser says of mistakes that people make, to what they have to mend."""
+
+
+def _list_keys(kind: type[BaseModel]) -> list[str]:
+    """Return every key that a type and the types in it know."""
+    waiting: list[Any] = [kind]
+    seen: set[type[BaseModel]] = set()
+    keys: set[str] = set()
+    while waiting:
+        each = waiting.pop()
+        waiting += get_args(each)
+        if isinstance(each, type) and issubclass(each, BaseModel) and each not in seen:
+            seen.add(each)
+            for name, field in each.model_fields.items():
+                keys.add(field.alias or name)
+                waiting.append(field.annotation)
+    return sorted(keys)
+
+
+def _reword(error: yaml.MarkedYAMLError) -> str:
+    """Return what is wrong with text that is no YAML, in words of people."""
+    problem = str(error.problem)
+    began = error.context_mark.line + 1 if error.context_mark else 1
+    for pattern, words in _PROBLEMS:
+        if re.match(pattern, problem):
+            return words.format(began=began)
+    return problem
+
+
 def _show(seen: object) -> str:
     if isinstance(seen, dict | list):
-        return "a whole section"
+        kind = "section" if isinstance(seen, dict) else "list"
+        return f"a {kind}" if seen else f"an empty {kind}"
     if isinstance(seen, str) and _SECRET.search(seen):
         return "an address with a secret"
     return json.dumps(seen)

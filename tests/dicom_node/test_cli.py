@@ -282,7 +282,7 @@ def test_page_that_others_could_overhear_is_refused(run: Run, bench: Bench):
 
     assert status == 2
     assert err.startswith("node.yaml: line ")
-    assert "admin : seen a whole section, wanted tls, because 0.0.0.0" in err
+    assert "admin : wanted tls, because 0.0.0.0" in err
 
 
 def test_page_whose_address_is_taken_says_so(run: Run, bench: Bench):
@@ -292,3 +292,15 @@ def test_page_whose_address_is_taken_says_so(run: Run, bench: Bench):
 
     assert status == 2
     assert f"port {port}" in err
+
+
+def test_folder_without_models_is_named_with_its_key(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["check", "--config", str(CONFIGURATION), "--set", f"models_folder={tmp_path / 'none'}"]
+        )
+
+    assert ended.value.code == 2
+    assert f"wanted a model in {tmp_path / 'none'} (models_folder of node.yaml)" in (
+        capsys.readouterr().err
+    )

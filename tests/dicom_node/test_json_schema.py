@@ -23,8 +23,8 @@ VALUES = (None, True, 5, -1, 0.5, 10**9, "surprise", "", [], ["surprise"], {}, {
 """What is put in the place of any value."""
 
 BEYOND_A_SCHEMA = (
-    *("is not among the slots", "in mode send needs at least one peer", "is no contrast here"),
-    *(", because ", "the states of", "is made from itself", "two rules are named"),
+    *("among the slots that it expects", "is no contrast here", ", because ", "the states of"),
+    *("would be made from itself", "two are named", "only once under"),
 )
 """Mistakes that lie between two places of a document."""
 

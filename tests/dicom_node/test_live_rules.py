@@ -58,7 +58,7 @@ def test_change_is_taken_at_once_where_somebody_asks_for_it(folder: Path) -> Non
     [
         ("routing.yaml", "priority: 51", "priority: high", "priority : seen"),
         ("routing.yaml", "send_to: [pacs]", "send_to: [nobody]", "'nobody' is no peer"),
-        ("models.yaml", "never_make: [T1c]", "never_make: [T9]", "'T9' is no contrast"),
+        ("models.yaml", "never_make: [T1c]", "never_make: [T9]", "seen 'T9', wanted a contrast"),
         ("contrasts.yaml", "minimum_confidence: 0.7", "minimum_confidence: [", "line"),
     ],
 )

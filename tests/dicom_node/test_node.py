@@ -488,3 +488,8 @@ def test_broken_model_stops_judging_and_not_reception(start, tmp_path):
 
     wait_until(lambda: "sweep.failed name=assembly" in running.node.child.read_log())
     assert echoscu(running.node.port, called=AE_TITLE).returncode == 0
+
+
+def test_data_folder_that_cannot_be_made_is_a_mistake_of_the_configuration(start):
+    with pytest.raises(RuntimeError, match=rf"ended with {EXIT_WRONG}(?s:.*)data_folder : seen"):
+        start("data_folder=/proc/nowhere")

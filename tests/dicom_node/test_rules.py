@@ -55,9 +55,9 @@ def test_rules_are_asked_by_priority_then_in_the_order_of_the_file() -> None:
         ({"name": "Brain MR"}, "name"),
         ({"mode": "on"}, "mode"),
         ({"priority": 101}, "priority"),
-        ({"send_to": []}, "needs at least one peer"),
-        ({"expects": [{"slot": "T1w"}, {"slot": "T1w"}]}, "stands twice"),
-        ({"expects": [{"slot": "T2w"}]}, "not among the slots"),
+        ({"send_to": []}, "send_to with at least one peer"),
+        ({"expects": [{"slot": "T1w"}, {"slot": "T1w"}]}, "T1w only once"),
+        ({"expects": [{"slot": "T2w"}]}, "among the slots that it expects: T2w"),
         ({"makes": [{"target": "T1w", "sources": ["T1w"], "model": "m"}]}, "made from itself"),
         ({"makes": [{"target": "T1w", "sources": [], "model": "m"}]}, "at least 1 item"),
         ({"colour": "red"}, "Extra inputs"),
@@ -69,7 +69,7 @@ def test_mistake_in_a_rule_is_told(change: dict[str, Any], message: str) -> None
 
 
 def test_two_rules_of_one_name_are_refused() -> None:
-    with pytest.raises(ValidationError, match="two rules are named 'brain'"):
+    with pytest.raises(ValidationError, match="two are named 'brain'"):
         make_routing({}, {})
 
 
@@ -81,7 +81,7 @@ def test_two_rules_of_one_name_are_refused() -> None:
             {"expects": [{"slot": "T1w", "or_else": ["T9"]}]},
             {"pacs"},
             ("expects", 0, "or_else", 0),
-            "'T9' is no contrast",
+            "seen 'T9', wanted a contrast",
         ),
         (
             {
@@ -111,7 +111,7 @@ def test_unknown_contrast_in_the_model_policy_is_told() -> None:
     found = list(find_disagreements(load_contrasts(), make_routing({}), policy, {"pacs"}, set()))
 
     assert found == [
-        ("models.yaml", ("never_make", 0), "'T7' is no contrast of contrasts.yaml"),
+        ("models.yaml", ("never_make", 0), "seen 'T7', wanted a contrast of contrasts.yaml"),
     ]
 
 

@@ -162,7 +162,7 @@ PIN = ":".join(["ab"] * 32)
     [
         (
             ["receiver.host=0.0.0.0"],
-            "receiver : seen a whole section, wanted tls, or an allow_plain that names the "
+            "receiver : wanted tls, or an allow_plain that names the "
             "networks that may talk in plain, because 0.0.0.0 can be reached from other machines",
         ),
         (["receiver.host=localhost"], 'receiver.host : seen "localhost", wanted an IP address'),
@@ -177,7 +177,7 @@ PIN = ":".join(["ab"] * 32)
         (["receiver.allow_plain=[10]"], "receiver.allow_plain.0 : seen 10, wanted an address"),
         (
             ["receiver.storage_classes.image=[]"],
-            "receiver.storage_classes.image : seen a whole section, wanted",
+            "receiver.storage_classes.image : seen an empty list, wanted",
         ),
         (
             ["receiver.storage_classes.passed_over=[EncapsulatedPDFStorage]"],
@@ -186,7 +186,7 @@ PIN = ":".join(["ab"] * 32)
         ),
         (
             ["receiver.storage_classes.passed_over=[MRImageStorage]"],
-            "receiver.storage_classes : seen a whole section, wanted each storage class in one of",
+            "receiver.storage_classes : wanted each storage class in one of",
         ),
         (["receiver.limits.depth=0"], "receiver.limits.depth : seen 0, wanted greater than"),
         (["receiver.limits.pdu=65536"], "receiver.limits.pdu : seen 65536, wanted a size such as"),
@@ -202,7 +202,7 @@ PIN = ":".join(["ab"] * 32)
         (["delivery.jitter=2"], "delivery.jitter : seen 2, wanted less than or equal to 1"),
         (
             ["ledger.kind=mysql"],
-            "ledger : seen a whole section, wanted as its kind one of 'sqlite', 'postgresql'",
+            "ledger : seen a section, wanted as its kind one of 'sqlite', 'postgresql'",
         ),
         (["ledger={kind: sqlite, path: x}"], 'ledger.path : seen "x", wanted no such key'),
         (["ledger={kind: postgresql}"], "ledger.dsn_env : seen nothing, wanted a value"),
@@ -217,18 +217,18 @@ PIN = ":".join(["ab"] * 32)
         ),
         (
             ["executor={kind: dask, scheduler: 'tls://dask:8786'}"],
-            "executor : seen a whole section, wanted tls, because its scheduler is called with TLS",
+            "executor : wanted tls, because its scheduler is called with TLS",
         ),
         (
             ["executor={kind: dask, scheduler: 'tcp://dask:8786'}"],
-            "executor : seen a whole section, wanted a scheduler with tls://, because it is on",
+            "executor : wanted a scheduler with tls://, because it is on",
         ),
         (
             [
                 "executor={kind: dask, scheduler: 'tcp://[::1]:1',"
                 " tls: {certificate: a, key: b, ca: c}}"
             ],
-            "executor : seen a whole section, wanted a scheduler with tls://, because there is",
+            "executor : wanted a scheduler with tls://, because there is",
         ),
         (
             ["executor={kind: dask, scheduler: 'dask:8786'}"],
@@ -241,14 +241,14 @@ PIN = ":".join(["ab"] * 32)
         (["executor.workers=0"], "executor.workers : seen 0, wanted greater than"),
         (
             ["web.host=0.0.0.0"],
-            "web : seen a whole section, wanted allow_plain: true, because 0.0.0.0 can be reached",
+            "web : wanted allow_plain: true, because 0.0.0.0 can be reached",
         ),
         (["web.allow_plain=yes"], 'web.allow_plain : seen "yes", wanted a valid boolean'),
         (["peers.PACS={ae_title: A, roles: [send]}"], "peers.PACS"),
         (["peers.pacs={ae_title: A}"], "peers.pacs.roles : seen nothing, wanted a value"),
         (
             ["peers.pacs={ae_title: A, roles: []}"],
-            "peers.pacs.roles : seen a whole section, wanted",
+            "peers.pacs.roles : seen an empty list, wanted",
         ),
         (
             ["peers.pacs={ae_title: A, roles: [sned]}"],
@@ -257,11 +257,11 @@ PIN = ":".join(["ab"] * 32)
         ),
         (
             ["peers.pacs={ae_title: A, roles: [receive]}"],
-            "peers.pacs : seen a whole section, wanted address, because its roles let it call",
+            "peers.pacs : wanted address, because its roles let it call",
         ),
         (
             ["peers.pacs={ae_title: A, host: h, roles: [send]}"],
-            "peers.pacs : seen a whole section, wanted host and port, because its roles let this",
+            "peers.pacs : wanted host and port, because its roles let this",
         ),
         (
             ["peers.pacs={ae_title: A, host: h, port: 0, roles: [send]}"],
@@ -277,15 +277,15 @@ PIN = ":".join(["ab"] * 32)
         ),
         (
             ["peers.pacs={ae_title: A, address: 10.1.2.3, roles: [receive], commitment: query}"],
-            "peers.pacs : seen a whole section, wanted the role send, because it is asked for a",
+            "peers.pacs : wanted the role send, because it is asked for a",
         ),
         (
             [f"{CALLED}, roles: [send], commitment: query}}"],
-            "peers.pacs : seen a whole section, wanted the role query, because it is asked what",
+            "peers.pacs : wanted the role query, because it is asked what",
         ),
         (
             [f"{CALLED}, roles: [send], commitment: storage_commitment}}"],
-            "peers.pacs : seen a whole section, wanted address, because its commitment may come",
+            "peers.pacs : wanted address, because its commitment may come",
         ),
         (
             [f"{CALLED}, roles: [send], commitment: yes}}"],
@@ -293,15 +293,15 @@ PIN = ":".join(["ab"] * 32)
         ),
         (
             [PEER, "peers.other={ae_title: A, address: 10.1.0.0/16, roles: [echo]}"],
-            "peers : seen a whole section, wanted scanner and other with another AE title or addr",
+            "peers : wanted scanner and other with another AE title or addr",
         ),
         (
             ["receiver.allow_plain=[10.0.0.0/8, 0.0.0.0/1]"],
-            "receiver : seen a whole section, wanted an allow_plain of your own networks, none",
+            "receiver : wanted an allow_plain of your own networks, none",
         ),
         (
             ["peers.pacs={ae_title: A, address: '::/0', roles: [echo]}"],
-            "peers.pacs : seen a whole section, wanted certificates, or an address no wider than",
+            "peers.pacs : wanted certificates, or an address no wider than",
         ),
         (
             ["peers.pacs={ae_title: A, address: 10.1.2.3, roles: [echo], certificates: [AB:CD]}"],
@@ -313,7 +313,7 @@ PIN = ":".join(["ab"] * 32)
         ),
         (
             [f"{CALLED}, roles: [send], certificates: [{PIN}]}}"],
-            "peers.pacs : seen a whole section, wanted tls: true, because it shows no certificate",
+            "peers.pacs : wanted tls: true, because it shows no certificate",
         ),
         (["receiver.port"], "override: seen 'receiver.port', wanted key=value"),
         (["=3"], "override: seen '=3', wanted key=value"),
@@ -459,7 +459,7 @@ def test_mistakes_of_all_files_are_told_at_once(folder):
     ("written", "told"),
     [
         ("{keyword: Modality, equals: MR}", None),
-        ("{keyword: Modality, equals: [MR]}", "any_series.equals : seen a whole section, wanted a"),
+        ("{keyword: Modality, equals: [MR]}", "any_series.equals : wanted a"),
         ("{keyword: 5, equals: MR}", "any_series.keyword : seen 5, wanted a DICOM"),
         ("{keyword: [Modality, 5], equals: MR}", "any_series.keyword.1 : seen 5, wanted a valid s"),
         (
@@ -507,17 +507,17 @@ def test_mistake_in_a_condition_is_one_message_with_its_line(folder, written, to
         (
             "quality: {planes: []}",
             13,
-            "quality.planes : seen a whole section, wanted at least one value",
+            "quality.planes : seen an empty list, wanted at least one value",
         ),
         ("quality: {dimension: 4D}", 13, "quality.dimension : seen \"4D\", wanted '2D' or '3D'"),
         ("scanner_synthetic: counts", 13, "wanted 'fills' or 'passed_over'"),
-        ("model: []", 15, "makes.0.model : seen a whole section, wanted the id of a model"),
+        ("model: []", 15, "makes.0.model : wanted the id of a model"),
         ("model: 5", 15, "makes.0.model : seen 5, wanted the id of a model"),
         ("when: [gone]", 15, "makes.0.when.0 : seen \"gone\", wanted 'missing'"),
         ("where: {T1w: [there]}", 15, 'makes.0.where.T1w.0 : seen "there", wanted'),
-        ("where: {T1w: []}", 15, "makes.0.where.T1w : seen a whole section, wanted"),
+        ("where: {T1w: []}", 15, "makes.0.where.T1w : seen an empty list, wanted"),
         ("where: {T1w: present}", 15, 'makes.0.where.T1w : seen "present", wanted a valid'),
-        ("where: {FLAIR: [missing]}", 15, "makes.0 : seen a whole section, wanted the states of"),
+        ("where: {FLAIR: [missing]}", 15, "makes.0 : wanted the states of"),
         ("age: {at_least: x}", 15, 'makes.0.age.at_least : seen "x", wanted a valid number'),
         ("age: {at_least: 9, at_most: 8}", 15, "wanted at_least not above at_most (seen 9, 8)"),
         ("age: {unknown: maybe}", 15, "makes.0.age.unknown : seen \"maybe\", wanted 'refuse'"),
@@ -546,7 +546,11 @@ def test_mistake_in_a_rule_is_one_message_with_its_line(written, line, told):
 @pytest.mark.parametrize(
     ("written", "line", "told"),
     [
-        ("or_else: [T9]", 13, "expects.1.or_else.0 : 'T9' is no contrast of contrasts.yaml"),
+        (
+            "or_else: [T9]",
+            13,
+            "expects.1.or_else.0 : seen 'T9', wanted a contrast of contrasts.yaml",
+        ),
         ("where: {T1c: [present]}", 15, "makes.0.where.T1c : 'T1c' is no slot of the rule"),
         ("ask: {peer: nobody}", 18, "ask.peer : 'nobody' is no peer of node.yaml with the role q"),
     ],

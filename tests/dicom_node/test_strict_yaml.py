@@ -73,7 +73,14 @@ def test_alias_repeats_what_it_names():
         (b"[a]: b", "node.yaml: line 1: .*wanted text"),
         (b"a: !!set {b}", "node.yaml: line 1: could not determine a constructor"),
         (b"!!python/object/apply:os.getcwd []", "line 1: could not determine a constructor"),
-        (b"a: [1", "node.yaml: line 1: "),
+        (b"a: [1", "node.yaml: line 1: seen no end of the list from line 1, wanted ]"),
+        (b"a: 1\nb: [1\nc: 2", "line 3: seen no end of the list from line 2, wanted ]"),
+        (b"a: {b: 1\nc: 2\n", "seen no end of the section from line 1, wanted }"),
+        (b'a: 1\nb: "2\nc: 3', "line 3: seen no end of the text from line 2, wanted a quote"),
+        (b"a:\n    b: 1\n   c: 2", "line 3: seen a line that is indented unlike its neighbors"),
+        (b"a:\n\tb: 1", "line 2: seen a tab, wanted spaces"),
+        (b"a: note: b", "line 1: seen a second colon, or a key that is indented too far"),
+        (b"a: 1\nb\nc: 2", "line 3: seen a line without a colon, wanted KEY: VALUE"),
         (b"a: 1\n---\nb: 2", "node.yaml: line 2: "),
         (b"a: \xff", "seen bytes that are no text, wanted UTF-8"),
         (b"[" * 5000, "seen endless nesting, wanted a few levels"),
@@ -92,7 +99,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines():
         "node.yaml: line 1: name : seen 3, wanted a valid string",
         'node.yaml: line 3: numbers.0 : seen "4", wanted a valid integer',
         "node.yaml: line 5: numbers.2 : seen true, wanted a valid integer",
-        'node.yaml: line 6: nmae : seen "x", wanted no such key',
+        'node.yaml: line 6: nmae : seen "x", wanted no such key; the nearest is name',
     ]
 
 
@@ -152,7 +159,9 @@ def test_override_goes_over_what_the_file_says():
 
 
 def test_empty_file_is_told():
-    assert find_mistakes("# nothing")[0].startswith("node.yaml: (whole file) : seen null")
+    assert find_mistakes("# nothing") == [
+        "node.yaml: (whole file) : seen an empty file, wanted keys and values"
+    ]
 
 
 def test_alias_inside_itself_is_refused():
