@@ -237,7 +237,7 @@ def check_installed() -> None:
     """
     if find_spec("distributed") is None:
         raise ConfigurationError(
-            "executor.kind dask needs distributed: pip install 'dicom_node[cluster]'"
+            "executor.kind dask needs distributed: pip install '.[cluster]' in the clone"
         )
 
 

@@ -33,7 +33,7 @@ class MissingExtra(SynthesisError):  # noqa: N818
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(
-            f"{library} is not installed, which this model needs: pip install 'dicom_node[{extra}]'"
+            f"{library} is not installed, which this model needs: pip install '.[{extra}]'"
         )
 
 

@@ -181,7 +181,7 @@ def _build_postgresql(url: URL) -> Engine:
         )
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"ledger.kind postgresql needs {error.name}: pip install 'dicom_node[cluster]'"
+            f"ledger.kind postgresql needs {error.name}: pip install '.[cluster]' in the clone"
         ) from None
 
 
