@@ -119,12 +119,12 @@ def _write_robustness(found: Sequence[_Kept]) -> Iterator[str]:
     yield from _head("Robustness", found, "robustness")
     yield "The mean absolute error when every source is disturbed by a stated amount and then"
     yield "goes through the engine's own steps (registration, N4, the scale of its anchor); *no"
-    yield "N4* and *not registered* leave out the step that would undo the disturbance. The error"
-    yield "under thick slices is of the truth averaged over the same slices. *×* is the error"
-    yield f"over that on clean sources, person by person; the bar is {1 + MOST_LOST:g}. Every"
-    yield "network of the table learns with random bias, response curves, blur, noise and"
-    yield "misalignment of its sources; what is fitted to people as they are (linear, copy,"
-    yield "boosting) is the plain twin."
+    yield "N4* and *not registered* leave out the step that would undo the disturbance. The"
+    yield "error under thick slices is of the truth averaged over the same slices. *×* is the"
+    yield f"error over that on clean sources, person by person; the bar is {1 + MOST_LOST:g}."
+    yield "Every network of the table learns with random bias, response curves, blur, noise and"
+    yield "misalignment of its sources, and none without: what is fitted to people as they are"
+    yield "(linear, boosting) has to stand for the plain twin."
     yield ""
     for task in _tasks(found):
         rows = [each for each in found if each.figures.get(task)]
