@@ -15,9 +15,11 @@ from pydicom.uid import generate_uid
 from dicom_node.admin.accounts import RIGHTS, Role
 from dicom_node.admin.guard import MOST_BODY_BYTES
 from dicom_node.admin.pages import ROUTES, Route
+from dicom_node.admin.words import ACTS
 from dicom_node.domain import Role as DerivedRole
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Job
+from dicom_node.ledger.overview import _COMMANDS, _PEOPLE, _PEOPLE_OF_STUDIES
 from doubles.admin import PEOPLE, STAPLE, AdminUnderTest, Answer, Client
 from doubles.bench import Bench
 from doubles.certificates import make_authority, make_certificate
@@ -420,3 +422,25 @@ def test_https_takes_no_old_protocol_no_stranger_and_no_plain_text(
         Client(admin.port, ssl.create_default_context()).get("/login")
     with pytest.raises((http.client.HTTPException, OSError)):
         Client(admin.port).get("/login")
+
+
+def test_acts_are_told_in_words(log_in: LogIn, bench: Bench) -> None:
+    bench.ledger.note_query("root", "pacs", {"StudyDate": "20260101", "PatientID": "4711"})
+    bench.ledger.note_command("account.set", "root", account="M. Meier")
+    client = log_in("A. Admin")
+    client.get("/acts")
+
+    text = client.get("/acts").text
+
+    for words in (
+        *("looked at the acts", "logged in", "asked an archive", "set an account"),
+        *("pacs: StudyDate 20260101, PatientID<", "M. Meier"),
+    ):
+        assert words in text
+    assert "4711" not in text
+
+
+def test_each_act_that_is_kept_has_its_words() -> None:
+    kept = {*_PEOPLE, *_PEOPLE_OF_STUDIES, *_COMMANDS}
+
+    assert kept <= ACTS.keys()
