@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
+from pydicom.uid import generate_uid
 
 from dicom_node.admin.pictures import VOLUME_PLANES, Gallery, Plane
 from dicom_node.domain import DeliveryState
@@ -16,6 +17,7 @@ from doubles.admin import STAPLE, AdminUnderTest
 from doubles.bench import Bench
 from doubles.browser import PATIENCE_MS, Window, open_window, run_chromium
 from doubles.ledger import record
+from doubles.series import make_series
 
 pytestmark = pytest.mark.integration
 
@@ -53,6 +55,16 @@ def press_until(page: Page, key: str, selector: str, most: int = 60) -> None:
             return
         page.keyboard.press(key)
     raise AssertionError(f"{most} times {key} do not lead to {selector}")
+
+
+def type_in(page: Page, admin: AdminUnderTest, name: str) -> None:
+    """Log in by keyboard alone: the first field has the focus."""
+    page.goto(admin.address)
+    page.keyboard.type(name)
+    page.keyboard.press("Tab")
+    page.keyboard.type(STAPLE)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/studies")
 
 
 def test_person_finds_a_study_its_story_and_its_pictures(
@@ -123,12 +135,7 @@ def test_person_releases_a_result_by_keyboard_alone(
     window: Window, admin: AdminUnderTest, bench: Bench, held: Job
 ) -> None:
     page = window.page
-    page.goto(admin.address)
-    page.keyboard.type("O. Operator")
-    page.keyboard.press("Tab")
-    page.keyboard.type(STAPLE)
-    page.keyboard.press("Enter")
-    page.wait_for_url("**/studies")
+    type_in(page, admin, "O. Operator")
     press_until(page, "Tab", ".skip")
     press_until(page, "Tab", "a[href='/holds']")
     page.keyboard.press("Enter")
@@ -143,6 +150,53 @@ def test_person_releases_a_result_by_keyboard_alone(
     expect(page.get_by_role("status")).to_contain_text("was released, in your name")
     assert bench.ledger.job(held.plan.plan_id).state is JobState.DONE
     assert bench.ledger.events(held.plan.study_instance_uid)[-1].detail["by"] == "O. Operator"
+
+
+def test_person_looks_through_a_result_by_keyboard_alone(
+    window: Window, admin: AdminUnderTest, bench: Bench
+) -> None:
+    page, job = window.page, find_done(bench)
+    study = f"/studies/{job.plan.study_instance_uid}"
+    type_in(page, admin, "V. Viewer")
+
+    press_until(page, "Tab", f"a[href='{study}']")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**{study}")
+    press_until(page, "Tab", f"a[href='/jobs/{job.plan.plan_id}']")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/jobs/{job.plan.plan_id}")
+    press_until(page, "Tab", "#slice-sagittal")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+
+    expect(page.locator("section[aria-label=sagittal] .result img")).to_have_attribute(
+        "src", f"/jobs/{job.plan.plan_id}/result/sagittal/1.png"
+    )
+
+
+def test_study_behind_a_dot_of_a_chart_is_reached_by_keyboard_alone(
+    window: Window, admin: AdminUnderTest, bench: Bench
+) -> None:
+    bench.receive(make_series("T1w", key=generate_uid()))
+    bench.judge()
+    job = bench.claim("FLAIR")
+    scanner = {"manufacturer": "ACME", "model_name": "Ring 7", "field_strength": 3.0}
+    quality = {"verdict": "pass", "comparison": {**scanner, "ssim": 0.9, "psnr_db": 21.0}}
+    assert bench.ledger.record_derived(
+        job.plan.plan_id, job.attempt, [], quality=quality, seconds={}, record=[]
+    )
+    page = window.page
+    type_in(page, admin, "V. Viewer")
+    press_until(page, "Tab", "a[href='/comparison']")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/comparison")
+
+    expect(page.get_by_role("img", name="SSIM over time")).to_have_count(1)
+    study = f"/studies/{job.plan.study_instance_uid}"
+    press_until(page, "Tab", f".chart a[href='{study}']")
+    page.keyboard.press("Enter")
+
+    page.wait_for_url(f"**{study}")
 
 
 def test_decision_without_a_reason_does_not_leave_the_browser(
