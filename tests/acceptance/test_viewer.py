@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 from playwright.sync_api import Browser
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from scipy.ndimage import map_coordinates, maximum_filter, minimum_filter
 
 from dicom_node import work
@@ -248,3 +251,41 @@ def test_values_have_their_unit_and_window(
     [(low, high)] = ohif.read_windows()
     assert low == pytest.approx(center - 0.5 - (width - 1) / 2, abs=0.51)  # C.11.2.1.2.1
     assert high == pytest.approx(center - 0.5 + (width - 1) / 2, abs=0.51)
+
+
+def draw_by_orthanc(orthanc: Orthanc, series: str) -> Iterator[tuple[Dataset, NDArray[np.float32]]]:
+    """Yield the instances of a series, and each as Orthanc's own viewer draws it (0 to 255)."""
+    [found] = orthanc.read_json(
+        "/tools/find", {"Level": "Series", "Query": {"SeriesInstanceUID": series}}
+    )
+    for instance in orthanc.read_json(f"/series/{found}/instances")[::8]:
+        place = f"/instances/{instance['ID']}"
+        file, drawn = orthanc.read(f"{place}/file"), orthanc.read(f"{place}/rendered")
+        yield dcmread(BytesIO(file)), np.asarray(Image.open(BytesIO(drawn)), np.float32)
+
+
+def draw_by_window(image: Dataset) -> NDArray[np.float32]:
+    """Return what the window of an image shows, 0 to 255.
+
+    As Orthanc takes a window: half its width to both sides (LINEAR_EXACT, PS3.3 C.11.2.1.3.2),
+    whatever the image says. The default of the Standard is half a unit off that: only PET can tell.
+    """
+    values = image.pixel_array * float(image.get("RescaleSlope", 1))
+    values = values + float(image.get("RescaleIntercept", 0))
+    center, width = float(image.WindowCenter), float(image.WindowWidth)
+    shown = ((values - center) / width + 0.5) * 255
+    return np.clip(shown, 0, 255).astype(np.float32)
+
+
+@pytest.mark.parametrize("target", ["T2w", "CT", "PET"])
+def test_orthancs_own_viewer_draws_a_result_as_its_window_says(
+    target: str, completed: Completed, quantities: Mapping[str, Any], orthanc: Orthanc
+) -> None:
+    series = completed.series["image"] if target == "T2w" else quantities[target][0]
+
+    drawn = list(draw_by_orthanc(orthanc, series))
+
+    assert drawn
+    assert max(float(picture.std()) for _, picture in drawn) > 10, "something is to be seen"
+    for image, picture in drawn:
+        assert np.abs(picture - draw_by_window(image)).max() <= 3
