@@ -71,6 +71,15 @@ _QUERY: _Code = ("110112", _DICOM, "Query")
 _ALERT: _Code = ("110113", _DICOM, "Security Alert")
 _AUTHENTICATION: _Code = ("110114", _DICOM, "User Authentication")
 
+MESSAGES = tuple(
+    meaning
+    for _, _, meaning in (
+        *(_APPLICATION_ACTIVITY, _LOG_USED, _BEGUN, _ACCESSED, _TRANSFERRED, _DELETED, _EXPORT),
+        *(_QUERY, _ALERT, _AUTHENTICATION),
+    )
+)
+"""What the messages that may be written are called."""
+
 _APPLICATION: _Code = ("110150", _DICOM, "Application")
 _DESTINATION: _Code = ("110152", _DICOM, "Destination Role ID")
 _SOURCE: _Code = ("110153", _DICOM, "Source Role ID")

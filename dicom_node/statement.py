@@ -19,6 +19,7 @@ from pydicom.uid import (
 from dicom_node import __version__
 from dicom_node.acceptor import offer_contexts
 from dicom_node.association import ANNOUNCED_BYTES
+from dicom_node.audit_messages import MESSAGES
 from dicom_node.commitment import STORAGE_COMMITMENT
 from dicom_node.courier import find_contexts
 from dicom_node.dimse_conversation import STUDY_ROOT_MOVE
@@ -296,9 +297,7 @@ def _describe_audit(node: NodeSettings) -> str:
         return "No audit messages are sent."
     return (
         "Audit messages (PS3.15 section A.5) are sent by syslog over TLS (RFC 5425) to "
-        f"{audit.host} port {audit.port}: Application Activity, DICOM Instances Accessed, DICOM "
-        "Instances Transferred, DICOM Study Deleted, Export, Query, Security Alert, User "
-        "Authentication. "
+        f"{audit.host} port {audit.port}: {', '.join(MESSAGES)}. "
         f"Of the patient they tell: {audit.patient}. None are received."
     )
 

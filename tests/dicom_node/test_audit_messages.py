@@ -11,6 +11,7 @@ from pydicom import dcmread
 
 from dicom_node.audit_messages import (
     KIND,
+    MESSAGES,
     Background,
     Source,
     find_pseudonym,
@@ -147,6 +148,8 @@ def test_event_is_told_by_its_code(event, says):
     [message] = write(event)
 
     assert describe(message) == says
+    name = message.find("EventIdentification/EventID").get("originalText")
+    assert name in MESSAGES, "the conformance statement names it"
 
 
 @pytest.mark.parametrize("name", ["study.judged", "association.opened", "job.supersede"])

@@ -16,6 +16,7 @@ from pynetdicom.pdu_primitives import (
 )
 
 from dicom_node import statement
+from dicom_node.audit_messages import MESSAGES
 from dicom_node.confirmation import Confirmation
 from dicom_node.delivery import Destination
 from dicom_node.domain import DeliveryState, Question
@@ -284,4 +285,6 @@ def test_statement_tells_where_audit_messages_go(tmp_path):
     files = "tls: {certificate: a.pem, key: a.key, ca: ca.pem}"
     configuration = configure(tmp_path, f"audit={{host: audit.example, {files}}}")
 
-    assert "to audit.example port 6514" in statement.write(configuration)
+    told = " ".join(statement.write(configuration).split())
+    assert "to audit.example port 6514" in told
+    assert [name for name in MESSAGES if name not in told] == []
