@@ -6,6 +6,8 @@ normalized mutual information before and after, so that a caller can refuse what
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,19 +76,14 @@ def register_rigid(fixed: sitk.Image, moving: sitk.Image, *, seed: int) -> Regis
     )
     start = sitk.Euler3DTransform(center, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0))
     before = measure_similarity(fixed, moving, sitk.Transform(3, sitk.sitkIdentity))
-    # Threads sum in any order, and the metric takes their number from this global alone.
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        seen = None
-        for level in LEVELS_MM:
-            pair = _coarsen(fixed, level), _coarsen(moving, level)
-            sizes = [each.GetSize() for each in pair]
-            if sizes != seen:
+    seen = None
+    for level in LEVELS_MM:
+        pair = _coarsen(fixed, level), _coarsen(moving, level)
+        sizes = [each.GetSize() for each in pair]
+        if sizes != seen:
+            with _one_thread():
                 _descend(*pair, start, level, seed)
-            seen = sizes
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+        seen = sizes
     start.SetParameters([round(p, PARAMETER_DIGITS) for p in start.GetParameters()])
     after = measure_similarity(fixed, moving, start)
     if after <= before:
@@ -103,6 +100,20 @@ def register_rigid(fixed: sitk.Image, moving: sitk.Image, *, seed: int) -> Regis
         shift_mm=float(np.linalg.norm(moved)),
         angle_degrees=angle,
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread: several sum in any order.
+
+    The metric takes their number from this global alone. Filters give the same in any number.
+    """
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _descend(
@@ -126,10 +137,11 @@ def _descend(
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
     start = transform.GetParameters()
+    values: list[float] = []
+    method.AddCommand(sitk.sitkIterationEvent, lambda: values.append(method.GetMetricValue()))
     try:
-        value = method.MetricEvaluate(fixed, moving)
         method.Execute(fixed, moving)
-        is_worse = method.MetricEvaluate(fixed, moving) > value
+        is_worse = values[-1] > values[0]
     except RuntimeError:  # ITK's word for images that hardly overlap, or are constant where they do
         is_worse = True
     if is_worse:  # it walked past the place and was lost
@@ -145,15 +157,18 @@ def _lift(image: sitk.Image) -> sitk.Image:
 
 
 def _coarsen(image: sitk.Image, spacing_mm: float) -> sitk.Image:
-    """Return an image smoothed and shrunk along the axes that are finer than a spacing."""
-    factors = []
+    """Return an image smoothed and shrunk along the axes that are finer than a spacing.
+
+    One axis after the other: what is left out along one is not smoothed along the next.
+    """
     for axis, (size, spacing) in enumerate(zip(image.GetSize(), image.GetSpacing(), strict=True)):
         factor = min(round(spacing_mm / spacing), size // FEWEST_VOXELS)
-        factors.append(max(1, factor))
         if factor > 1:
             image = sitk.RecursiveGaussian(image, 0.5 * factor * spacing, direction=axis)
-    coarse: sitk.Image = sitk.Shrink(image, factors)
-    return coarse
+            factors = [1] * image.GetDimension()
+            factors[axis] = factor
+            image = sitk.Shrink(image, factors)
+    return image
 
 
 def measure_similarity(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> float:
