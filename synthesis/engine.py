@@ -382,8 +382,10 @@ def _normalize(
     """Return a source in normalized units, zero outside."""
     units = card.source_units.get(label)
     bias = "N4" if units is None and card.bias_field else "none"
-    corrected = correct_bias(image, mask) if bias == "N4" else image
-    array = sitk.GetArrayFromImage(corrected).astype(np.float32)
+    if bias == "N4":
+        array = correct_bias(image, mask)
+    else:
+        array = sitk.GetArrayFromImage(image).astype(np.float32)
     if units is None:
         known = steps.recall("normalize", label)
         scale = (

@@ -220,7 +220,7 @@ def place_truth(
         return Pair(synthesis=synthesis, truth=array, mask=mask)
     mask_image = sitk.GetImageFromArray(mask.astype(np.uint8))
     mask_image.CopyInformation(grid)
-    flat = sitk.GetArrayFromImage(correct_bias(placed, mask_image)).astype(np.float32)
+    flat = correct_bias(placed, mask_image)
     flat = measure_scale(flat, mask, card.anchor).forward(flat) * np.float32(UNITS_PER_NORMALIZED)
     return Pair(synthesis=synthesis, truth=flat, mask=mask)
 

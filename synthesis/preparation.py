@@ -137,7 +137,7 @@ def prepare(
             array = np.clip(sitk.GetArrayFromImage(image), *UNIT_LIMITS[units])
             arrays[label] = UNIT_SCALES[units].forward(array)
             continue
-        array = sitk.GetArrayFromImage(correct_bias(image, mask)).astype(np.float32)
+        array = correct_bias(image, mask)
         arrays[label] = np.where(inside, measure_scale(array, inside, anchor).forward(array), 0)
     labels = None
     if person.labels is not None:

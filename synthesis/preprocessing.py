@@ -15,6 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from synthesis.bias import estimate_field, evaluate_field
 from synthesis.errors import UnusableInput
 from synthesis.patches import THICK_FROM
 from synthesis.types import UNITS_PER_NORMALIZED, Anchor, FloatArray, MaskArray, Volume
@@ -24,10 +25,14 @@ KEEP_SPACING_WITHIN = 0.1
 MOST_VOXELS = 512 * 2**20
 """Of a volume: 2 GiB as float32; a real one has a tenth of that."""
 BIAS_SHRINK = 4
+EVERYWHERE = (slice(None), slice(None), slice(None))
 LOW_PERCENTILE = 0.5
 SKIN_SHARE = 0.3
 CLOSING = 8
 """Pixels, in plane."""
+
+Box = tuple[slice, slice, slice]
+"""Slices, rows and columns of an array."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,17 +180,23 @@ def _nearest_axis(grid: sitk.Image, image: sitk.Image, axis: int) -> int:
     return int(np.argmax(np.abs(theirs.T @ mine)))
 
 
-def correct_bias(image: sitk.Image, mask: sitk.Image) -> sitk.Image:
-    """Return the image divided by its N4 bias field (Tustison 2010), estimated on a coarse grid."""
+def correct_bias(image: sitk.Image, mask: sitk.Image, box: Box = EVERYWHERE) -> FloatArray:
+    """Return the image's values in a box, divided by the bias field of all of it.
+
+    The field is estimated on a coarse grid, see `bias`.
+
+    Args:
+        image: float32, (slices, rows, columns).
+        mask: where the field is looked for, on the same grid.
+        box: where it is wanted.
+    """
     shrink = [max(1, min(BIAS_SHRINK, n // 16)) for n in image.GetSize()]
-    small, small_mask = sitk.Shrink(image, shrink), sitk.Shrink(mask, shrink)
-    positive = sitk.Cast(small > 0, sitk.sitkUInt8) * sitk.Cast(small_mask > 0, sitk.sitkUInt8)
-    corrector = sitk.N4BiasFieldCorrectionImageFilter()
-    corrector.SetMaximumNumberOfIterations([30, 20])
-    corrector.SetNumberOfThreads(1)
-    corrector.Execute(sitk.Cast(small, sitk.sitkFloat32), positive)
-    corrected: sitk.Image = image / sitk.Exp(corrector.GetLogBiasFieldAsImage(image))
-    return corrected
+    small = sitk.GetArrayFromImage(sitk.Shrink(image, shrink)).astype(np.float32)
+    inside = (sitk.GetArrayFromImage(sitk.Shrink(mask, shrink)) > 0) & (small > 0)
+    values = sitk.GetArrayViewFromImage(image)
+    field = evaluate_field(estimate_field(small, inside), values.shape, box)
+    np.divide(values[box], np.exp(field, out=field), out=field)
+    return field
 
 
 def mask_body(array: FloatArray) -> MaskArray:

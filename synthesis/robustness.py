@@ -130,8 +130,9 @@ def _as_engine(
             if found.is_trusted:
                 image = resample(image, image, found.transform)
         if condition.corrects:
-            image = correct_bias(image, mask)
-        array = sitk.GetArrayFromImage(image).astype(np.float32)
+            array = correct_bias(image, mask)
+        else:
+            array = sitk.GetArrayFromImage(image).astype(np.float32)
         scaled = measure_scale(array, case.mask, anchor).forward(array)
         given[label] = np.where(case.mask, scaled, 0).astype(np.float32)
     return given

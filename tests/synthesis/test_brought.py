@@ -334,7 +334,7 @@ def _normalize_again(
     [step] = [s for s in record if s["step"] == "normalize" and s["contrast"] == label]
     mask = sitk.GetImageFromArray(mask_body(volume.array).astype(np.uint8))
     mask.CopyInformation(image)
-    flat = sitk.GetArrayFromImage(correct_bias(resample(image, image), mask))
+    flat = correct_bias(resample(image, image), mask)
     return ((flat - step["low"]) / (step["high"] - step["low"])).astype(np.float32)
 
 
