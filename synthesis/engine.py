@@ -24,10 +24,12 @@ from scipy import ndimage
 from synthesis.errors import MissingSource, SynthesisError, UntrustedModel, UnusableInput
 from synthesis.flat import check_picture, check_same_grid, make_flat_grid
 from synthesis.memory import OutOfMemory, ask_within_memory
+from synthesis.patches import WINDOW_MARGIN, bounding_box
 from synthesis.preprocessing import (
     MOST_VOXELS,
     UNIT_LIMITS,
     UNIT_SCALES,
+    Box,
     Scale,
     correct_bias,
     describe_transform,
@@ -56,6 +58,8 @@ from synthesis.types import (
 
 FEWEST_SLICES = 4
 """Fewer planes along any axis are no volume that a model could look into."""
+ALIGNED = 16
+"""What the networks of slices pool."""
 
 
 class _Steps:
@@ -212,13 +216,15 @@ def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Ste
     inside = whole & cover
     if not inside.any():
         raise UnusableInput("overlap", "no place of the mask is covered by every source")
+    covered_share = float(inside.sum() / whole.sum())
+    box = _find_box(inside)
     arrays = {
-        label: _normalize(label, image, grid_mask, inside, card, steps)
+        label: _normalize(label, image, grid_mask, inside, box, card, steps)
         for label, image in on_grid.items()
     }
+    grid, inside = _cut(grid, box), np.ascontiguousarray(inside[box])
     spacing = (grid.GetSpacing()[2], grid.GetSpacing()[1], grid.GetSpacing()[0])
     learnt = models_folder / model_id / LEARNT
-    covered_share = float(inside.sum() / whole.sum())
     gate = check_input(arrays, inside, spacing, learnt, covered=covered_share, moved_mm=moved_mm)
     steps.add("check_input", verdict=str(gate.verdict))
     facts = card.targets[target]
@@ -251,10 +257,11 @@ def _run(volumes: Mapping[ContrastLabel, Volume], request: _Request, steps: _Ste
     covered = _back(inside.astype(np.float32), grid, original) > 0.5  # noqa: PLR2004 - half a voxel
     covered |= card.is_flat  # a picture has no outside
     scale = UNIT_SCALES[facts.units]
-    values = scale.inverse(_back(_spread(prediction.mean, inside), grid, original))
+    spread = _Spread(inside)
+    values = scale.inverse(_back(spread.over(prediction.mean), grid, original))
     band = None
     if half_width is not None:
-        wide = scale.inverse(_back(_spread(half_width, inside), grid, original))
+        wide = scale.inverse(_back(spread.over(half_width), grid, original))
         band = _like(volumes[reference], np.where(covered, wide, 0))
     steps.add("inverse", interpolation="linear", pad_value=facts.pad_value)
     return Synthesis(
@@ -371,21 +378,39 @@ def _bring_together(
     return on_grid, cover, moved_mm
 
 
+def _find_box(inside: MaskArray) -> Box:
+    """Return where all is done from here on: about the mask, with room for what looks about.
+
+    It begins where a network that pools would begin in the whole array.
+    """
+    near = bounding_box(inside, WINDOW_MARGIN)
+    first, second, third = (slice(side.start - side.start % ALIGNED, side.stop) for side in near)
+    return (first, second, third)
+
+
+def _cut(grid: sitk.Image, box: Box) -> sitk.Image:
+    """Return the grid of a box of an array."""
+    cut: sitk.Image = grid[tuple(reversed(box))]
+    return cut
+
+
 def _normalize(
     label: ContrastLabel,
     image: sitk.Image,
     mask: sitk.Image,
     inside: MaskArray,
+    box: Box,
     card: ModelCard,
     steps: _Steps,
 ) -> FloatArray:
-    """Return a source in normalized units, zero outside."""
+    """Return a source in a box in normalized units, zero outside the mask."""
     units = card.source_units.get(label)
     bias = "N4" if units is None and card.bias_field else "none"
     if bias == "N4":
-        array = correct_bias(image, mask)
+        array = correct_bias(image, mask, box)
     else:
-        array = sitk.GetArrayFromImage(image).astype(np.float32)
+        array = sitk.GetArrayViewFromImage(image)[box].astype(np.float32)
+    inside = inside[box]
     if units is None:
         known = steps.recall("normalize", label)
         scale = (
@@ -415,13 +440,21 @@ def _back(array: FloatArray, grid: sitk.Image, original: sitk.Image) -> FloatArr
     return np.asarray(sitk.GetArrayFromImage(back), dtype=np.float32)
 
 
-def _spread(array: FloatArray, inside: MaskArray) -> FloatArray:
-    """Continue values past the mask's surface, so that interpolation there meets no padding."""
-    near = ndimage.binary_dilation(inside, iterations=2) & ~inside
-    nearest = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
-    out = array.copy()
-    out[near] = array[tuple(index[near] for index in nearest)]
-    return out
+class _Spread:
+    """Continues values past a mask's surface, so that interpolation there meets no padding."""
+
+    def __init__(self, inside: MaskArray) -> None:
+        self._near = ndimage.binary_dilation(inside, iterations=2) & ~inside
+        nearest = ndimage.distance_transform_edt(
+            ~inside, return_distances=False, return_indices=True
+        )
+        self._from = tuple(index[self._near] for index in nearest)
+
+    def over(self, array: FloatArray) -> FloatArray:
+        """Return the array with the values of the mask's surface about it."""
+        out = array.copy()
+        out[self._near] = array[self._from]
+        return out
 
 
 def _as_float(volume: Volume) -> Volume:

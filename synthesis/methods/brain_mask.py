@@ -22,6 +22,7 @@ from torch.nn import functional
 from synthesis.chance import happens
 from synthesis.errors import UnusableInput
 from synthesis.networks import MaskUNet
+from synthesis.patches import bounding_box
 from synthesis.preprocessing import mask_body, resample, to_canonical
 from synthesis.types import FloatArray, MaskArray
 
@@ -183,7 +184,10 @@ def _largest_part(mask: NDArray[np.bool_]) -> MaskArray:
     sizes = ndimage.sum_labels(mask, labels, range(1, count + 1))
     if sizes.max() < LARGEST_PART_SHARE * sizes.sum():
         raise UnusableInput("mask", "the brain mask falls apart into several parts")
-    return np.asarray(ndimage.binary_fill_holes(labels == 1 + int(np.argmax(sizes))))
+    part = labels == 1 + int(np.argmax(sizes))
+    box = bounding_box(part, 0)
+    part[box] = ndimage.binary_fill_holes(part[box])
+    return np.asarray(part)
 
 
 def _is_stripped(small: FloatArray, brain: MaskArray) -> bool:
