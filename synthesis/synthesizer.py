@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from threadpoolctl import threadpool_info
 
 from synthesis.errors import MissingSource, SynthesisError, UnusableInput
 from synthesis.types import (
@@ -122,8 +123,12 @@ class Synthesizer(ABC, Generic[P]):
 
     @property
     def backend(self) -> Mapping[str, Any]:
-        """How it computes here, for the record: what may change the last bit of a pixel."""
-        return {}
+        """How it computes here, for the record: what may change the last bit of a pixel.
+
+        A method that chooses no way of its own takes its libraries as they come.
+        """
+        threads = max((pool["num_threads"] for pool in threadpool_info()), default=1)
+        return {"backend": "plain", "precision": "float32", "threads": threads}
 
     def check_request(
         self,

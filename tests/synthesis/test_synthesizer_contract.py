@@ -188,6 +188,8 @@ def test_engine_serves_it_as_any_other(trained: Synthesizer[Any], tmp_path: Path
         seed=0,
     )
 
+    [predicted] = [step for step in answer.record if step["step"] == "predict"]
+    assert {"backend", "precision", "threads"} <= set(predicted)
     values = answer.volume.array[answer.covered.array > 0]
     # a picture of one value is none, and the gate says so
     is_refused = answer.quality.verdict is Verdict.REFUSE
