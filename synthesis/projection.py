@@ -40,6 +40,10 @@ DEPTH_MM = 2.0
 """Between the samples along a ray."""
 PIXEL_MM = 1.0
 MM_PER_CM = 10.0
+GRAZING_CM = 1.0
+"""So far within the outermost voxels of what the field of view cuts, a ray runs along the cut."""
+MOST_GRAZING = 0.1
+"""Share of a line of the detector's shaded pixels whose rays may run along a cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,9 @@ class Beam:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Radiograph:
     """Arrays (rows, columns) of `PIXEL_MM`, feet at the last row.
+
+    The detector ends where a cut of the CT's field of view is seen edge on: the limb goes on there,
+    and the straight border of what was computed is nothing that a radiograph shows.
 
     Attributes:
         signal: -ln of the detected share of the beam, with noise and scatter.
@@ -118,6 +125,8 @@ def expose(ct: sitk.Image, beam: Beam, generator: np.random.Generator) -> Radiog
         _integrate(ct, np.where(limb, density, 0).astype(np.float32), beam)
         for density in split_materials(hounsfield)
     )
+    window = _collimate(soft + bone, _integrate(ct, _find_cuts(limb), beam) > GRAZING_CM)
+    soft, bone = soft[window], bone[window]
     spectrum = np.array(beam.spectrum)
     whole = _transmit(spectrum, soft, bone)
     detected = (whole + beam.scatter * whole.mean()) / (1 + beam.scatter * whole.mean())
@@ -127,6 +136,29 @@ def expose(ct: sitk.Image, beam: Beam, generator: np.random.Generator) -> Radiog
         signal=(-np.log(np.maximum(counted, least))).astype(np.float32),
         bone=(np.log(_transmit(spectrum, soft, 0 * bone)) - np.log(whole)).astype(np.float32),
     )
+
+
+def _find_cuts(limb: MaskArray) -> FloatArray:
+    """Return 1 where the limb touches the border of the field of view, 0 elsewhere."""
+    cuts = limb.copy()
+    cuts[1:-1, 1:-1, 1:-1] = False
+    return cuts.astype(np.float32)
+
+
+def _collimate(shade: FloatArray, grazing: MaskArray) -> tuple[slice, slice]:
+    """Return the rows and columns of most shade between those whose rays run along a cut."""
+    window = [slice(None), slice(None)]
+    for axis in (0, 1):  # rows first: all columns of a row that leaves the CT are cut
+        shaded = shade[window[0], window[1]] > 0
+        along = (grazing[window[0], window[1]] & shaded).sum(axis=1 - axis)
+        usable = along <= MOST_GRAZING * shaded.sum(axis=1 - axis)
+        runs, count = ndimage.label(usable)
+        if count:
+            weights = ndimage.sum_labels(
+                shade[window[0], window[1]].sum(axis=1 - axis), runs, range(1, count + 1)
+            )
+            window[axis] = ndimage.find_objects(runs)[int(np.argmax(weights))][0]
+    return window[0], window[1]
 
 
 def _transmit(

@@ -48,6 +48,8 @@ VIEWS_PER_PERSON = 40
 """Exposures of a person that are learnt from, from anywhere about the limb."""
 TEST_ANGLES = tuple(range(0, 180, 30))
 """Of the exposures that judge: all around, for the other side sees the same."""
+SHORTEST_SIDE = 48
+"""Of an exposure that is learnt from, in pixels: of less there is nothing to see."""
 BASELINES = "baselines.json"
 """Slope and offset of the straight line from radiograph to bone that fits the training people."""
 BONE_GAIN = np.float32(4)
@@ -148,8 +150,12 @@ def project_person(
     """
     ct = _read_ct(person, data_folder)
     generator = np.random.default_rng([seed, *person.name.encode()])
-    for _ in range(VIEWS_PER_PERSON):
-        yield _make_case(person, expose(ct, draw_beam(generator), generator), anchor)
+    made = 0
+    while made < VIEWS_PER_PERSON:
+        radiograph = expose(ct, draw_beam(generator), generator)
+        if min(radiograph.signal.shape) >= SHORTEST_SIDE:
+            made += 1
+            yield _make_case(person, radiograph, anchor)
 
 
 def judge_projected(
@@ -269,7 +275,7 @@ def _read_cases(
     cache.mkdir(parents=True, exist_ok=True)
     for dataset in experiment.datasets:
         for person in manifest.select(split, frozenset({RADIOGRAPH, BONE}), dataset):
-            paths = [cache / f"{person.name}-view{k:02d}.npz" for k in range(VIEWS_PER_PERSON)]
+            paths = [cache / f"{person.name}-exposure{k:02d}.npz" for k in range(VIEWS_PER_PERSON)]
             if not all(path.exists() for path in paths):
                 made = project_person(
                     person, data_folder, anchor=experiment.anchor, seed=experiment.seed

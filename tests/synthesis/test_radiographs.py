@@ -60,6 +60,21 @@ def test_bone_hardens_a_beam_of_several_energies():
     assert 0 < radiograph.bone[middle] < mean
 
 
+@pytest.mark.parametrize("angle", [0, 90])
+def test_detector_ends_where_the_limb_leaves_the_ct(angle):
+    hounsfield = sitk.GetArrayFromImage(make_block())[:, 30:130, 30:]  # cut on three sides
+    block = sitk.GetImageFromArray(np.ascontiguousarray(hounsfield))
+
+    radiograph = expose(block, make_beam(angle, 3), np.random.default_rng(0))
+
+    middle = radiograph.signal.shape[0] // 2
+    water = SOFT[3] * SIDE / 10
+    beside = radiograph.signal[middle, [2, -3]]
+    cut_ends = 2 if angle == 90 else 1
+    assert np.sum(np.abs(beside - water) < 0.1 * water) == cut_ends
+    assert radiograph.bone.shape == radiograph.signal.shape
+
+
 def test_soft_tissue_is_no_bone():
     _, bone = split_materials(np.array([-1000, -100, 0, 60, 149], np.float32))
 
