@@ -10,11 +10,13 @@ import tarfile
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from synthesis.errors import TrainingError
+from synthesis.fitting import fit_body
 from synthesis.patches import bounding_box
 from synthesis.people import WHOLE_HEAD, Person, digest_images
 from synthesis.preprocessing import (
@@ -31,6 +33,7 @@ from synthesis.registration import register_rigid
 from synthesis.types import Anchor, Case, ContrastLabel, FloatArray, MaskArray
 
 HU_LOW, HU_HIGH = -1024.0, 3071.0
+T1W = ContrastLabel("T1w")
 CT, PET = ContrastLabel("CT"), ContrastLabel("FDG PET")
 UNITS_OF = {CT: "HU", PET: "SUVbw"}
 """Contrasts whose values have a unit, which they keep."""
@@ -111,14 +114,7 @@ def prepare(
         TrainingError: the person has no usable mask, or the images are others than the manifest's.
         UnusableInput: the brain mask found no adult brain.
     """
-    if person.sha256 is not None and digest_images(person, data_folder) != person.sha256:
-        raise TrainingError(
-            f"{person.subject}: the images at {data_folder} are others than the manifest says"
-        )
-    images = {
-        ContrastLabel(label): to_canonical(read_image(data_folder, path))
-        for label, path in person.images.items()
-    }
+    images = _read_images(person, data_folder)
     reference = next(iter(images.values()))
     grid = make_grid(reference, spacing_mm)
     on_grid = {}
@@ -129,16 +125,8 @@ def prepare(
         outside = HU_LOW if label == CT else 0.0
         on_grid[label] = resample(image, grid, transform, outside=outside)
     mask = _mask(person, on_grid, grid, data_folder, brain_mask)
-    arrays: dict[ContrastLabel, FloatArray] = {}
+    arrays = _normalize(on_grid, mask, anchor)
     inside = sitk.GetArrayFromImage(mask) > 0
-    for label, image in on_grid.items():
-        if label in UNITS_OF:
-            units = UNITS_OF[label]
-            array = np.clip(sitk.GetArrayFromImage(image), *UNIT_LIMITS[units])
-            arrays[label] = UNIT_SCALES[units].forward(array)
-            continue
-        array = correct_bias(image, mask)
-        arrays[label] = np.where(inside, measure_scale(array, inside, anchor).forward(array), 0)
     labels = None
     if person.labels is not None:
         segmentation = to_canonical(sitk.ReadImage(data_folder / person.labels, sitk.sitkUInt8))
@@ -151,6 +139,66 @@ def prepare(
         labels=None if labels is None else labels[box],
         spacing=(grid.GetSpacing()[2], grid.GetSpacing()[1], grid.GetSpacing()[0]),
     )
+
+
+def prepare_fitted(
+    person: Person, data_folder: Path, *, spacing_mm: float, anchor: Anchor
+) -> tuple[Case, Mapping[str, Any]]:
+    """Read a body's MR and CT onto the model grid, the CT bent to lie on the MR, and how it was.
+
+    Only the part of the MR's body where the CT has body, too, is judged and taught.
+
+    Raises:
+        TrainingError: the person has no body with T1w and CT, or the images are others than the
+            manifest's.
+    """
+    if person.mask != "body" or not {T1W, CT} <= set(person.images):
+        raise TrainingError(f"{person.subject}: only a body with T1w and CT can be fitted")
+    images = _read_images(person, data_folder)
+    grid = make_grid(images[T1W], spacing_mm)
+    on_grid = {label: resample(image, grid) for label, image in images.items() if label != CT}
+    inside = mask_body(sitk.GetArrayFromImage(on_grid[T1W]))
+    fit = fit_body(on_grid[T1W], images[CT], inside)
+    on_grid[CT] = resample(images[CT], grid, fit.transform, outside=HU_LOW)
+    mask = sitk.GetImageFromArray(inside.astype(np.uint8))
+    mask.CopyInformation(grid)
+    arrays = _normalize(on_grid, mask, anchor)
+    box = bounding_box(inside)
+    case = Case(
+        subject=person.subject,
+        images={label: array[box] for label, array in arrays.items()},
+        mask=inside[box],
+        judged=fit.shared[box],
+        spacing=(grid.GetSpacing()[2], grid.GetSpacing()[1], grid.GetSpacing()[0]),
+    )
+    return case, fit.record
+
+
+def _read_images(person: Person, data_folder: Path) -> dict[ContrastLabel, sitk.Image]:
+    if person.sha256 is not None and digest_images(person, data_folder) != person.sha256:
+        raise TrainingError(
+            f"{person.subject}: the images at {data_folder} are others than the manifest says"
+        )
+    return {
+        ContrastLabel(label): to_canonical(read_image(data_folder, path))
+        for label, path in person.images.items()
+    }
+
+
+def _normalize(
+    on_grid: Mapping[ContrastLabel, sitk.Image], mask: sitk.Image, anchor: Anchor
+) -> dict[ContrastLabel, FloatArray]:
+    arrays: dict[ContrastLabel, FloatArray] = {}
+    inside = sitk.GetArrayFromImage(mask) > 0
+    for label, image in on_grid.items():
+        if label in UNITS_OF:
+            units = UNITS_OF[label]
+            array = np.clip(sitk.GetArrayFromImage(image), *UNIT_LIMITS[units])
+            arrays[label] = UNIT_SCALES[units].forward(array)
+            continue
+        array = correct_bias(image, mask)
+        arrays[label] = np.where(inside, measure_scale(array, inside, anchor).forward(array), 0)
+    return arrays
 
 
 def _mask(

@@ -30,6 +30,11 @@ LOW_PERCENTILE = 0.5
 SKIN_SHARE = 0.3
 CLOSING = 8
 """Pixels, in plane."""
+RIM = 4
+"""Pixels of a slice at its edge, where air is looked for."""
+NOISE_BINS = 15
+NOISE_MARGIN = 1.5
+"""Smoothed noise of air seldom goes beyond its commonest value by more."""
 
 Box = tuple[slice, slice, slice]
 """Slices, rows and columns of an array."""
@@ -200,14 +205,28 @@ def correct_bias(image: sitk.Image, mask: sitk.Image, box: Box = EVERYWHERE) -> 
 
 
 def mask_body(array: FloatArray) -> MaskArray:
-    """Return the body: Otsu's threshold on a smoothed image, largest part, holes filled."""
+    """Return the body: Otsu's threshold on a smoothed image, largest part, holes filled.
+
+    Raises:
+        UnusableInput: `mask`, nothing is above the threshold.
+    """
     image = sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(array), 1.0)
     threshold = sitk.OtsuThresholdImageFilter()
     threshold.SetInsideValue(0)
     threshold.SetOutsideValue(1)
     threshold.Execute(image)
+    smooth = sitk.GetArrayFromImage(image)
     # Otsu splits fat from muscle when there is little air; a part of its threshold finds the skin.
-    body = sitk.GetArrayFromImage(image) > SKIN_SHARE * threshold.GetThreshold()
+    skin = SKIN_SHARE * threshold.GetThreshold()
+    return solidify(smooth > max(skin, NOISE_MARGIN * _find_noise(smooth, skin)))
+
+
+def solidify(body: MaskArray) -> MaskArray:
+    """Return the largest part of what is thought to be body, without bays and holes.
+
+    Raises:
+        UnusableInput: `mask`, nothing is left.
+    """
     body = ndimage.binary_opening(body, iterations=1)
     # Cortical bone is as dark as air, and at the edge of the field of view it is no closed hole.
     wide = np.pad(body, ((0, 0), (CLOSING, CLOSING), (CLOSING, CLOSING)), mode="edge")
@@ -225,6 +244,19 @@ def mask_body(array: FloatArray) -> MaskArray:
     for index in range(body.shape[0]):
         body[index] = ndimage.binary_fill_holes(body[index])
     return np.asarray(body, dtype=bool)
+
+
+def _find_noise(smooth: FloatArray, below: float) -> float:
+    """Return the commonest value of the dark rim of the field of view: the noise of air."""
+    rim = smooth.copy()
+    rim[:, RIM:-RIM, RIM:-RIM] = 0
+    # what a scanner or a resampling wrote about the image is no noise
+    dark = rim[(rim > below / NOISE_BINS) & (rim < below)]
+    if dark.size == 0:
+        return 0.0
+    counts, edges = np.histogram(dark, NOISE_BINS, (0.0, below))
+    commonest = int(np.argmax(counts))
+    return float(edges[commonest] + edges[commonest + 1]) / 2
 
 
 def describe_transform(transform: sitk.Transform) -> dict[str, Any]:

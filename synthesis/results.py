@@ -29,16 +29,24 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from synthesis.datasets import PREPARATION, cached_cases, cases_folder
+from synthesis.datasets import PREPARATION, cached_cases, cases_folder, digest_fit, read_fit
 from synthesis.errors import TrainingError
 from synthesis.fingerprint import fingerprint
 from synthesis.judging import find_judge
 from synthesis.methods import build_method, find_method
+from synthesis.metrics.ours import mean_absolute_error
 from synthesis.people import Manifest, Person, read_manifest
 from synthesis.pictures import write_strip
 from synthesis.rendered import render_case
 from synthesis.synthesizer import Synthesizer
-from synthesis.types import Anchor, Case, ContrastLabel, SynthesisTask
+from synthesis.types import (
+    UNITS_PER_NORMALIZED,
+    Anchor,
+    Case,
+    ContrastLabel,
+    Prediction,
+    SynthesisTask,
+)
 
 FIXED = "fixed"
 """The fold that is the manifest's own split."""
@@ -77,6 +85,8 @@ class Table(_Strict):
         middle_slices: slices about the middle of each mask that are learnt from and judged; all
             when None.
         brain_mask: folder of a brain mask's weights for whole heads, relative to the file.
+        fits_ct: CTs are bent to lie on the MR (`fitting`), and people are taught and judged where
+            both have body.
         task_sets: name to tasks, each `T1w + T2w -> FLAIR`.
         folds: name to the sites, or people of a large site, that are tested; they are not learnt
             from, and everybody is tested once.
@@ -97,6 +107,7 @@ class Table(_Strict):
     anchor: Anchor = Anchor()
     middle_slices: int | None = None
     brain_mask: Path | None = None
+    fits_ct: bool = False
     task_sets: Mapping[str, tuple[str, ...]]
     folds: Mapping[str, tuple[str, ...]]
     test_only: tuple[str, ...] = ()
@@ -279,6 +290,8 @@ def key_of_fit(row: Row, table: Table) -> str:
     }
     if row.settings.rendered:
         facts["rendered"] = [row.settings.rendered, fingerprint("synthesis.rendered:render_case")]
+    if table.fits_ct:
+        facts["fit_of_ct"] = digest_fit()
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -290,6 +303,8 @@ def key_of(row: Row, table: Table) -> str:
         "judge": "".join(fingerprint(f"{each.__module__}:{each.__name__}") for each in judges),
         "test": [p.model_dump(mode="json") for p in row.fold.test],
     }
+    if table.fits_ct:
+        facts["judge_of_whole"] = fingerprint("synthesis.results:judge_fitted")
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -379,7 +394,8 @@ def compute(
                 given, target=target, mask=case.mask, spacing=case.spacing, seed=row.settings.seed
             )
             taken_by_task.append(time.monotonic() - at)
-            figures[name][person.subject] = find_judge(target)(case, target, answer)
+            judged = judge_fitted if table.fits_ct else find_judge(target)
+            figures[name][person.subject] = judged(case, target, answer)
             if person.subject == pictured and name in table.pictured_tasks:
                 write_strip(path.with_name(f"{row.name}-{_slug(name)}.png"), case, target, answer)
         logger.info("%s, %s: %s judged", row.name, row.fold.name, name)
@@ -398,9 +414,28 @@ def compute(
         "machine": _describe_machine(on_gpu=row.on_gpu),
         "figures": _rounded(figures),
     }
+    if table.fits_ct:
+        cache = _find_cache(table, work)
+        document["fits"] = {p.subject: read_fit(cache / f"{p.name}.npz") for p in row.fold.test}
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(document, indent=1) + "\n")
     temporary.rename(path)
+
+
+def judge_fitted(case: Case, target: ContrastLabel, answer: Prediction) -> dict[str, float]:
+    """Return the figures where both bodies lie, the error in the whole mask, the band's width.
+
+    The width is what the method says of its own error.
+    """
+    scale = np.float32(UNITS_PER_NORMALIZED)
+    region = case.mask if case.judged is None else case.judged
+    figures = find_judge(target)(replace(case, mask=region), target, answer)
+    figures["whole_mae"] = mean_absolute_error(
+        case.images[target] * scale, answer.mean * scale, case.mask
+    )
+    if answer.lower is not None and answer.upper is not None:
+        figures["band_width"] = float((answer.upper - answer.lower)[region].mean() * scale)
+    return figures
 
 
 def read_people(fold: Fold, table: Table, data_folder: Path, work: Path) -> dict[str, list[Case]]:
@@ -418,10 +453,11 @@ def read_cases(
     yield from cached_cases(
         list(people),
         data_folder,
-        cases_folder(work, table.spacing_mm, table.anchor),
+        _find_cache(table, work),
         spacing_mm=table.spacing_mm,
         anchor=table.anchor,
         brain_mask=table.brain_mask,
+        fits_ct=table.fits_ct,
     )
 
 
@@ -454,6 +490,10 @@ def _serve(row: Row, task: SynthesisTask, method: Synthesizer[Any]) -> dict[str,
     }
 
 
+def _find_cache(table: Table, work: Path) -> Path:
+    return cases_folder(work, table.spacing_mm, table.anchor, fits_ct=table.fits_ct)
+
+
 def _fit(
     row: Row, task: SynthesisTask, cases: Mapping[str, list[Case]], folder: Path, device: str
 ) -> tuple[Synthesizer[Any], float]:
@@ -469,7 +509,7 @@ def _fit(
     needed = {*task.required, *task.targets} if task.required else set()
     usable = {
         split: [
-            case
+            case if case.judged is None else replace(case, mask=case.judged)
             for case in cases[split]
             if len(contrasts & set(case.images)) > 1 and needed <= set(case.images)
         ]
@@ -534,6 +574,7 @@ def cut_middle(case: Case, slices: int | None) -> Case:
         case,
         images={label: image[kept] for label, image in case.images.items()},
         mask=case.mask[kept],
+        judged=None if case.judged is None else case.judged[kept],
         labels=None if case.labels is None else case.labels[kept],
     )
 

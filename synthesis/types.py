@@ -71,6 +71,8 @@ class Case:
         mask: where the images mean something.
         labels: segmentation on the same grid, or None.
         spacing: (slices, rows, columns) in mm.
+        judged: the part of the mask where the images are known to show the same tissue; all of it
+            when None.
     """
 
     subject: str
@@ -78,6 +80,7 @@ class Case:
     mask: MaskArray
     spacing: tuple[float, float, float]
     labels: NDArray[np.uint8] | None = None
+    judged: MaskArray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

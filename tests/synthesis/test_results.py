@@ -406,6 +406,32 @@ def test_rendered_heads_teach_and_make_another_row(table: Path) -> None:
     assert key_of(taught, toy) != key_of(row, toy)
 
 
+def test_fitted_cts_make_another_row_and_are_judged_where_both_bodies_lie(table: Path) -> None:
+    row = results.list_rows(table)[0]
+    plain = results.read_table(table)
+    fitted = plain.model_copy(update={"fits_ct": True})
+    assert results.key_of(row, plain) != results.key_of(row, fitted)
+
+    truth = np.zeros((4, 16, 16), np.float32)
+    truth[:, :8] = -1.0  # the limb lay elsewhere
+    mask = np.ones(truth.shape, np.bool_)
+    case = Case(
+        subject="one",
+        images={ContrastLabel("CT"): truth},
+        mask=mask,
+        judged=truth == 0,
+        spacing=(1.0, 1.0, 1.0),
+    )
+    made = np.full(truth.shape, 0.05, np.float32)
+
+    answer = Prediction(mean=made, lower=made - 0.1, upper=made + 0.1)
+    figures = results.judge_fitted(case, ContrastLabel("CT"), answer)
+
+    assert figures["mae"] == pytest.approx(50, abs=0.1)
+    assert figures["whole_mae"] == pytest.approx(550, abs=0.1)
+    assert figures["band_width"] == pytest.approx(200, abs=0.1)
+
+
 def test_ct_is_judged_by_tissue_and_as_the_challenge_does() -> None:
     image, mask = make_head((20, 24, 22), seed=1)
     hounsfield = np.where(image > 0.55, 0.4, np.where(image > 0.4, 0.05, -0.9)).astype(np.float32)
