@@ -37,7 +37,7 @@ def cases_folder(work: Path, spacing_mm: float, anchor: Anchor, *, fits_ct: bool
 
 
 def digest_fit() -> str:
-    """Return the digest of the code by which CTs are fitted to MR; `PREPARATION` covers the rest."""
+    """Return the digest of the code that fits CTs to MR; `PREPARATION` covers the rest."""
     parts = ("synthesis.fitting:fit_body", "synthesis.preprocessing:mask_body")
     return hashlib.sha256("".join(fingerprint(part) for part in parts).encode()).hexdigest()
 

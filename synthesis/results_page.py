@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from synthesis.comparison import (
     Difference,
     bootstrap,
@@ -40,6 +42,7 @@ SHOWN = {
     "ssim": ("SSIM", 3),
     "mae": ("MAE", 1),
     "suv_mae": ("MAE SUV", 2),
+    "whole_mae": ("whole MAE", 1),
     "gradient_ratio": ("gradients", 2),
     "through_plane_ratio": ("∂z", 2),
     "tissue_dice": ("tissue Dice", 3),
@@ -53,7 +56,15 @@ SHOWN = {
     "lesion_suv_max": ("highest uptake", 2),
     "lesion_contrast": ("lesion contrast", 2),
     "band_coverage": ("band", 2),
+    "band_width": ("band width", 0),
 }
+FIT_SHOWN = {
+    "dice": ("Dice of the bodies", 3),
+    "bone_darker": ("bone darker", 2),
+    "shared": ("shared", 2),
+}
+FEWEST_RANKED = 5
+"""People; of fewer an order says nothing."""
 
 Values = Mapping[str, float]
 
@@ -120,6 +131,8 @@ def _write_table(path: Path, results: Path, page: Path) -> Iterator[str]:
         return
     for group in (POOLED, FIXED):
         yield from _write_group(table, group, _gather(kept, group))
+    yield from _write_fits(kept)
+    yield from _write_warnings(kept)
     yield from _write_subsets(kept)
     yield from _write_twins(kept)
     yield from _write_cost(kept)
@@ -137,6 +150,12 @@ def _describe(table: Table, kept: Sequence[_Kept]) -> Iterator[str]:
         yield (
             f"Learnt from and judged on the middle {table.middle_slices} slices of "
             f"{table.spacing_mm:g} mm of each person."
+        )
+    if table.fits_ct:
+        yield (
+            "Each CT was laid on its MR (`synthesis/fitting.py`). Taught and judged is where the "
+            "bodies of both lie, the same voxels for every row; *whole MAE* counts all of the MR's "
+            "body, also where the CT has none."
         )
     folds = {k.row.fold.name: k.row.fold for k in kept}
     for name, fold in folds.items():
@@ -267,6 +286,63 @@ def _write_people(rows: Mapping[str, Mapping[str, Values]], order: Sequence[str]
     yield ""
     yield "</details>"
     yield ""
+
+
+def _write_fits(kept: Sequence[_Kept]) -> Iterator[str]:
+    """Write how well CT and MR agree, before and after the one was laid on the other."""
+    fits: dict[str, Values] = {}
+    for each in kept:
+        fits |= {person: fit for person, fit in each.facts.get("fits", {}).items() if fit}
+    if not fits:
+        return
+    yield "### How the CTs were laid on the MR"
+    yield ""
+    yield (
+        "*Bone darker*: how often a voxel of cortical bone in the CT is darker in the MR than the "
+        "soft tissue about it, 0.5 by chance. *Shared*: the part of the MR's body where the CT has "
+        "body. *Volume*: from how much a voxel was drawn; below zero the map folds."
+    )
+    yield ""
+    heads = [f"{title}, before to after" for title, _ in FIT_SHOWN.values()]
+    yield "| person | " + " | ".join([*heads, "moved mm, mean and most", "volume"]) + " |"
+    yield "|---|" + "---|" * (len(FIT_SHOWN) + 2)
+    for person, fit in sorted(fits.items()):
+        cells = [
+            f"{fit[f'{name}_before']:.{digits}f} to {fit[f'{name}_after']:.{digits}f}"
+            if f"{name}_before" in fit and f"{name}_after" in fit
+            else ""
+            for name, (_, digits) in FIT_SHOWN.items()
+        ]
+        cells.append(f"{fit['moved_mm']:.1f}, {fit['most_moved_mm']:.1f}")
+        cells.append(f"{fit['least_volume']:.2f} to {fit['most_volume']:.2f}")
+        yield f"| {person} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _write_warnings(kept: Sequence[_Kept]) -> Iterator[str]:
+    """Write whether the band is wider in people who are answered worse."""
+    lines = []
+    for group in (POOLED, FIXED):
+        for name, by_task in _gather(kept, group).items():
+            for task, people in by_task.items():
+                widths, errors = _pick(people, "band_width"), _pick(people, "mae")
+                if len(widths) < FEWEST_RANKED:
+                    continue
+                rank = stats.spearmanr(
+                    list(widths.values()), [errors[person] for person in widths]
+                ).statistic
+                lines.append(
+                    f"| {name} | {group} | {task.replace('->', '→')} | {rank:.2f} | {len(widths)} |"
+                )
+    if lines:
+        yield "### Whether the band tells who is answered badly"
+        yield ""
+        yield "Spearman's correlation of the mean width of the 90 % band and the MAE, over people."
+        yield ""
+        yield "| row | folds | task | correlation | n |"
+        yield "|---|---|---|---|---|"
+        yield from lines
+        yield ""
 
 
 def _write_subsets(kept: Sequence[_Kept]) -> Iterator[str]:

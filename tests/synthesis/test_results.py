@@ -358,6 +358,33 @@ def test_page_pools_the_site_folds_and_says_what_is_not_shown(table: Path) -> No
     assert "Any subset of the sources" in text
 
 
+def test_page_tells_how_cts_were_laid_on_mr_and_who_is_answered_badly(table: Path) -> None:
+    row = next(r for r in list_rows(table) if r.fold.name == "fixed" and r.name == "linear")
+    kept = run(table, row)
+    facts = json.loads(kept.read_text())
+    [task, *_] = facts["figures"]
+    facts["figures"] = {
+        task: {
+            f"one-{k}": {"psnr_db": 20.0, "mae": 30.0 + k, "band_width": 100.0 + k}
+            for k in range(6)
+        }
+    }
+    figures = {"dice": 0.9, "shared": 0.8, "bone_darker": 0.7}
+    fit = {f"{name}_before": value for name, value in figures.items()}
+    fit |= {f"{name}_after": value + 0.1 for name, value in figures.items()}
+    fit |= {"moved_mm": 4.0, "most_moved_mm": 20.0, "least_volume": 0.4, "most_volume": 1.5}
+    facts["fits"] = {"one-0": fit, "one-1": None}
+    kept.write_text(json.dumps(facts))
+    page = table.parent / "results.md"
+
+    write_page([table], table.parent / "results", page)
+
+    text = page.read_text()
+    line = "| one-0 | 0.900 to 1.000 | 0.70 to 0.80 | 0.80 to 0.90 | 4.0, 20.0 | 0.40 to 1.50 |"
+    assert line in text
+    assert "| 1.00 | 6 |" in text
+
+
 def test_code_that_a_method_does_not_run_changes_no_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
