@@ -30,6 +30,8 @@ from synthesis.types import FloatArray, MaskArray
 HU_OUTSIDE = -1024.0
 SKIN_HU, TABLE_VOXELS = -400.0, 2
 """Below it is air; what is thinner than twice so many voxels is cloth and table."""
+BLANK_VOXELS = 2
+"""Fewer zeros side by side may be air."""
 MARGIN_MM = 24.0
 """About the grid, from where tissue may be drawn in."""
 SHRINK = (1, 3, 3)
@@ -40,6 +42,8 @@ HUBER_MM = 3.0
 KNOTS_MM = 20.0
 STEPS, STEP_MM = 70, 0.7
 BONE_NEARBY, SKIN_WEIGHT, BONE_WEIGHT, BEND_WEIGHT = 6.0, 0.02, 0.3, 1.5
+LEAST_VOLUME = 0.1
+"""Where the map takes a voxel from less it folds, or nearly so: nothing is known there."""
 FEWEST_BONE = 50.0
 """Voxels; fewer pull at nothing."""
 CORTICAL_HU, SOFT_HU = 500.0, (-200.0, 200.0)
@@ -53,7 +57,8 @@ class Fit:
 
     Attributes:
         transform: maps LPS millimeters of the MR to those of the CT.
-        shared: where the bodies of both lie, on the MR's grid: only there a CT is known.
+        shared: where the bodies of both lie and the map does not fold, on the MR's grid: only there
+            a CT is known.
         record: JSON-able: what was found, and how well the two agree before and after.
     """
 
@@ -70,7 +75,7 @@ class _Pair:
         spacing: of it, in mm.
         start: of the fixed grid within the moving one, in voxels.
         similarity, skin, dark: of the MR.
-        inside: where the MR is looked at.
+        inside: where the MR is looked at; not where it has no data.
         moving: 12 similarities, distance to the skin, field of view, bone, about bone: of the CT.
     """
 
@@ -102,19 +107,19 @@ def fit_body(mr: sitk.Image, ct: sitk.Image, body: MaskArray) -> Fit:
     transform = _as_transform(displacement, mr)
     before = _compare(mr, ct, body, sitk.Transform(3, sitk.sitkIdentity))[1]
     shared, after = _compare(mr, ct, body, transform)
+    stretch = _measure_stretch(displacement, mr.GetSpacing()[::-1])
     length = np.linalg.norm(displacement, axis=-1)[body]
-    stretch = _measure_stretch(displacement, mr.GetSpacing()[::-1])[body]
     figures = {
         **{f"{name}_before": value for name, value in before.items()},
         **{f"{name}_after": value for name, value in after.items()},
         "moved_mm": float(length.mean()),
         "most_moved_mm": float(length.max()),
-        "least_volume": float(stretch.min()),
-        "most_volume": float(stretch.max()),
+        "least_volume": float(stretch[body].min()),
+        "most_volume": float(stretch[body].max()),
     }
     return Fit(
         transform=transform,
-        shared=shared,
+        shared=shared & (stretch > LEAST_VOLUME),
         record={
             "figures": {name: round(value, 4) for name, value in figures.items()},
             "knots_mm": np.round(knots.numpy()[0], 3).tolist(),
@@ -137,6 +142,7 @@ def _make_pair(mr: sitk.Image, ct: sitk.Image, body: MaskArray) -> _Pair:
     hounsfield = sitk.GetArrayFromImage(resample(ct, wide, outside=HU_OUTSIDE)).astype(np.float32)
     seen = _find_view(ct, wide, sitk.Transform(3, sitk.sitkIdentity))
     array = sitk.GetArrayFromImage(mr).astype(np.float32)
+    blank = _find_blank(array)
     low, high = np.percentile(array[body], [0.5, 95])
     fixed = _shrink(np.clip((array - low) / (high - low), -0.2, 1.5))
     bone = _as_tensor(np.clip((hounsfield - 300) / 400, 0, 1))
@@ -154,9 +160,9 @@ def _make_pair(mr: sitk.Image, ct: sitk.Image, body: MaskArray) -> _Pair:
         spacing=torch.tensor(small),
         start=torch.tensor([m / k for m, k in zip(margin, SHRINK, strict=True)]),
         similarity=_describe(fixed),
-        skin=_measure_depth(body, small),
+        skin=_measure_depth(body | blank, small),
         dark=fixed.clamp(0, 1),
-        inside=(_shrink(ndimage.binary_dilation(body, iterations=4)) > 0.5).float(),  # noqa: PLR2004
+        inside=(_shrink(ndimage.binary_dilation(body, iterations=4) & ~blank) > 0.5).float(),  # noqa: PLR2004
         moving=torch.cat(moving, 1),
     )
 
@@ -273,6 +279,11 @@ def _find_view(ct: sitk.Image, grid: sitk.Image, transform: sitk.Transform) -> M
     return np.asarray(placed > 0, np.bool_)
 
 
+def _find_blank(array: FloatArray) -> MaskArray:
+    """Return where an MR is 0 and nothing else: resampled from no data, be it body or air."""
+    return np.asarray(ndimage.binary_opening(array == 0, iterations=BLANK_VOXELS), np.bool_)
+
+
 def _as_transform(displacement: FloatArray, grid: sitk.Image) -> sitk.Transform:
     """Return a displacement along the grid's axes, slices first, in mm, as a transform."""
     direction = np.array(grid.GetDirection()).reshape(3, 3)
@@ -288,7 +299,7 @@ def _compare(
     """Return where both have body, and how well the bodies and the bones lie on one another."""
     placed = resample(ct, mr, transform, outside=HU_OUTSIDE)
     hounsfield = sitk.GetArrayFromImage(placed).astype(np.float32)
-    seen = _find_view(ct, mr, transform)
+    seen = _find_view(ct, mr, transform) & ~_find_blank(sitk.GetArrayFromImage(mr))
     other = find_ct_body(hounsfield)
     shared = body & other & seen
     figures = {

@@ -16,10 +16,10 @@ from synthesis.preparation import prepare, prepare_fitted
 from synthesis.preprocessing import mask_body, resample
 from synthesis.types import Anchor
 
-SPACING = (3.0, 1.5, 1.5)
-SHAPE = (16, 64, 64)
-SHIFT_MM = np.array([0.0, 6.0, -4.5])
-"""By which the limb lies otherwise in the CT: slices, rows, columns."""
+SPACING = (3.0, 1.0, 1.0)
+SHAPE = (12, 96, 96)
+SHIFT_MM = (6.0, -4.0)
+"""By which the limb lies otherwise in the CT: rows, columns."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ def make_limb() -> Limb:
         return image
 
     mr = draw((5, 900, 400, 20, 850), 0, 0, 1)
-    ct = draw((-1000, -100, 50, 1200, -60), SHIFT_MM[1], SHIFT_MM[2], 0.93)
+    ct = draw((-1000, -100, 50, 1200, -60), *SHIFT_MM, 0.93)
     images = []
     for array in (mr, ct):
         noise = np.random.default_rng(0).normal(0, 5, SHAPE)
@@ -92,13 +92,13 @@ def test_record_says_how_the_ct_was_bent(fit: Fit) -> None:
 
 def test_only_what_both_images_show_is_judged(limb: Limb, tmp_path: Path) -> None:
     cut = sitk.GetArrayFromImage(limb.ct)
-    cut[:, 40:] = -1000  # a part of the limb that was not there
+    cut[:, 60:] = -1000  # a part of the limb that was not there
     ct = sitk.GetImageFromArray(cut)
     ct.CopyInformation(limb.ct)
     person = write_person(tmp_path, limb.mr, ct)
 
     [case] = cached_cases(
-        [person], tmp_path, tmp_path / "work", spacing_mm=1.5, anchor=Anchor(), fits_ct=True
+        [person], tmp_path, tmp_path / "work", spacing_mm=1.0, anchor=Anchor(), fits_ct=True
     )
 
     assert case.judged is not None
@@ -108,7 +108,8 @@ def test_only_what_both_images_show_is_judged(limb: Limb, tmp_path: Path) -> Non
     np.testing.assert_array_equal(read_case(tmp_path / "work" / "one.npz").judged, case.judged)
     figures = read_fit(tmp_path / "work" / "one.npz")
     assert figures is not None
-    assert figures["shared_after"] == pytest.approx(case.judged.sum() / case.mask.sum(), abs=1e-3)
+    judged = case.judged.sum() / case.mask.sum()
+    assert judged < figures["shared_after"] + 1e-3  # what folds is not judged, either
 
 
 def write_person(folder: Path, mr: sitk.Image, ct: sitk.Image) -> Person:
@@ -123,13 +124,13 @@ def test_person_without_a_ct_is_not_fitted(limb: Limb, tmp_path: Path) -> None:
     alone = person.model_copy(update={"images": {"T1w": "mr.nii.gz"}})
 
     with pytest.raises(TrainingError, match="only a body"):
-        prepare_fitted(alone, tmp_path, spacing_mm=1.5, anchor=Anchor())
+        prepare_fitted(alone, tmp_path, spacing_mm=1.0, anchor=Anchor())
 
 
 def test_people_who_are_not_fitted_are_judged_in_the_whole_mask(limb: Limb, tmp_path: Path) -> None:
     person = write_person(tmp_path, limb.mr, limb.ct)
 
-    assert prepare(person, tmp_path, spacing_mm=1.5, anchor=Anchor()).judged is None
+    assert prepare(person, tmp_path, spacing_mm=1.0, anchor=Anchor()).judged is None
 
 
 def test_air_full_of_noise_is_no_body(limb: Limb) -> None:

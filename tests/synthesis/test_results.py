@@ -439,17 +439,17 @@ def test_fitted_cts_make_another_row_and_are_judged_where_both_bodies_lie(table:
     fitted = plain.model_copy(update={"fits_ct": True})
     assert results.key_of(row, plain) != results.key_of(row, fitted)
 
-    truth = np.zeros((4, 16, 16), np.float32)
+    truth = np.random.default_rng(0).uniform(-0.1, 0.1, (4, 16, 16)).astype(np.float32)
     truth[:, :8] = -1.0  # the limb lay elsewhere
     mask = np.ones(truth.shape, np.bool_)
     case = Case(
         subject="one",
         images={ContrastLabel("CT"): truth},
         mask=mask,
-        judged=truth == 0,
+        judged=truth > -1,
         spacing=(1.0, 1.0, 1.0),
     )
-    made = np.full(truth.shape, 0.05, np.float32)
+    made = np.where(truth > -1, truth, 0).astype(np.float32) + np.float32(0.05)
 
     answer = Prediction(mean=made, lower=made - 0.1, upper=made + 0.1)
     figures = results.judge_fitted(case, ContrastLabel("CT"), answer)
