@@ -130,7 +130,7 @@ def _write_robustness(found: Sequence[_Kept]) -> Iterator[str]:
         rows = [each for each in found if each.figures.get(task)]
         yield f"### {_arrow(task)}"
         yield ""
-        yield "| condition | " + " | ".join(f"{each.name} MAE | × |" for each in rows)
+        yield "| condition | " + " | ".join(f"{each.name} MAE | ×" for each in rows) + " |"
         yield "|---|" + "---|---|" * len(rows)
         everyone = [people for each in rows for people in each.figures[task].values()]
         for condition in dict.fromkeys(name for figures in everyone for name in figures):
