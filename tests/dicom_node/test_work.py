@@ -324,7 +324,8 @@ def compare_in_shadow_mode(
         rule.model_copy(update={"mode": Mode.SHADOW}) for rule in bench.configuration.routing.rules
     )
     routing = bench.configuration.routing.model_copy(update={"rules": rules})
-    bench.configuration = replace(bench.configuration, routing=routing)
+    policy = bench.configuration.models.model_copy(update={"research": (target,)})
+    bench.configuration = replace(bench.configuration, routing=routing, models=policy)
     bench.judge()
     return bench, run(bench, bench.claim(target))
 

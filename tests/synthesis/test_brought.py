@@ -218,7 +218,7 @@ def test_library_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, "monai.networks", raising=False)
 
-    with pytest.raises(MissingExtra, match=rf"pip install 'dicom_node\[{extra}\]'"):
+    with pytest.raises(MissingExtra, match=rf"pip install '\.\[{extra}\]'"):
         bring(learnt)
 
 

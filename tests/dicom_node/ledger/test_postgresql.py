@@ -137,7 +137,7 @@ def test_frozen_writer_is_thrown_out(postgresql, clock):
 def test_missing_driver_is_told_with_the_remedy(monkeypatch, clock):
     monkeypatch.setitem(sys.modules, "psycopg", None)
 
-    with pytest.raises(ConfigurationError, match=r"psycopg: pip install 'dicom_node\[cluster\]'"):
+    with pytest.raises(ConfigurationError, match=r"psycopg: pip install '\.\[cluster\]'"):
         Ledger("postgresql://localhost/ledger", clock).open()
 
 
