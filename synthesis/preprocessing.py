@@ -254,13 +254,16 @@ def solidify(body: MaskArray) -> MaskArray:
 
 
 def _find_noise(smooth: FloatArray, below: float) -> float:
-    """Return the commonest value of the dark rim of the field of view: the noise of air."""
+    """Return the commonest value of the dark rim of the field of view: the noise of air.
+
+    Minus infinity where nothing is dark and above zero, as in a CT.
+    """
     rim = smooth.copy()
     rim[:, RIM:-RIM, RIM:-RIM] = 0
     # what a scanner or a resampling wrote about the image is no noise
     dark = rim[(rim > below / NOISE_BINS) & (rim < below)]
     if dark.size == 0:
-        return 0.0
+        return -np.inf
     counts, edges = np.histogram(dark, NOISE_BINS, (0.0, below))
     commonest = int(np.argmax(counts))
     return float(edges[commonest] + edges[commonest + 1]) / 2

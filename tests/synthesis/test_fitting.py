@@ -143,3 +143,12 @@ def test_air_full_of_noise_is_no_body(limb: Limb) -> None:
 
     dice = 2 * (found & limb.body).sum() / (found.sum() + limb.body.sum())
     assert dice > 0.95
+
+
+def test_body_of_a_ct_is_all_of_its_soft_tissue(limb: Limb) -> None:
+    soft = np.where(limb.body, np.where(np.arange(SHAPE[2]) % 2 > 0, -100, 60), -1000)
+
+    found = mask_body(soft.astype(np.float32))
+
+    dice = 2 * (found & limb.body).sum() / (found.sum() + limb.body.sum())
+    assert dice > 0.95
