@@ -157,17 +157,19 @@ def _lift(image: sitk.Image) -> sitk.Image:
 
 
 def _coarsen(image: sitk.Image, spacing_mm: float) -> sitk.Image:
-    """Return an image smoothed and shrunk along the axes that are finer than a spacing.
+    """Return an image smoothed and thinned out along the axes that are finer than a spacing.
 
-    One axis after the other: what is left out along one is not smoothed along the next.
+    One axis after the other: what is left out along one is not smoothed along the next. What is
+    kept is where it was; ITK's filter that shrinks keeps the center instead and may be half a
+    voxel off.
     """
     for axis, (size, spacing) in enumerate(zip(image.GetSize(), image.GetSpacing(), strict=True)):
         factor = min(round(spacing_mm / spacing), size // FEWEST_VOXELS)
         if factor > 1:
             image = sitk.RecursiveGaussian(image, 0.5 * factor * spacing, direction=axis)
-            factors = [1] * image.GetDimension()
-            factors[axis] = factor
-            image = sitk.Shrink(image, factors)
+            kept: list[slice] = [slice(None)] * image.GetDimension()
+            kept[axis] = slice((size - 1) % factor // 2, None, factor)
+            image = image[tuple(kept)]
     return image
 
 
