@@ -157,20 +157,18 @@ def _lift(image: sitk.Image) -> sitk.Image:
 
 
 def _coarsen(image: sitk.Image, spacing_mm: float) -> sitk.Image:
-    """Return an image smoothed and thinned out along the axes that are finer than a spacing.
+    """Return an image smoothed and shrunk along the axes that are finer than a spacing.
 
-    One axis after the other: what is left out along one is not smoothed along the next. What is
-    kept is where it was; ITK's filter that shrinks keeps the center instead and may be half a
-    voxel off.
+    All axes are shrunk at once: one after the other, the samples of two images lie differently.
     """
+    factors = []
     for axis, (size, spacing) in enumerate(zip(image.GetSize(), image.GetSpacing(), strict=True)):
         factor = min(round(spacing_mm / spacing), size // FEWEST_VOXELS)
+        factors.append(max(1, factor))
         if factor > 1:
             image = sitk.RecursiveGaussian(image, 0.5 * factor * spacing, direction=axis)
-            kept: list[slice] = [slice(None)] * image.GetDimension()
-            kept[axis] = slice((size - 1) % factor // 2, None, factor)
-            image = image[tuple(kept)]
-    return image
+    coarse: sitk.Image = sitk.Shrink(image, factors)
+    return coarse
 
 
 def measure_similarity(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> float:
