@@ -9,7 +9,7 @@ import hashlib
 import uuid
 from collections.abc import Iterable
 
-WRITER_VERSION = "2"
+WRITER_VERSION = "3"
 """Enters every id. Raise it with any change of the bytes that `derive` writes: a PACS that already
 holds a UID answers success and keeps its old object."""
 
