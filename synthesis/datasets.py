@@ -32,8 +32,7 @@ Rounding and the speed of the preparation do not raise it, a new order of its st
 
 def cases_folder(work: Path, spacing_mm: float, anchor: Anchor, *, fits_ct: bool = False) -> Path:
     """Return where cases of this grid and scale are kept below `work`."""
-    spread = "" if anchor.spread is None else f"-s{anchor.spread:g}"
-    name = f"cases-{spacing_mm:g}mm-p{anchor.percentile:g}{spread}-v{PREPARATION}"
+    name = f"cases-{spacing_mm:g}mm-p{anchor.percentile:g}-v{PREPARATION}"
     return work / (f"{name}-fit{digest_fit()[:8]}" if fits_ct else name)
 
 

@@ -27,7 +27,6 @@ MOST_VOXELS = 512 * 2**20
 BIAS_SHRINK = 4
 EVERYWHERE = (slice(None), slice(None), slice(None))
 LOW_PERCENTILE = 0.5
-SPREAD_PERCENTILES = (10.0, 90.0)
 SKIN_SHARE = 0.3
 CLOSING = 8
 """Pixels, in plane."""
@@ -74,21 +73,15 @@ UNIT_LIMITS: Mapping[str, tuple[float, float]] = {
 
 
 def measure_scale(array: FloatArray, mask: MaskArray, anchor: Anchor) -> Scale:
-    """Return the scale that sends percentiles inside the mask where the anchor wants them.
+    """Return the scale that sends the 0.5th percentile inside the mask to 0, the anchor to its own.
 
     Raises:
-        UnusableInput: `constant`, the percentiles are one value.
+        UnusableInput: `constant`, the two percentiles are one value.
     """
-    wanted = [LOW_PERCENTILE, anchor.percentile, *SPREAD_PERCENTILES]
-    low, tissue, dark, bright = np.percentile(array[mask], wanted)
-    if anchor.spread is None:
-        unit = (tissue - low) / anchor.value
-    else:
-        unit = (bright - dark) / anchor.spread
-        low = tissue - unit * anchor.value
-    if not unit > 0:
+    low, tissue = np.percentile(array[mask], [LOW_PERCENTILE, anchor.percentile])
+    if not tissue > low:
         raise UnusableInput("constant", "the image is constant inside the mask")
-    return Scale(low=float(low), high=float(low + unit))
+    return Scale(low=float(low), high=float(low + (tissue - low) / anchor.value))
 
 
 def to_image(volume: Volume) -> sitk.Image:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import astuple, replace
+from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -282,7 +282,7 @@ def key_of_fit(row: Row, table: Table) -> str:
         "seed": row.settings.seed,
         "tasks": row.tasks,
         "spacing_mm": table.spacing_mm,
-        "anchor": [value for value in astuple(table.anchor) if value is not None],
+        "anchor": [table.anchor.percentile, table.anchor.value],
         "middle_slices": table.middle_slices,
         "brain_mask": mask,
         "train": [p.model_dump(mode="json") for p in row.fold.train],

@@ -20,7 +20,6 @@ from synthesis.comparison import (
     decide,
     write_interval,
 )
-from synthesis.preprocessing import SPREAD_PERCENTILES
 from synthesis.results import (
     FIXED,
     Row,
@@ -31,7 +30,6 @@ from synthesis.results import (
     read_table,
     row_path,
 )
-from synthesis.types import UNITS_PER_NORMALIZED
 
 POOLED = "site folds pooled"
 MOST_LOST_DB = 0.1
@@ -152,13 +150,6 @@ def _describe(table: Table, kept: Sequence[_Kept]) -> Iterator[str]:
         yield (
             f"Learnt from and judged on the middle {table.middle_slices} slices of "
             f"{table.spacing_mm:g} mm of each person."
-        )
-    if table.anchor.spread is not None:
-        low, high = (f"{percentile:g}th" for percentile in SPREAD_PERCENTILES)
-        apart = UNITS_PER_NORMALIZED * table.anchor.spread
-        yield (
-            f"The {low} and the {high} percentile of an MR are {apart:g} apart on the standard "
-            "scale, whatever contrast its scanner gave it."
         )
     if table.fits_ct:
         yield (

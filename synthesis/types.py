@@ -40,16 +40,10 @@ class Anchor:
     In a brain the median is ordinary tissue in every contrast, whereas a high percentile is lesion,
     vessel or fluid in one person and tissue in the next. In a limb the median is fat or muscle as
     the field of view has it, but a high percentile is fat on every T1w image.
-
-    Attributes:
-        spread: how far apart the 10th and the 90th percentile are then, whatever contrast a scanner
-            gives its tissues; None ties the 0.5th percentile to 0 instead, which is fluid in one
-            person and a rim of the mask in the next.
     """
 
     percentile: float = 50.0
     value: float = 0.5
-    spread: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from doubles.series import make_series, make_volume, write_files
-from synthesis.errors import TrainingError, UnusableInput
+from synthesis.errors import TrainingError
 from synthesis.people import Person, digest_images
 from synthesis.preparation import CT, PET, prepare, read_image
-from synthesis.preprocessing import measure_scale
 from synthesis.types import Anchor
 
 SHAPE = (8, 20, 24)
@@ -18,19 +17,6 @@ BLANK = make_volume(SHAPE)
 RAMP = BLANK.with_array(
     np.broadcast_to(np.arange(8, dtype=np.float32)[:, None, None] * 100, SHAPE).copy()
 )
-
-
-@pytest.mark.parametrize("contrast", [1.0, 4.0])
-def test_contrast_of_a_scanner_is_taken_out_where_the_spread_is_tied(contrast: float) -> None:
-    tissue = np.linspace(-1, 1, 1001, dtype=np.float32)[None, None]
-    image = 700 + 100 * contrast * tissue
-    everywhere = np.ones(tissue.shape, bool)
-
-    scaled = measure_scale(image, everywhere, Anchor(spread=0.25)).forward(image)
-
-    assert np.percentile(scaled, [10, 50, 90]) == pytest.approx([0.375, 0.5, 0.625], abs=1e-5)
-    with pytest.raises(UnusableInput, match="constant"):
-        measure_scale(np.full_like(image, 3), everywhere, Anchor(spread=0.25))
 
 
 def test_slices_about_a_missing_one_stay_where_they_are(tmp_path: Path) -> None:
