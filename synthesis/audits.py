@@ -74,13 +74,20 @@ def find_model(model_id: str, path: Path, models_folder: Path) -> Subject:
     """Return a model as a subject of the table at `path`.
 
     Raises:
-        TrainingError: it has learnt from a test person of the table.
+        TrainingError: it has learnt from a test person of the table, or answers on another grid or
+            scale than that on which the table's people are prepared.
     """
     table, card = read_table(path), load_card(models_folder, model_id)
     tested = {person.subject for person in _make_fold(table).test}
     known = tested & {*card.training.subjects, *card.training.validation}
     if known:
         raise TrainingError(f"{model_id} has learnt from {', '.join(sorted(known))}")
+    seen, wanted = (card.spacing_mm, card.anchor), (table.spacing_mm, table.anchor)
+    if seen != wanted:
+        raise TrainingError(
+            f"{model_id} answers on {seen[0]:g} mm and {seen[1]}; the people of {path.name} are "
+            f"prepared on {wanted[0]:g} mm and {wanted[1]}: audit it on a table of its own"
+        )
     facts = [card.digest, PREPARATION, table.spacing_mm, table.middle_slices]
     return Subject(
         table=path,

@@ -1,6 +1,7 @@
 """Audits of methods with known answers: what they are asked, what is counted, where it is kept."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,15 +269,29 @@ def test_audit_of_a_row_that_has_changed_is_made_anew(table: Path) -> None:
     assert run_lesions(table) == [f"lesions, copy, {TASK}: three"]
 
 
-def test_model_is_not_audited_on_whom_it_has_learnt_from(table: Path) -> None:
-    models = table.parent / "models"
+def write_brain(models: Path, subjects: Sequence[str]) -> None:
     (models / "brain" / "learnt").mkdir(parents=True)
     card = yaml.safe_load(Path("models/brain-any-unet25d/card.yaml").read_text())
-    card |= {"id": "brain", "files": {}, "training": {**card["training"], "subjects": ["three"]}}
+    card |= {"id": "brain", "files": {}, "training": {**card["training"], "subjects": subjects}}
     (models / "brain" / "card.yaml").write_text(yaml.safe_dump(card))
 
+
+def test_model_is_not_audited_on_whom_it_has_learnt_from(table: Path) -> None:
+    write_brain(table.parent / "models", ["three"])
+
     with pytest.raises(TrainingError, match="brain has learnt from three"):
-        find_model("brain", table, models)
+        find_model("brain", table, table.parent / "models")
+
+
+def test_model_is_not_audited_on_people_of_another_scale(table: Path) -> None:
+    write_brain(table.parent / "models", [])
+    facts = yaml.safe_load(table.read_text()) | {"anchor": {"percentile": 95.0, "value": 1.0}}
+    table.write_text(yaml.safe_dump(facts))
+
+    with pytest.raises(
+        TrainingError, match=r"brain answers on 1 mm and .*percentile=50.*of its own"
+    ):
+        find_model("brain", table, table.parent / "models")
 
 
 def test_command_writes_what_is_kept_to_the_page(table: Path) -> None:
