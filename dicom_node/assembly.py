@@ -21,12 +21,12 @@ from pydicom import config, dcmread
 from dicom_node.appearance import find_fluid
 from dicom_node.contrast import describe, heed_fluid, wants_a_look
 from dicom_node.crashpoints import reach
-from dicom_node.domain import Closing, InquiryState, Instance, Origin, Series, Study
+from dicom_node.domain import UID_CONFLICT, Closing, InquiryState, Instance, Origin, Series, Study
 from dicom_node.elsewhere import add_answers
 from dicom_node.errors import UnusableStudy
 from dicom_node.headers import BIRTH, IDENTITY, IMAGE_MODALITIES, SEX, read_header
 from dicom_node.identifiers import installation_uid
-from dicom_node.ledger import PEER_SILENT, UID_CONFLICT, Inquiry, Ledger, StudyRow
+from dicom_node.ledger import PEER_SILENT, Inquiry, Ledger, StudyRow
 from dicom_node.node_settings import Assembly as AssemblySettings
 from dicom_node.pixels import READ_ERRORS
 from dicom_node.progress import read_progress

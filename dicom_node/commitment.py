@@ -12,6 +12,7 @@ Source: PS3.4 annex J; Failure Reason (0008,1197): PS3.3 section C.14.1.1.
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from dicom_node.attributes import (
     FAILED_SOP_SEQUENCE,
@@ -28,10 +29,13 @@ from dicom_node.attributes import (
 )
 from dicom_node.domain import Delivery, DeliveryState, DerivedInstance
 from dicom_node.errors import RefusedInstance
-from dicom_node.ledger import Attempt, Ledger, Report
 from dicom_node.node_settings import Delivery as Patience
 from dicom_node.outcomes import find_pause
+from dicom_node.records import Attempt, Report
 from dicom_node.structure import check_uid
+
+if TYPE_CHECKING:
+    from dicom_node.ledger import Ledger
 
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
 """Storage Commitment Push Model SOP Class."""
@@ -100,7 +104,7 @@ def decode_report(data_set: bytes, *, explicit: bool) -> Report:
 
 
 def take_report(
-    ledger: Ledger, patience: Patience, clock: Callable[[], datetime], peer: str, report: Report
+    ledger: "Ledger", patience: Patience, clock: Callable[[], datetime], peer: str, report: Report
 ) -> int | None:
     """Record what a peer reports; a report that comes twice changes nothing the second time.
 

@@ -30,9 +30,9 @@ from dicom_node.admission import Admission, Entry
 from dicom_node.complaints import Complaints
 from dicom_node.domain import Instance, NoticeState
 from dicom_node.hall import Hall
-from dicom_node.ledger import Notice, Receipt, Report
 from dicom_node.lifeline import ORPHANED
 from dicom_node.recorder import Outcome, Recorder, Rows
+from dicom_node.records import Notice, Receipt, Report
 
 _LONGEST = 65_536
 _GATHER_SECONDS = 0.05

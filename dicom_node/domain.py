@@ -22,6 +22,12 @@ _LEADING_ZERO = re.compile(r"[ .]0[0-9]")
 QUARANTINE = "quarantine"
 """Folder of the store for a content that came under the UID of another: it is never a source."""
 
+UID_CONFLICT = "uid_conflict"
+"""Why a study is held in which a UID has several contents."""
+
+UID_NONCONFORMANT = "uid_nonconformant"
+"""Flag of instances whose UIDs have leading zeros, as some makers write them."""
+
 
 class Origin(StrEnum):
     """Who made a series."""

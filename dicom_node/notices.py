@@ -14,6 +14,7 @@ Source: PS3.4 annexes F.7 and R; statuses: PS3.7 annex C.
 import logging
 import re
 from collections.abc import Container, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from dicom_node.attributes import (
     CODE_VALUE,
@@ -37,8 +38,11 @@ from dicom_node.attributes import (
 )
 from dicom_node.domain import NoticeState
 from dicom_node.errors import RefusedInstance
-from dicom_node.ledger import Ledger, Noted, Notice
+from dicom_node.records import Noted, Notice
 from dicom_node.structure import check_uid
+
+if TYPE_CHECKING:
+    from dicom_node.ledger import Ledger
 
 PERFORMED_PROCEDURE_STEP = "1.2.840.10008.3.1.2.3.3"
 """Modality Performed Procedure Step SOP Class."""
@@ -110,7 +114,7 @@ def decode_notice(
         raise RefusedInstance("it cannot be decoded", PROCESSING_FAILURE) from None
 
 
-def take_notice(ledger: Ledger, peer: str, notice: Notice) -> int | None:
+def take_notice(ledger: "Ledger", peer: str, notice: Notice) -> int | None:
     """Record what a peer tells; None, or the status to answer with.
 
     Raises:

@@ -35,7 +35,6 @@ from dicom_node.crew import Line, fork_crew
 from dicom_node.door_settings import Peer
 from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.hall import Hall
-from dicom_node.ledger import Ledger
 from dicom_node.lifeline import ORPHANED
 from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address, normalize_address
 from dicom_node.node_settings import NodeSettings, read_node
@@ -230,6 +229,9 @@ def run_receiver(
     with fork_crew(node.receiver.processes, build_hall, waited_for=waited_for, keep=[held]) as crew:
         forked()
         end = EndRequest()
+        # Not before: the serving processes do without the database library, which is large.
+        from dicom_node.ledger import Ledger  # noqa: PLC0415
+
         is_new = next(store.iterate_incoming(), None) is None
         with Ledger(node.ledger_url, _now).open(create=is_new) as ledger:
             ledger.write_under(tenure)

@@ -23,21 +23,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from dicom_node import crashpoints
 from dicom_node.complaints import Alert, Complaints
+from dicom_node.domain import UID_CONFLICT, UID_NONCONFORMANT
 from dicom_node.errors import StorageError, UnsyncedLedger
-from dicom_node.ledger import (
-    UID_CONFLICT,
-    UID_NONCONFORMANT,
-    Ledger,
-    Notice,
-    Receipt,
-    Report,
-)
 from dicom_node.notices import take_notice
+from dicom_node.records import Notice, Receipt, Report
 from dicom_node.store import Store
+
+if TYPE_CHECKING:
+    from dicom_node.ledger import Ledger
 
 LINGER_SECONDS = 1.0
 """Rows that nobody waits for are collected for so long."""
@@ -187,7 +184,7 @@ class Recorder(Rows):
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: "Ledger",
         store: Store,
         *,
         waited_for: bool,

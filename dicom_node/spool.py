@@ -13,15 +13,15 @@ import mmap
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from dicom_node import crashpoints
 from dicom_node.domain import Instance
 from dicom_node.errors import RefusedInstance
-from dicom_node.ledger import Ledger, Receipt
 from dicom_node.node_settings import NodeSettings
 from dicom_node.part10 import decode_file_meta, encode_file_meta
 from dicom_node.recorder import Rows
+from dicom_node.records import Receipt
 from dicom_node.store import INCOMING, PART, Durability, PartFile, Store, WholeFile, translated
 from dicom_node.structure import (
     MISMATCH,
@@ -32,6 +32,9 @@ from dicom_node.structure import (
     read_identity,
 )
 from dicom_node.upper_layer import IMPLICIT_VR_LITTLE_ENDIAN
+
+if TYPE_CHECKING:
+    from dicom_node.ledger import Ledger
 
 REBUILT = "(rebuilt)"
 """Stands for the peer of an instance whose row was made from its file."""
@@ -269,7 +272,7 @@ def build_structure_limits(node: NodeSettings) -> StructureLimits:
     )
 
 
-def rebuild(store: Store, ledger: Ledger, limits: StructureLimits) -> int:
+def rebuild(store: Store, ledger: "Ledger", limits: StructureLimits) -> int:
     """Delete half-written received files, record every whole one that has no row; return how many.
 
     A file that was acknowledged before it got its name (`Durability.NONE`) gets it now.

@@ -12,8 +12,8 @@ from datetime import datetime
 from statistics import median
 from typing import Any
 
-from dicom_node.domain import Delivery, InquiryState
-from dicom_node.ledger import UID_CONFLICT, Conflict, Job, Ledger, StudyRow
+from dicom_node.domain import UID_CONFLICT, Delivery, InquiryState
+from dicom_node.ledger import Conflict, Job, Ledger, StudyRow
 
 FIGURES = ("psnr_db", "ssim", "mae")
 """Of a comparison; the mean absolute error is in the target's units."""

@@ -24,8 +24,8 @@ from dicom_node.domain import (
 )
 from dicom_node.jobs import JobState
 from dicom_node.ledger import REJECTED, TAKEN, Event, Job, Judgement, Ledger, Show, StudyGlance
-from dicom_node.ledger.records import JudgedSeries
 from dicom_node.progress import read_progress
+from dicom_node.records import JudgedSeries
 
 _MOST_LINES = 300
 """Of a timeline; the newest."""

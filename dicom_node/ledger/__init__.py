@@ -21,11 +21,13 @@ with its event row. Read the files in the order of the walk:
     database     connection and transactions (below all of them)
     engines      SQLite and PostgreSQL: durability, one writer at a time
     migrations   ledgers of earlier versions
-    documents    domain values as rows and JSON; records: what reading gives back
+    documents    domain values as rows and JSON
+
+What it is given and gives back are values of `records` and `domain`, which know no database.
 """
 
 from dicom_node.ledger.chronicle import Chronicle
-from dicom_node.ledger.conflicts import PEER_SILENT, REJECTED, UID_CONFLICT, Conflicts
+from dicom_node.ledger.conflicts import PEER_SILENT, REJECTED, Conflicts
 from dicom_node.ledger.inquiries import Inquiries
 from dicom_node.ledger.judgements import SUPERSEDED, Judgements
 from dicom_node.ledger.notices import Notices
@@ -33,8 +35,12 @@ from dicom_node.ledger.outbox import TAKEN, Outbox
 from dicom_node.ledger.overview import Overview, Show, StudyGlance
 from dicom_node.ledger.promises import Promises
 from dicom_node.ledger.queue import HOLD_REASON, Queue
-from dicom_node.ledger.reception import UID_NONCONFORMANT, Reception
-from dicom_node.ledger.records import (
+from dicom_node.ledger.reception import Reception
+from dicom_node.ledger.steps import Steps
+from dicom_node.ledger.tenure import Tenure
+from dicom_node.ledger.trail import Trail
+from dicom_node.ledger.withdrawals import Withdrawals
+from dicom_node.records import (
     Attempt,
     Backlog,
     Conflict,
@@ -55,10 +61,6 @@ from dicom_node.ledger.records import (
     StudyRow,
     Unconfirmed,
 )
-from dicom_node.ledger.steps import Steps
-from dicom_node.ledger.tenure import Tenure
-from dicom_node.ledger.trail import Trail
-from dicom_node.ledger.withdrawals import Withdrawals
 
 __all__ = [
     "HOLD_REASON",
@@ -66,8 +68,6 @@ __all__ = [
     "REJECTED",
     "SUPERSEDED",
     "TAKEN",
-    "UID_CONFLICT",
-    "UID_NONCONFORMANT",
     "Attempt",
     "Backlog",
     "Conflict",

@@ -10,12 +10,11 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, exists, func, or_, select, update
 
-from dicom_node.domain import DeliveryState, StepState, StudyState
+from dicom_node.domain import UID_CONFLICT, DeliveryState, StepState, StudyState
 from dicom_node.jobs import JobState
-from dicom_node.ledger.conflicts import UID_CONFLICT
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.outbox import TAKEN, UNCONFIRMED
-from dicom_node.ledger.records import Event
+from dicom_node.records import Event
 from dicom_node.schema import delivery, derived, event, instance, job, outage, step, study
 
 _NEEDS_SOURCES = (JobState.QUEUED, JobState.RUNNING, JobState.HELD)

@@ -11,14 +11,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, exists, select, update
 
-from dicom_node.domain import QUARANTINE, StudyState
+from dicom_node.domain import QUARANTINE, UID_CONFLICT, StudyState
 from dicom_node.errors import IllegalTransition
 from dicom_node.ledger.database import Database
-from dicom_node.ledger.records import Conflict
+from dicom_node.records import Conflict
 from dicom_node.schema import derived, event, instance, study
-
-UID_CONFLICT = "uid_conflict"
-"""Why a study is held in which a UID has several contents."""
 
 PEER_SILENT = "peer_silent"
 """Why a study is held: a peer did not say whether it has what is missing here."""

@@ -23,7 +23,7 @@ from dicom_node.domain import (
     SlotState,
     SynthesisPlan,
 )
-from dicom_node.ledger.records import JudgedSeries
+from dicom_node.records import JudgedSeries
 
 
 def encode_json(document: Any) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy import Row, distinct, func, select, tuple_, update
 from dicom_node.domain import InquiryState, Question, RemoteSeries, StudyState
 from dicom_node.ledger.database import Database, insert_new
 from dicom_node.ledger.documents import read_remote
-from dicom_node.ledger.records import Inquiry
+from dicom_node.records import Inquiry
 from dicom_node.schema import derived, inquiry, instance, study
 
 

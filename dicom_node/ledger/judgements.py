@@ -44,7 +44,7 @@ from dicom_node.ledger.documents import (
     read_series,
     series_document,
 )
-from dicom_node.ledger.records import Judgement, StudyRow
+from dicom_node.records import Judgement, StudyRow
 from dicom_node.schema import delivery, derived, instance, job, judgement, study
 
 SUPERSEDED = "superseded"

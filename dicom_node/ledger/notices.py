@@ -10,7 +10,7 @@ from sqlalchemy import Row, exists, select, update
 
 from dicom_node.domain import NoticeState, StudyState
 from dicom_node.ledger.database import Database, insert_new
-from dicom_node.ledger.records import Noted, Notice, StudyNotice
+from dicom_node.records import Noted, Notice, StudyNotice
 from dicom_node.schema import instance, notice, study
 
 _OPEN = NoticeState.IN_PROGRESS

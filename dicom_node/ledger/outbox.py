@@ -27,7 +27,7 @@ from dicom_node.domain import Delivery, DeliveryState, Role, StudyState
 from dicom_node.jobs import JobState
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.documents import read_derived
-from dicom_node.ledger.records import Attempt, Backlog, Outage
+from dicom_node.records import Attempt, Backlog, Outage
 from dicom_node.schema import Utc, delivery, derived, job, outage, study
 
 TAKEN = (DeliveryState.SENT, DeliveryState.WARNED, DeliveryState.COMMITTED)

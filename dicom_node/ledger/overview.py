@@ -19,7 +19,7 @@ from dicom_node.ledger.conflicts import REJECTED
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.judgements import select_studies
 from dicom_node.ledger.queue import read_job
-from dicom_node.ledger.records import Event, Job, StudyRow
+from dicom_node.records import Event, Job, StudyRow
 from dicom_node.schema import association_study, delivery, event, instance, job, study
 
 _SAMPLE = 200

@@ -16,7 +16,7 @@ from dicom_node.domain import Delivery, DeliveryState
 from dicom_node.jobs import JobState
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.outbox import UNCONFIRMED, read_delivery, select_deliveries
-from dicom_node.ledger.records import Attempt, Report, Unconfirmed
+from dicom_node.records import Attempt, Report, Unconfirmed
 from dicom_node.schema import commitment, delivery, derived, job
 
 JudgeLoss = Callable[[Delivery, int], Attempt | None]

@@ -24,7 +24,7 @@ from dicom_node.jobs import JobEvent, JobState, next_state
 from dicom_node.ledger.conflicts import is_first
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.documents import read_derived, read_instance, read_plan
-from dicom_node.ledger.records import Job
+from dicom_node.records import Job
 from dicom_node.schema import delivery, derived, event, instance, job, study
 
 HOLD_REASON = "rule mode hold"

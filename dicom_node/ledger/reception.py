@@ -12,16 +12,13 @@ from typing import Any
 from sqlalchemy import Connection, delete, exists, select, update
 
 from dicom_node.complaints import Alert
-from dicom_node.domain import Instance, StudyState
-from dicom_node.ledger.conflicts import UID_CONFLICT, is_quarantined
+from dicom_node.domain import UID_CONFLICT, UID_NONCONFORMANT, Instance, StudyState
+from dicom_node.ledger.conflicts import is_quarantined
 from dicom_node.ledger.database import Database, add_new, insert_new
-from dicom_node.ledger.records import Receipt
+from dicom_node.records import Receipt
 from dicom_node.schema import association, association_study, derived, instance, study
 
 FIRST_GENERATION = 1
-
-UID_NONCONFORMANT = "uid_nonconformant"
-"""Flag of instances whose UIDs have leading zeros, as some makers write them."""
 
 Quarantine = Callable[[str], str]
 """Moves a received file into the quarantine, unless it is there already; returns its new path."""

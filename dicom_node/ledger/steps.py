@@ -13,7 +13,7 @@ from sqlalchemy import Row, select, update
 
 from dicom_node.domain import StepState
 from dicom_node.ledger.database import Database, insert_new
-from dicom_node.ledger.records import Sources, Step
+from dicom_node.records import Sources, Step
 from dicom_node.schema import step
 
 _OPEN = (StepState.CLAIMING, StepState.CLAIMED, StepState.PERFORMED)

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import func, insert, select, update
 
 from dicom_node.ledger.database import Database
-from dicom_node.ledger.records import Event
+from dicom_node.records import Event
 from dicom_node.schema import derived, event, instance, job, trail
 
 _FIRST = "tenure.begun"

@@ -13,7 +13,7 @@ from dicom_node.jobs import JobState
 from dicom_node.ledger.database import Database, add_new
 from dicom_node.ledger.documents import read_derived, read_plan, read_series
 from dicom_node.ledger.outbox import TAKEN
-from dicom_node.ledger.records import Outdated
+from dicom_node.records import Outdated
 from dicom_node.schema import delivery, derived, job, judgement
 
 

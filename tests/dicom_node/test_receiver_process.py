@@ -109,6 +109,15 @@ def test_the_process_holds_no_codec(running):
     assert not [name for name in CODECS if name in maps]
 
 
+def test_processes_that_serve_do_without_the_database_library(running):
+    pid = running.process.pid
+    serving = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+    assert "/sqlalchemy/" in Path(f"/proc/{pid}/maps").read_text()
+    assert serving
+    assert not [each for each in serving if "sqlalchemy" in Path(f"/proc/{each}/maps").read_text()]
+
+
 def test_it_drains_when_asked(doomed):
     assert doomed.process.stop() == 0
     assert not doomed.process.is_alive()

@@ -2,9 +2,9 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from dicom_node.domain import Instance, StudyState
+from dicom_node.domain import UID_CONFLICT, Instance, StudyState
 from dicom_node.errors import IllegalTransition
-from dicom_node.ledger import UID_CONFLICT, Ledger, Receipt
+from dicom_node.ledger import Ledger, Receipt
 from doubles.ledger import (
     PEER,
     STUDY,

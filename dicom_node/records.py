@@ -1,4 +1,7 @@
-"""What the ledger gives back when it is read: study rows, jobs, judgements, events."""
+"""What the ledger is given and gives back: receipts, study rows, jobs, judgements, events.
+
+Beside the ledger and not in it: who only fills in a receipt need not load a database library.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
