@@ -34,6 +34,7 @@ METHODS = {
     "task_loss": "synthesis.methods.task_loss:TaskLoss",
     "attention": "synthesis.methods.attention:Attention",
     "joint": "synthesis.methods.joint:Joint",
+    "ensemble": "synthesis.methods.ensemble:Ensemble",
 }
 GENERATIVE = frozenset({"gan", "reggan", "cyclegan", "diffusion", "bridge", "flow"})
 """Methods that learn to draw what looks real: a card must show that they make up no lesions."""

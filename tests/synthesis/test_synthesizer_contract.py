@@ -52,6 +52,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "bridge": SMALL | {"steps": 150},
     "flow": SMALL | {"steps": 150},
     "unet25d": SMALL | {"steps": 200},
+    "ensemble": {
+        "members": [
+            {"method": "linear"},
+            {"method": "boosting", "parameters": {"trees": 10, "voxels_per_person": 2000}},
+            {"method": "unet25d", "parameters": SMALL | {"steps": 60}},
+        ]
+    },
 }
 
 BLIND = {"copy", "mean_image", "depth_atlas", "cyclegan"}
