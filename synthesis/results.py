@@ -27,13 +27,14 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from synthesis.datasets import PREPARATION, cached_cases, cases_folder, digest_fit, read_fit
 from synthesis.errors import TrainingError
 from synthesis.fingerprint import fingerprint
 from synthesis.judging import find_judge
 from synthesis.methods import build_method, find_method
+from synthesis.methods.ensemble import Ensemble, EnsembleParameters
 from synthesis.metrics.ours import mean_absolute_error
 from synthesis.people import Manifest, Person, read_manifest
 from synthesis.pictures import write_strip
@@ -137,6 +138,8 @@ class RowSettings(_Strict):
         folds: `fixed`, and `site` for all folds by site.
         gpu: what it is given where there is a GPU; its rows stand beside the others.
         rendered: rendered heads of random contrasts that teach beside the people, see `rendered`.
+        members: rows of the table whose mean it is; it takes what they have learnt and learns
+            nothing itself, and its method, minutes and parameters are theirs.
         twin: a row that differs in one thing, with which this one is compared.
     """
 
@@ -146,11 +149,18 @@ class RowSettings(_Strict):
     fit: Literal["once", "each"]
     folds: tuple[Literal["fixed", "site"], ...]
     seed: int = 2026
-    minutes: float
+    minutes: float = 0
     parameters: Mapping[str, Any] = {}
     gpu: Recipe | None = None
     rendered: int = 0
+    members: tuple[str, ...] = ()
     twin: str | None = None
+
+    @model_validator(mode="after")
+    def _learns_or_has_members(self) -> "RowSettings":
+        if bool(self.members) != (self.minutes == 0):
+            raise ValueError("a row has minutes to learn or members that have learnt, not both")
+        return self
 
 
 class Fold(_Strict):
@@ -168,6 +178,7 @@ class Row(_Strict):
     Attributes:
         name: of its files, without suffix.
         recipe: minutes and parameters on the device at hand.
+        members: the rows whose mean it is.
     """
 
     table: str
@@ -177,6 +188,7 @@ class Row(_Strict):
     on_gpu: bool
     tasks: tuple[str, ...]
     fold: Fold
+    members: tuple["Row", ...] = ()
 
 
 def read_table(path: Path) -> Table:
@@ -192,6 +204,11 @@ def parse_task(task: str) -> tuple[tuple[ContrastLabel, ...], ContrastLabel]:
     """Return sources and target of `T1w + T2w -> FLAIR`."""
     left, _, right = task.partition("->")
     return tuple(ContrastLabel(s.strip()) for s in left.split("+")), ContrastLabel(right.strip())
+
+
+def _make_task(task: str) -> SynthesisTask:
+    sources, target = parse_task(task)
+    return SynthesisTask(sources=sources, targets=(target,), required=sources)
 
 
 def make_folds(table: Table, manifest: Manifest) -> dict[str, Fold]:
@@ -235,32 +252,78 @@ def _make_fold(name: str, table: Table, people: list[Person], tested: list[Perso
 
 
 def list_rows(path: Path, *, on_gpu: bool = False) -> list[Row]:
-    """Return every row of the table at `path`, whose settings lie in the folder of its name."""
+    """Return every row of the table at `path`, whose settings lie in the folder of its name.
+
+    Raises:
+        TrainingError: a member is no row of the same fold and tasks, or has members itself.
+    """
     table = read_table(path)
     folds = make_folds(table, read_manifest(table.people))
-    rows = []
-    for file in sorted((path.parent / path.stem).glob("*.yaml")):
-        settings = RowSettings.model_validate(yaml.safe_load(file.read_text()))
-        recipe = Recipe(minutes=settings.minutes, parameters=settings.parameters)
-        is_on_gpu = on_gpu and settings.gpu is not None
-        if is_on_gpu and settings.gpu is not None:
-            recipe = settings.gpu
-        for fold in folds.values():
-            if ("fixed" if fold.name == FIXED else "site") not in settings.folds:
-                continue
-            rows.append(
-                Row(
-                    table=path.stem,
-                    name=f"{file.stem}{'-gpu' if is_on_gpu else ''}",
-                    settings=settings,
-                    recipe=recipe,
-                    on_gpu=is_on_gpu,
-                    tasks=table.task_sets[settings.tasks],
-                    fold=fold,
-                )
-            )
+    settings = {
+        file.stem: RowSettings.model_validate(yaml.safe_load(file.read_text()))
+        for file in sorted((path.parent / path.stem).glob("*.yaml"))
+    }
+    rows = [
+        _make_row(path.stem, table, name, each, fold, on_gpu=on_gpu)
+        for name, each in settings.items()
+        for fold in folds.values()
+        if ("fixed" if fold.name == FIXED else "site") in each.folds
+    ]
+    rows = [_find_members(row, rows) if row.settings.members else row for row in rows]
     # the fixed split first, and what is quick before what is slow
     return sorted(rows, key=lambda r: (r.fold.name != FIXED, r.recipe.minutes))
+
+
+def _make_row(
+    table_name: str, table: Table, name: str, settings: RowSettings, fold: Fold, *, on_gpu: bool
+) -> Row:
+    recipe = Recipe(minutes=settings.minutes, parameters=settings.parameters)
+    is_on_gpu = on_gpu and settings.gpu is not None
+    if is_on_gpu and settings.gpu is not None:
+        recipe = settings.gpu
+    return Row(
+        table=table_name,
+        name=f"{name}{'-gpu' if is_on_gpu else ''}",
+        settings=settings,
+        recipe=recipe,
+        on_gpu=is_on_gpu,
+        tasks=table.task_sets[settings.tasks],
+        fold=fold,
+    )
+
+
+def _find_members(row: Row, rows: Sequence[Row]) -> Row:
+    """Return the row with its members, whose minutes are its own: they come before it."""
+    there = {
+        r.name.removesuffix("-gpu"): r
+        for r in rows
+        if r.fold.name == row.fold.name
+        and not r.settings.members
+        and set(row.tasks) <= set(r.tasks)
+    }
+    absent = sorted(set(row.settings.members) - set(there))
+    if absent:
+        raise TrainingError(
+            f"row {row.name}, {row.fold.name}: no member can be {', '.join(absent)}; "
+            f"there are {', '.join(sorted(there))}"
+        )
+    members = tuple(there[name] for name in row.settings.members)
+    recipe = Recipe(
+        minutes=sum(member.recipe.minutes for member in members),
+        parameters={
+            "members": [
+                {"method": m.settings.method, "parameters": m.recipe.parameters} for m in members
+            ]
+        },
+    )
+    on_gpu = any(member.on_gpu for member in members)
+    changes = {
+        "name": f"{row.name}{'-gpu' if on_gpu else ''}",
+        "recipe": recipe,
+        "on_gpu": on_gpu,
+        "members": members,
+    }
+    return row.model_copy(update=changes)
 
 
 def row_path(row: Row, results: Path) -> Path:
@@ -288,6 +351,8 @@ def key_of_fit(row: Row, table: Table) -> str:
         "train": [p.model_dump(mode="json") for p in row.fold.train],
         "validation": [p.model_dump(mode="json") for p in row.fold.validation],
     }
+    if row.members:
+        facts["members"] = [key_of_fit(member, table) for member in row.members]
     if row.settings.rendered:
         facts["rendered"] = [row.settings.rendered, fingerprint("synthesis.rendered:render_case")]
     if table.fits_ct:
@@ -373,7 +438,9 @@ def compute(
     cases["train"] += render_heads(row, table)
     methods: dict[str, Synthesizer[Any]] = {}
     minutes = 0.0
-    for number, task in enumerate(_tasks_to_fit(row)):
+    if row.members:
+        methods, minutes = restore(row, table, work, device), _read_minutes(row, table, work)
+    for number, task in enumerate(() if row.members else _tasks_to_fit(row)):
         method, taken = _fit(row, task, cases, folder / str(number), device)
         minutes += taken / 60
         methods = _serve(row, task, method) | methods  # the first that can answers
@@ -465,8 +532,17 @@ def restore(row: Row, table: Table, work: Path, device: str) -> dict[str, Synthe
     """Return what a row has learnt, kept below `work`: the method of each of its tasks.
 
     Raises:
-        TrainingError: the row has not been learnt there.
+        TrainingError: the row, or one of its members, has not been learnt there.
     """
+    if row.members:
+        learnt = [restore(member, table, work, device) for member in row.members]
+        parameters = EnsembleParameters.model_validate(row.recipe.parameters)
+        return {
+            name: Ensemble(_make_task(name), parameters, device=device).gather(
+                [each[name] for each in learnt]
+            )
+            for name in row.tasks
+        }
     folder, methods = work / "rows" / key_of_fit(row, table), dict[str, Synthesizer[Any]]()
     for number, task in enumerate(_tasks_to_fit(row)):
         kept = folder / str(number)
@@ -478,6 +554,14 @@ def restore(row: Row, table: Table, work: Path, device: str) -> dict[str, Synthe
         method = build_method(row.settings.method, task, dict(row.recipe.parameters), device=device)
         methods = _serve(row, task, method.restore(kept / LEARNT)) | methods
     return methods
+
+
+def _read_minutes(row: Row, table: Table, work: Path) -> float:
+    """Return how long the row, or its members, took to learn."""
+    if row.members:
+        return sum(_read_minutes(member, table, work) for member in row.members)
+    kept = (work / "rows" / key_of_fit(row, table)).glob(f"*/{FITTED}")
+    return sum(float(json.loads(file.read_text())["seconds"]) for file in kept) / 60
 
 
 def _serve(row: Row, task: SynthesisTask, method: Synthesizer[Any]) -> dict[str, Synthesizer[Any]]:
@@ -548,12 +632,9 @@ def render_heads(row: Row, table: Table) -> list[Case]:
 
 
 def _tasks_to_fit(row: Row) -> list[SynthesisTask]:
-    parsed = [parse_task(task) for task in row.tasks]
     if row.settings.fit == "each":
-        return [
-            SynthesisTask(sources=sources, targets=(target,), required=sources)
-            for sources, target in parsed
-        ]
+        return [_make_task(task) for task in row.tasks]
+    parsed = [parse_task(task) for task in row.tasks]
     return [
         SynthesisTask(
             sources=tuple(dict.fromkeys(s for sources, _ in parsed for s in sources)),

@@ -326,6 +326,66 @@ def test_row_that_is_judged_anew_is_not_learnt_anew(
     assert again["figures"] == first["figures"]
 
 
+def add_mean(table: Path, members: list[str], folds: list[str]) -> None:
+    row = {
+        "method": "ensemble",
+        "label": "mean of rows",
+        "tasks": "all",
+        "fit": "each",
+        "folds": folds,
+        "members": members,
+    }
+    (table.parent / "toy" / "mean.yaml").write_text(yaml.safe_dump(row))
+
+
+def test_row_of_members_answers_with_their_mean_and_learns_nothing(table: Path) -> None:
+    add_mean(table, ["copy", "linear"], ["fixed"])
+    rows = [row for row in list_rows(table) if row.fold.name == "fixed"]
+    assert [row.name for row in rows] == ["copy", "linear", "mean"]
+    with pytest.raises(TrainingError, match="copy, fixed, has not been learnt"):
+        run(table, rows[-1])
+
+    kept = [json.loads(run(table, row).read_text()) for row in rows]
+
+    errors = [each["figures"]["T1w -> T2w"]["west-1"]["psnr_db"] for each in kept]
+    assert errors[2] > min(errors[:2])
+    learnt = read_table(table), table.parent / "work", "cpu"
+    [case] = [
+        c for c in results.read_people(rows[0].fold, learnt[0], table.parent, learnt[1])["test"]
+    ][:1]
+    answers = [
+        results.restore(row, *learnt)["T1w -> T2w"]
+        .predict({T1W: case.images[T1W]}, target=T2W, mask=case.mask, spacing=case.spacing, seed=0)
+        .mean
+        for row in rows
+    ]
+    np.testing.assert_allclose(answers[2], (answers[0] + answers[1]) / 2, rtol=0, atol=1e-6)
+    assert not (table.parent / "work" / "rows" / results.key_of_fit(rows[2], learnt[0])).exists()
+    assert kept[2]["fit_minutes"] == pytest.approx(
+        sum(k["fit_minutes"] for k in kept[:2]), abs=0.02
+    )
+
+
+def test_key_of_a_row_of_members_follows_what_they_learn(table: Path) -> None:
+    add_mean(table, ["copy", "linear"], ["fixed"])
+    toy, row = read_table(table), list_rows(table)[2]
+    taught = row.members[1].model_copy(
+        update={"settings": row.settings.model_copy(update={"seed": 1})}
+    )
+
+    other = row.model_copy(update={"members": (row.members[0], taught)})
+
+    assert results.key_of_fit(other, toy) != results.key_of_fit(row, toy)
+
+
+@pytest.mark.parametrize("members", [["copy", "other"], ["copy", "mean"]])
+def test_member_that_is_no_row_that_learns_is_an_error(table: Path, members: list[str]) -> None:
+    add_mean(table, members, ["fixed"])
+
+    with pytest.raises(TrainingError, match=f"no member can be {members[1]}"):
+        list_rows(table)
+
+
 def test_row_holds_every_figure_of_every_test_person(table: Path) -> None:
     row = next(r for r in list_rows(table) if r.name == "linear" and r.fold.name == "fixed")
 
