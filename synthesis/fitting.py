@@ -42,6 +42,8 @@ HUBER_MM = 3.0
 KNOTS_MM = 20.0
 STEPS, STEP_MM = 70, 0.7
 BONE_NEARBY, SKIN_WEIGHT, BONE_WEIGHT, BEND_WEIGHT = 6.0, 0.02, 0.3, 1.5
+FOLD_WEIGHT, SQUEEZED = 20.0, 0.4
+"""A map that takes a voxel from a smaller volume than `SQUEEZED` is on its way to a fold."""
 LEAST_VOLUME = 0.1
 """Where the map takes a voxel from less it folds, or nearly so: nothing is known there."""
 FEWEST_BONE = 50.0
@@ -101,13 +103,14 @@ def fit_body(mr: sitk.Image, ct: sitk.Image, body: MaskArray) -> Fit:
     try:
         pair = _make_pair(mr, ct, body)
         knots = _descend(pair)
-        displacement = _spread(knots, (body.shape[0], body.shape[1], body.shape[2])).numpy()
+        bent = _spread(knots, (body.shape[0], body.shape[1], body.shape[2]))
+        stretch = _measure_stretch(bent, mr.GetSpacing()[::-1]).numpy()
     finally:
         torch.set_num_threads(threads)
+    displacement = bent.numpy()
     transform = _as_transform(displacement, mr)
     before = _compare(mr, ct, body, sitk.Transform(3, sitk.sitkIdentity))[1]
     shared, after = _compare(mr, ct, body, transform)
-    stretch = _measure_stretch(displacement, mr.GetSpacing()[::-1])
     length = np.linalg.norm(displacement, axis=-1)[body]
     figures = {
         **{f"{name}_before": value for name, value in before.items()},
@@ -178,7 +181,10 @@ def _descend(pair: _Pair) -> Tensor:
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1.05 - k / STEPS)
     for _ in range(STEPS):
         slopes = sum((knots.diff(dim=axis) ** 2).mean() for axis in (2, 3, 4)) / KNOTS_MM**2
-        loss = _measure_misfit(pair, _spread(knots, shape)) + BEND_WEIGHT * slopes
+        displacement = _spread(knots, shape)
+        squeezed = (SQUEEZED - _measure_stretch(displacement, pair.spacing.tolist())).clamp(min=0)
+        loss = _measure_misfit(pair, displacement) + BEND_WEIGHT * slopes
+        loss = loss + FOLD_WEIGHT * (squeezed**2).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -318,9 +324,11 @@ def _compare(
     return shared, figures
 
 
-def _measure_stretch(displacement: FloatArray, spacing: Sequence[float]) -> NDArray[np.float64]:
+def _measure_stretch(displacement: Tensor, spacing: Sequence[float]) -> Tensor:
     """Return the determinant of the map's derivative: the volume that a voxel came from."""
-    slopes = np.stack(
-        [np.stack([*np.gradient(displacement[..., k], *spacing)], -1) for k in range(3)], -2
-    )
-    return np.asarray(np.linalg.det(slopes + np.eye(3)))
+    slopes = [
+        torch.stack(torch.gradient(displacement[..., k], spacing=list(spacing)), -1)
+        for k in range(3)
+    ]
+    determinant: Tensor = torch.linalg.det(torch.stack(slopes, -2) + torch.eye(3))
+    return determinant

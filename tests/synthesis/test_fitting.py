@@ -20,6 +20,8 @@ SPACING = (3.0, 1.0, 1.0)
 SHAPE = (12, 96, 96)
 SHIFT_MM = (6.0, -4.0)
 """By which the limb lies otherwise in the CT: rows, columns."""
+FAR = 6
+"""Voxels, farther than that."""
 
 
 @dataclass
@@ -77,6 +79,18 @@ def test_ct_of_a_body_that_lay_otherwise_lies_on_the_mr(limb: Limb, fit: Fit) ->
     assert (unmoved[limb.bone] > 600).mean() < 0.6
     assert (placed[limb.bone] > 600).mean() > 0.8
     assert (placed[limb.body] < -400).mean() < 0.2 * (unmoved[limb.body] < -400).mean()
+
+
+def test_map_to_a_limb_that_lay_far_aside_does_not_fold(limb: Limb) -> None:
+    far = np.roll(sitk.GetArrayFromImage(limb.ct), (FAR, FAR // 2), (1, 2))
+    ct = sitk.GetImageFromArray(far)
+    ct.CopyInformation(limb.ct)
+
+    figures = fit_body(limb.mr, ct, limb.body).record["figures"]
+
+    assert figures["least_volume"] > 0.1
+    assert figures["bone_darker_after"] > 0.8
+    assert figures["dice_after"] > 0.97 > figures["dice_before"]
 
 
 def test_record_says_how_the_ct_was_bent(fit: Fit) -> None:
