@@ -593,7 +593,7 @@ def _fit(
     needed = {*task.required, *task.targets} if task.required else set()
     usable = {
         split: [
-            case if case.judged is None else replace(case, mask=case.judged)
+            case.known
             for case in cases[split]
             if len(contrasts & set(case.images)) > 1 and needed <= set(case.images)
         ]

@@ -67,6 +67,7 @@ class Experiment(_Strict):
         required: sources that the model cannot do without.
         brain_mask: how the mask of a skull-stripped model is learnt, or the folder of a model that
             has one, beside the experiment file.
+        fits_ct: CTs are bent to lie on the MR (`fitting`), and people teach where both have body.
         patience: how often the validation people may be looked at, 20 times in a whole training,
             without a better answer before what torch trains ends; the best weights are kept.
         precision: of the arithmetic with which the model answers, see `backends`.
@@ -84,6 +85,7 @@ class Experiment(_Strict):
     precision: Precision = "float32"
     people: Path
     datasets: tuple[str, ...]
+    fits_ct: bool = False
     seed: int
     patience: int = Field(default=8, ge=1)
     parameters: dict[str, Any] = {}
@@ -124,7 +126,7 @@ def read_cases(experiment: Experiment, *, data_folder: Path, work: Path) -> dict
     """
     manifest = read_manifest(experiment.people)
     contrasts = frozenset(experiment.sources) | frozenset(experiment.targets)
-    cache = cases_folder(work, experiment.spacing_mm, experiment.anchor)
+    cache = cases_folder(work, experiment.spacing_mm, experiment.anchor, fits_ct=experiment.fits_ct)
     return {
         split: [
             case
@@ -135,6 +137,7 @@ def read_cases(experiment: Experiment, *, data_folder: Path, work: Path) -> dict
                 cache,
                 spacing_mm=experiment.spacing_mm,
                 anchor=experiment.anchor,
+                fits_ct=experiment.fits_ct,
             )
         ]
         for split in ("train", "validation")
@@ -169,7 +172,7 @@ def train(
     learnt = checkpoint / LEARNT
     learnt.mkdir(parents=True, exist_ok=True)
     method.save(learnt)
-    scales = method.measure_band(cases["validation"], seed=experiment.seed)
+    scales = method.measure_band([case.known for case in cases["validation"]], seed=experiment.seed)
     (checkpoint / BANDS).write_text(json.dumps(scales))
     (learnt / CONSTANTS).write_text(json.dumps(_measure_constants(cases["train"], experiment)))
     table = fit_table(cases["train"], experiment.sources, seed=experiment.seed)
@@ -243,8 +246,8 @@ def _fit(
     method = build_method(experiment.method, experiment.task, experiment.parameters, device=device)
     watch = Watch(patience=experiment.patience, report=report)
     return observe(method, watch).fit(
-        cases["train"],
-        validation=cases["validation"],
+        [case.known for case in cases["train"]],
+        validation=[case.known for case in cases["validation"]],
         seed=experiment.seed,
         budget=budget,
         checkpoint=checkpoint,
@@ -272,7 +275,7 @@ def _judge(method: Synthesizer[Any], case: Case) -> list[dict[str, Any]]:
 def _compare(
     case: Case, target: ContrastLabel, given: Sequence[ContrastLabel], answer: Prediction
 ) -> dict[str, Any]:
-    truth, made, mask = case.images[target], answer.mean, case.mask
+    truth, made, mask = case.images[target], answer.mean, case.known.mask
     # what is lost to level and contrast alone, which differ between scanners
     slope, offset = np.polyfit(made[mask].astype(float), truth[mask].astype(float), 1)
     fitted = (slope * made + offset).astype(np.float32)
@@ -358,7 +361,9 @@ def _measure_constants(cases: Sequence[Case], experiment: Experiment) -> dict[st
     """Return the training people's median of each target inside the mask: the least baseline."""
     return {
         target: float(
-            np.median([np.median(c.images[label][c.mask]) for c in cases if label in c.images])
+            np.median(
+                [np.median(c.images[label][c.known.mask]) for c in cases if label in c.images]
+            )
         )
         for target in experiment.targets
         for label in [ContrastLabel(target)]

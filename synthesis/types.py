@@ -5,9 +5,9 @@ LPS millimetres.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal, NewType
+from typing import Any, Literal, NewType, Self
 
 import highdicom
 import numpy as np
@@ -81,6 +81,11 @@ class Case:
     spacing: tuple[float, float, float]
     labels: NDArray[np.uint8] | None = None
     judged: MaskArray | None = None
+
+    @property
+    def known(self) -> Self:
+        """The same person, masked to where the images are known to show the same tissue."""
+        return self if self.judged is None else replace(self, mask=self.judged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -147,6 +147,27 @@ def test_people_left_out_are_judged_by_what_the_others_taught(
     assert len(kept) == len(rows)
 
 
+def test_people_teach_and_are_judged_only_where_their_images_are_known_to_agree(
+    experiment: Path, tmp_path: Path
+) -> None:
+    settings = read_experiment(experiment).model_copy(update={"fits_ct": True})
+    cache = cases_folder(tmp_path / "work", 1.0, Anchor(), fits_ct=True)
+    cache.mkdir()
+    for seed, person in enumerate(("here-1", "here-2", "there-1", "there-2")):
+        case = make_case(person, seed)
+        known = case.mask & (np.arange(case.mask.shape[2]) < 16)
+        moved = np.where(known, case.images[T2W], 3).astype(np.float32)
+        write_case(
+            cache / f"{person}.npz",
+            replace(case, images={**case.images, T2W: moved}, judged=known),
+        )
+
+    rows = judge_without(settings, "there", data_folder=tmp_path, work=tmp_path / "work")
+
+    full = [row for row in rows if len(row["sources"]) == 2]
+    assert all(row["psnr_db"] > 40 for row in full)
+
+
 def test_method_for_research_only_is_never_offered_for_more(
     experiment: Path, tmp_path: Path
 ) -> None:
