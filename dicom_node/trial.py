@@ -13,6 +13,7 @@ from dicom_node.node_settings import read_node
 from dicom_node.work import keep_back_ends
 from synthesis.engine import synthesize
 from synthesis.errors import SynthesisError
+from synthesis.flat import make_volume
 from synthesis.phantom import Phantom, render
 from synthesis.preprocessing import measure_scale
 from synthesis.registry import ModelCard, load_card, load_method
@@ -29,6 +30,8 @@ _KIBIBYTES_PER_MEBIBYTE = 1024
 
 def run(models_folder: Path, model_id: str) -> int:
     """Make the model's first target from a phantom; return the most memory so far in MiB.
+
+    A model of pictures is given one slice of it.
 
     Raises:
         WorkerLost: the model folder is altered, or the model does not work; says why.
@@ -66,8 +69,9 @@ def _try(card: ModelCard, models_folder: Path) -> None:
     possible = [ContrastLabel(label) for label in card.sources if label != target]
     labels = [ContrastLabel(label) for label in card.required] or possible[:1]
     phantom = render(spacing=SPACING_MM)
+    place = _as_picture if card.is_flat else _as_volume
     synthesis = synthesize(
-        {label: _as_volume(phantom, label) for label in labels},
+        {label: place(phantom, label) for label in labels},
         target=target,
         reference=labels[0],
         model_id=card.id,
@@ -85,6 +89,11 @@ def _try(card: ModelCard, models_folder: Path) -> None:
             spacing=SPACING_MM,
             seed=0,
         )
+
+
+def _as_picture(phantom: Phantom, label: ContrastLabel) -> Volume:
+    image = phantom.images.get(label, phantom.images[_ANY])
+    return make_volume(image[len(image) // 2][None], SPACING_MM[1:])
 
 
 def _as_volume(phantom: Phantom, label: ContrastLabel) -> Volume:

@@ -225,7 +225,7 @@ def train(
 @app.command()
 def benchmark(
     model: Annotated[
-        list[str] | None, typer.Option(help="Id of a model; every model if none.")
+        list[str] | None, typer.Option(help="Id of a model; every model of volumes if none.")
     ] = None,
     size: Annotated[str, typer.Option(help="Slices, rows and columns.")] = "160x256x256",
     device: Device = "auto",
@@ -241,7 +241,8 @@ def benchmark(
 
     slices, rows, columns = (int(n) for n in size.split("x"))
     found = []
-    for model_id in model or [card.id for card in load_cards(models_folder)]:
+    volumes = [card.id for card in load_cards(models_folder) if not card.is_flat]
+    for model_id in model or volumes:
         speed = measure_speed(
             load_card(models_folder, model_id),
             models_folder=models_folder,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dicom_node import doctor
+from dicom_node import doctor, trial
 from dicom_node.doctor import Finding, State, examine
 from dicom_node.door_settings import TLS, Peer
 from dicom_node.errors import WorkerLost
@@ -21,7 +21,7 @@ from doubles.audit import make_certificates, open_repository
 from doubles.bench import CONFIGURATION, Bench
 from doubles.certificates import find_fingerprint, make_authority, make_certificate
 from doubles.ledger import make_instance
-from doubles.models import write_copying_model
+from doubles.models import write_copying_model, write_copying_picture_model
 from doubles.receiver import open_door
 from doubles.scripted_archive import Reply, ScriptedArchive
 from doubles.scripted_pacs import MR, ScriptedPacs
@@ -71,6 +71,12 @@ def find(tmp_path: Path) -> Callable[..., dict[str, Finding]]:
         return {each.check: each for each in examine(configuration, worker)}
 
     return find
+
+
+def test_model_of_pictures_is_tried_on_a_picture(tmp_path):
+    write_copying_picture_model(tmp_path, "gray", "DX", "DX bone", "DX")
+
+    assert trial.run(tmp_path, "gray") > 0
 
 
 def test_peer_that_takes_everything_is_well(find):
