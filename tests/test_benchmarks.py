@@ -1,9 +1,14 @@
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks import senders
+from benchmarks.goals import Results
+from benchmarks.receivers import SINK, build_limit, running
 
 pytestmark = pytest.mark.integration
 
@@ -100,3 +105,20 @@ def test_the_document_keeps_its_words_and_shows_the_goals_that_were_measured(run
     assert "| S1 | sending / dcmsend, mr into a C sink |" in document
     assert "| S4 | answers lost" in document
     assert "| ours × 4 |" in document
+
+
+def test_a_sender_that_dies_at_once_has_no_rate_and_ends_no_run(tmp_path, monkeypatch):
+    dying = senders.Sender(("{python}", "-c", "raise SystemExit(1)"))
+    monkeypatch.setitem(senders.SENDERS, "dying", dying)
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "1").touch()
+    build_limit(tmp_path)
+
+    with running(SINK, tmp_path / "sink", tmp_path) as sink:
+        sent = senders.send_files("dying", sink, files, tmp_path / "work")
+
+    assert sent.bad == 1
+    rates = [{"kind": "sending", "rate": rate} for rate in (sent.rate, 3.0, 2.0, 1.0)]
+    assert Results(rates).median("sending", "rate") == 2.0
+    assert math.isnan(sent.rate)

@@ -1,5 +1,6 @@
 """What is to be reached, as ratios between receivers of the same rounds, and whether it was."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,11 +31,15 @@ class Results:
         self.records = list(records)
 
     def median(self, kind: str, figure: str, **where: object) -> float:
-        """Return the median of one figure; not a number when nothing was measured."""
+        """Return the median of one figure; not a number when nothing was measured.
+
+        A sender of others that loses its association before its first instance has no rate.
+        """
         values = [
             record[figure]
             for record in self.records
             if record["kind"] == kind
+            and not math.isnan(record[figure])
             and all(record.get(key) == value for key, value in where.items())
         ]
         return statistics.median(values) if values else float("nan")

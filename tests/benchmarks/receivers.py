@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -169,13 +170,13 @@ class Running:
     def read_reports(self) -> tuple[float, float, int]:
         """Return when the first instance came, when the last was answered, and how many they were.
 
-        Of all associations so far; their reports come when they end.
+        Of all associations so far; their reports come when they end. Where none came, there are no
+        such times (not a number).
         """
-        lines = map(json.loads, self._log.read_text().splitlines())
-        firsts, lasts, counts = zip(
-            *((each["first"], each["last"], each["instances"]) for each in lines), strict=True
-        )
-        return min(firsts), max(lasts), sum(counts)
+        lines = [json.loads(line) for line in self._log.read_text().splitlines()]
+        first = min((each["first"] for each in lines), default=math.nan)
+        last = max((each["last"] for each in lines), default=math.nan)
+        return first, last, sum(each["instances"] for each in lines)
 
     def stop(self) -> None:
         """End it and its children."""

@@ -93,7 +93,8 @@ def send_files(
         count, seconds, bad = told["sent"], told["seconds"], told["sent"] - told["taken"]
     elif done.returncode:
         print(done.stderr, file=sys.stderr)  # noqa: T201
+    arrived = count
     if sink.reports:
-        first, last, heard = sink.read_reports()
-        seconds, bad = last - first, max(bad, count - heard)
-    return Sent(instances=count, rate=count / seconds, bad=bad)
+        first, last, arrived = sink.read_reports()
+        seconds, bad = last - first, max(bad, count - arrived)
+    return Sent(instances=count, rate=arrived / seconds, bad=bad)
