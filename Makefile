@@ -13,6 +13,7 @@ BENCH_ARGS ?=
 FUZZ_ARGS ?=
 SIEGE_ARGS ?=
 GATES_ARGS ?=
+MASKS_ARGS ?=
 LABELS_ARGS ?=
 DURABILITY_ARGS ?=
 RESULTS_ARGS ?=
@@ -30,7 +31,7 @@ READERS := dcm2niix
 EXPERIMENTS := $(filter-out %/people.yaml %/projected.yaml %/uptake.yaml,$(wildcard config/experiments/*.yaml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve admin test test-fast lint docs sbom bench labels gates geometry durability fuzz siege train results \
+.PHONY: help demo serve admin test test-fast lint docs sbom bench labels gates masks geometry durability fuzz siege train results \
 	lock clean
 
 help:  ## List the targets.
@@ -65,6 +66,9 @@ labels: $(TOOLS)  ## Measure the labels on the real series of DICOM_NODE_DATA an
 
 gates: $(TOOLS)  ## Send held-out people of DICOM_NODE_DATA and every fault through the gates. GATES_ARGS=--help.
 	@PYTHONPATH=.:tests $(BIN)/python -m gates $(GATES_ARGS)
+
+masks: $(TOOLS)  ## Compare the shipped brain mask with MindGrab's in DICOM_NODE_DATA; minutes a head. MASKS_ARGS=--help.
+	@PYTHONPATH=.:tests $(BIN)/python -m gates.masks $(MASKS_ARGS)
 
 geometry: $(TOOLS)  ## Send 204 geometries through the whole path and print the worst errors.
 	@PYTHONPATH=.:tests $(BIN)/python -m geometries

@@ -1,17 +1,31 @@
 """Send held-out people and every fault through the engine, and print what the gates say.
 
-    make gates                          all test people of the brain model's card, thick slices
+    make gates                          all test people of the shipped models, thick slices
     make gates GATES_ARGS="--whole"     with all their slices
 
-Each person is asked for one contrast from two others where there are three.
+Of a brain one contrast is asked for from two others where there are three, of a limb its CT. The
+faults are those of heads. `make masks` compares the brain mask.
 """
 
 import argparse
 import sys
 
 from doubles.tools import find_data
-from gates.faults import BRAIN_MODEL, FAULTS, MODELS, ROOT, judge, read_subject
-from synthesis.people import read_manifest
+from gates.faults import (
+    BRAIN_MODEL,
+    FAULTS,
+    LIMB_MODEL,
+    MODELS,
+    ROOT,
+    T1W,
+    Outcome,
+    judge,
+    read_subject,
+)
+from synthesis.evaluation import volume_of
+from synthesis.judging import CT
+from synthesis.people import Person, read_manifest
+from synthesis.preparation import read_image
 from synthesis.registry import load_card
 from synthesis.types import Verdict
 
@@ -29,29 +43,38 @@ def main() -> int:
     if data is None:
         sys.stderr.write("DICOM_NODE_DATA does not lead to images\n")
         return 2
-    names = settings.subject or load_card(MODELS, BRAIN_MODEL).training.test
-    people = read_manifest(ROOT / "config/experiments/people.yaml").people
-    refused, asked, passed, spoilt = 0, 0, 0, 0
-    for person in (p for p in people if p.subject in names):
+    verdicts, passed, spoilt = [], 0, 0
+    for person in _find_people(BRAIN_MODEL, settings.subject):
         subject = read_subject(person, data, thick=not settings.whole)
         if len(subject.sources) < FEWEST_CONTRASTS:
             continue
-        clean = judge(subject.sources, subject.target)
-        asked += 1
-        refused += clean.verdict is Verdict.REFUSE
-        _say(subject.name, "clean", clean.verdict, clean.reasons)
+        verdicts.append(_say(subject.name, "clean", judge(subject.sources, subject.target)))
         for name, fault in {} if settings.clean else FAULTS.items():
             outcome = judge(fault.spoil(subject.sources), subject.target)
             spoilt += 1
             passed += not fault.is_told(outcome)
-            _say(subject.name, name, outcome.verdict, outcome.reasons)
+            _say(subject.name, name, outcome)
+    for person in _find_people(LIMB_MODEL, settings.subject):
+        limb = {T1W: volume_of(read_image(data, person.images[T1W]))}
+        verdicts.append(_say(person.subject, "clean", judge(limb, CT, LIMB_MODEL)))
+    refused, asked = verdicts.count(Verdict.REFUSE), len(verdicts)
     sys.stdout.write(f"{refused} of {asked} people refused, {passed} of {spoilt} faults passed\n")
     return int(passed > 0 or refused > asked / 20)
 
 
-def _say(subject: str, what: str, verdict: Verdict, reasons: tuple[str, ...]) -> None:
-    sys.stdout.write(f"{subject}, {what}: {verdict} {'; '.join(reasons)}\n")
+def _find_people(model: str, names: list[str] | None) -> list[Person]:
+    """Return the people whom a model's card keeps for tests, or those of them with these names."""
+    test = set(load_card(MODELS, model).training.test)
+    wanted = test if names is None else test & set(names)
+    people = read_manifest(ROOT / "config/experiments/people.yaml").people
+    return [person for person in people if person.subject in wanted]
+
+
+def _say(subject: str, what: str, outcome: Outcome) -> Verdict:
+    reasons = "; ".join(outcome.reasons)
+    sys.stdout.write(f"{subject}, {what}: {outcome.verdict} {reasons}\n")
     sys.stdout.flush()
+    return outcome.verdict
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from synthesis.types import ContrastLabel, FloatArray, Verdict, Volume
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
-BRAIN_MODEL = "brain-any-unet25d"
+BRAIN_MODEL, LIMB_MODEL = "brain-any-unet25d", "limb-ct-boosting"
 T1W, T2W, FLAIR = (ContrastLabel(name) for name in ("T1w", "T2w", "FLAIR"))
 ORDER = (T1W, T2W, FLAIR, ContrastLabel("T1c"))
 SHIFT_MM = 10.0
@@ -78,9 +78,9 @@ class Fault:
 Judge = Callable[[Volumes, ContrastLabel], Outcome]
 
 
-def judge(volumes: Volumes, target: ContrastLabel) -> Outcome:
-    """Ask the engine with the shipped brain model."""
-    card = load_card(MODELS, BRAIN_MODEL)
+def judge(volumes: Volumes, target: ContrastLabel, model: str = BRAIN_MODEL) -> Outcome:
+    """Ask the engine with a shipped model."""
+    card = load_card(MODELS, model)
     try:
         answer = synthesize(
             volumes,
