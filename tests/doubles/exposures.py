@@ -1,11 +1,13 @@
 """Radiographs, ultrasound images and photographs that look acquired, valid in their IODs."""
 
+import re
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk  # noqa: N813
 import yaml
 from numpy.typing import NDArray
 from pydicom import Dataset
@@ -18,6 +20,8 @@ from dicom_node.identifiers import derive_uid
 from dicom_node.volumes import read_picture
 from doubles.node import CONFIGURATION
 from doubles.series import NAMESPACE, write_files
+from synthesis.projection import SPECTRA, Beam, Radiograph, expose
+from synthesis.types import FloatArray
 
 STARTED = datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
 COLOR = np.ndim(np.zeros((1, 1, 1)))
@@ -55,6 +59,21 @@ def draw(rows: int = 60, columns: int = 48, samples: int = 1, top: int = 4095) -
     planes = [1 + np.sin(down / (7 + k)) * np.cos(right / (5 + k)) for k in range(samples)]
     pattern = np.rint(np.stack(planes, axis=-1) * top / 2).astype(int)
     return pattern if samples > 1 else pattern[..., 0]
+
+
+def project_thigh() -> Radiograph:
+    """Return a radiograph of a thigh of muscle with a shaft of bone, 1 mm pixels."""
+    down, right = np.mgrid[-80:80, -80:80]
+    hounsfield = np.full((160, 160, 160), -1000, np.float32)
+    for radius, value in ((60, 40), (14, 1400), (8, -20)):
+        hounsfield[:, np.hypot(down, right) < radius] = value
+    beam = Beam(angle=0, tilt=0, spectrum=tuple(SPECTRA[1]), photons=3e4, scatter=0.1)
+    return expose(sitk.GetImageFromArray(hounsfield), beam, np.random.default_rng(0))
+
+
+def store(signal: FloatArray, top: int = 4095) -> NDArray[np.int_]:
+    """Return what a detector stores of a signal: from 0 to `top`."""
+    return np.rint(np.clip(signal / signal.max(), 0, 1) * top).astype(int)
 
 
 def make_exposure(
@@ -136,7 +155,7 @@ def write_settings(folder: Path) -> Path:
     shutil.copytree(CONFIGURATION, folder)
     shutil.copy(folder / "examples" / "radiographs" / "routing.yaml", folder)
     routing, policy = folder / "routing.yaml", folder / "models.yaml"
-    text = routing.read_text().replace('mode: "off"', "mode: send")
+    text = re.sub('mode: (shadow|"off")', "mode: send", routing.read_text())
     routing.write_text(text)
     makes = [make["target"] for rule in yaml.safe_load(text)["rules"] for make in rule["makes"]]
     policy.write_text(policy.read_text().replace("research: []", f"research: {makes}"))
