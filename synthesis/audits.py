@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synthesis.datasets import PREPARATION
 from synthesis.errors import TrainingError
 from synthesis.fingerprint import fingerprint
+from synthesis.lesions import SIGNATURES
 from synthesis.people import read_manifest
 from synthesis.registry import ModelCard, load_card, load_cards, load_method
 from synthesis.results import (
@@ -34,6 +35,10 @@ from synthesis.results import (
     restore,
 )
 from synthesis.synthesizer import Synthesizer
+from synthesis.types import ContrastLabel
+
+if TYPE_CHECKING:
+    from synthesis.segmenter import Segmenter
 
 SEED = 2026
 
@@ -51,6 +56,7 @@ class Subject:
         method: its name in the table of methods.
         key: digest of what was learnt.
         load: returns the method of each task.
+        twin: the row that a row is compared with.
     """
 
     table: Path
@@ -58,6 +64,7 @@ class Subject:
     method: str
     key: str
     load: Callable[[], Mapping[str, Synthesizer[Any]]]
+    twin: str | None = None
 
 
 AUDITS: Mapping[str, str] = {
@@ -65,9 +72,14 @@ AUDITS: Mapping[str, str] = {
     "lesions": "synthesis.faithfulness:measure",
     "use": "synthesis.usefulness:measure",
     "memory": "synthesis.memorization:measure",
+    "steps": "synthesis.trade_off:measure",
 }
 """Name to the function that measures one person and task."""
 COMPARES_WITH_TRAINING = frozenset({"memory"})
+SEGMENTS = frozenset({"use", "steps"})
+SEGMENTER = "synthesis.segmenter:learn_segmenter"
+KNOWN = SIGNATURES["demyelination"]
+"""Contrasts in which it is known how a lesion looks."""
 
 
 def find_model(model_id: str, path: Path, models_folder: Path) -> Subject:
@@ -125,6 +137,7 @@ def find_row(name: str, path: Path, work: Path, device: str) -> Subject:
                 method=row.settings.method,
                 key=key_of_fit(row, table),
                 load=partial(restore, row, table, work, device),
+                twin=row.settings.twin,
             )
     raise TrainingError(f"{path} has no row {name} on the fixed split")
 
@@ -150,8 +163,10 @@ def audit_path(audit: str, subject: Subject, results: Path) -> Path:
 
 def key_of(audit: str, subject: Subject) -> str:
     """Return the digest of all that decides an audit's figures."""
-    people = [p.model_dump(mode="json") for p in _make_fold(read_table(subject.table)).test]
-    return _digest([subject.key, fingerprint(AUDITS[audit]), people])
+    table = read_table(subject.table)
+    people = [p.model_dump(mode="json") for p in _make_fold(table).test]
+    facts: list[object] = [subject.key, fingerprint(AUDITS[audit]), people]
+    return _digest([*facts, _key_of_segmenter(table)] if audit in SEGMENTS else facts)
 
 
 def run(
@@ -191,11 +206,12 @@ def run(
         )
     module, _, name = AUDITS[audit].partition(":")
     measure = getattr(import_module(module), name)
+    people, taught = _make_fold(table).test, _make_fold(table).train
     if audit in COMPARES_WITH_TRAINING:
-        taught = _make_fold(table).train
         trained = read_cases(taught, table, data_folder, work)
         measure = partial(measure, trained=[cut_middle(c, table.middle_slices) for c in trained])
-    people = _make_fold(table).test
+    if audit in SEGMENTS:
+        measure = partial(measure, segmenter=_find_segmenter(table, data_folder, work))
     for person, case in zip(people, read_cases(people, table, data_folder, work), strict=True):
         middle = cut_middle(case, table.middle_slices)
         for task in tasks:
@@ -208,6 +224,42 @@ def run(
             )
             _write(path, {"key": key, "method": subject.method, "figures": figures})
             yield f"{audit}, {subject.name}, {task}: {person.subject}"
+
+
+def _find_segmenter(table: Table, data_folder: Path, work: Path) -> "Segmenter | None":
+    """Return the segmenter that judges on a table, learnt where it is not kept below `work`.
+
+    None where nobody has labels, or no task makes MR.
+    """
+    from synthesis import segmenter  # noqa: PLC0415 - loads torch
+
+    contrasts = _list_mr(table)
+    folder = work / "segmenters" / _key_of_segmenter(table)
+    if (folder / segmenter.CONTRASTS).exists():
+        return segmenter.load_segmenter(folder)
+    taught = read_cases(_make_fold(table).train, table, data_folder, work) if contrasts else ()
+    found = segmenter.learn_segmenter(
+        [cut_middle(case, table.middle_slices) for case in taught], contrasts, SEED
+    )
+    if found is not None:
+        segmenter.save_segmenter(found, folder)
+    return found
+
+
+def _key_of_segmenter(table: Table) -> str:
+    people = [p.model_dump(mode="json") for p in _make_fold(table).train]
+    facts = [fingerprint(SEGMENTER), PREPARATION, people, _list_mr(table), SEED]
+    return _digest([*facts, table.spacing_mm, table.middle_slices])
+
+
+def _list_mr(table: Table) -> list[ContrastLabel]:
+    """Return the MR contrasts of a table's tasks if it audits one that makes MR."""
+    targets = [parse_task(task)[1] for task in table.audited]
+    if not any(target in KNOWN for target in targets):
+        return []
+    named = [parse_task(task) for tasks in table.task_sets.values() for task in tasks]
+    contrasts = dict.fromkeys(c for sources, target in named for c in (*sources, target))
+    return [c for c in contrasts if c in KNOWN]
 
 
 def _make_fold(table: Table) -> Fold:

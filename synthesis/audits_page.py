@@ -17,10 +17,14 @@ from synthesis.methods import GENERATIVE
 from synthesis.registry import FALSE_LESIONS, LEAST_RECALL, LESION_RECALL, MOST_FALSE, Metric
 from synthesis.results import parse_task, read_table
 from synthesis.robustness import CLEAN
+from synthesis.trade_off import DRAWS, FEW_STEPS, SLICES, STEPS, name_of
 from synthesis.usefulness import ANGLE_DEGREES, FALSE_ALARMS, SHIFT_MM
 
 MOST_LOST = 0.1
 """Share of its error on clean sources by which a method may fall under a disturbance."""
+
+MOST_DECIBELS_LOST, MOST_PERCEPTION_LOST = 0.2, 0.1
+"""By which an answer of few steps may be behind that of the most."""
 
 People = Mapping[str, Mapping[str, float]]
 
@@ -31,6 +35,7 @@ class _Kept:
 
     name: str
     method: str
+    twin: str | None
     fresh: bool
     figures: Mapping[str, People]
 
@@ -89,6 +94,7 @@ def _read(audit: str, subjects: Sequence[Subject], results: Path) -> list[_Kept]
                 _Kept(
                     name=subject.name,
                     method=facts["method"],
+                    twin=subject.twin,
                     fresh=facts["key"] == key_of(audit, subject),
                     figures=facts["figures"],
                 )
@@ -209,34 +215,79 @@ def _pool(people: People, part: str, whole: str) -> tuple[float, float]:
 def _write_use(found: Sequence[_Kept]) -> Iterator[str]:
     yield from _head("Use of completed studies", found, "use")
     yield "What a study is good for with the real contrast, with the one that was made, and"
-    yield "with neither (the best source instead). *Dice* is of all lesions, implanted and"
-    yield "real, cut out by one threshold on how a spot stands out: the best one for the real"
-    yield "contrast, which the answer is cut by too, and the best one for the source. *Found*"
-    yield f"is the share of them at {FALSE_ALARMS} false alarms in a volume. *Offset* is the"
-    yield f"mean distance in mm by which a CT that was moved by {SHIFT_MM:g} mm and turned by up"
-    yield f"to {ANGLE_DEGREES:g} degrees about each axis misses its place after it was laid on"
-    yield "the real CT, on the one made of the MR, and on the MR itself. Diagnosis, acquisition"
-    yield "and reconstruction are not judged: there are no labels of the one and no raw data of"
-    yield "the others."
+    yield "without either. *Dice* is of all lesions, implanted and real, by a segmenter"
+    yield "(`synthesis/segmenter.py`) that knows any subset of contrasts and that nothing else"
+    yield "was learnt with; *found* is the share of them that its probability shows at"
+    yield f"{FALSE_ALARMS} false alarms in a volume. *Offset* is the mean distance in mm by which a"
+    yield f"CT that was moved by {SHIFT_MM:g} mm and turned by up to {ANGLE_DEGREES:g} degrees"
+    yield "about each axis misses its place after it was laid on the real CT, on the one made of"
+    yield "the MR, and on the MR itself. *Over twin* is what a row gains over the plain one that"
+    yield "it is compared with. Diagnosis, acquisition and reconstruction are not judged: there"
+    yield "are no labels of the one and no raw data of the others."
     yield ""
-    titles = {"dice": "Dice", "found": "found", "tre": "offset mm"}
-    yield "| row | task | use | n | real | made | missing | made over missing |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| row | task | use | n | real | made | missing | made over missing | over twin |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    made_by = {each.name: each.figures for each in found}
     for each in found:
         for task, people in each.figures.items():
-            for use, title in titles.items():
-                by = {
-                    how: {p: f[f"{use}_{how}"] for p, f in people.items() if f"{use}_{how}" in f}
-                    for how in ("real", "made", "missing")
-                }
+            for use, title in {"dice": "Dice", "found": "found", "tre": "offset mm"}.items():
+                by = {how: _pick(people, f"{use}_{how}") for how in ("real", "made", "missing")}
                 gain = compare(by["made"], by["missing"])
                 if gain is None:
                     continue
                 cells = [write_interval(bootstrap(list(v.values())), 2) for v in by.values()]
                 cells.append(write_interval(gain.interval, 2))
+                twin = made_by.get(each.twin or "", {}).get(task, {})
+                over = compare(by["made"], _pick(twin, f"{use}_made"))
+                cells.append("" if over is None else write_interval(over.interval, 3))
                 yield f"| {each.name} | {_arrow(task)} | {title} | {gain.interval.n} | " + (
                     " | ".join(cells) + " |"
                 )
+
+
+def _pick(people: People, figure: str) -> dict[str, float]:
+    return {person: figures[figure] for person, figures in people.items() if figure in figures}
+
+
+def _write_steps(found: Sequence[_Kept]) -> Iterator[str]:
+    yield from _head("Steps and draws", found, "steps")
+    yield f"What more steps and more draws of a generative method buy, on {SLICES} slices of each"
+    yield "person. *Features* is the distance of what the segmenter above sees in the answer from"
+    yield "what it sees in the truth, *detail* the energy of high frequencies over the truth's:"
+    yield "one draw looks real, the mean of many errs less and is smooth. The time is of a slice."
+    yield f"An answer of at most {FEW_STEPS} steps should be within {MOST_DECIBELS_LOST:g} dB of"
+    yield f"that of the most, with features at most {MOST_PERCEPTION_LOST:.0%} farther."
+    yield ""
+    for task in _tasks(found):
+        yield f"### {_arrow(task)}"
+        yield ""
+        yield (
+            "| row | draws | steps | n | PSNR dB | features | detail | seconds | "
+            f"{MOST_DECIBELS_LOST:g} dB | {MOST_PERCEPTION_LOST:.0%} |"
+        )
+        yield "|---|---|---|---|---|---|---|---|---|---|"
+        for each in (each for each in found if each.figures.get(task)):
+            for draws in DRAWS:
+                yield from _write_curve(each.name, each.figures[task], draws)
+        yield ""
+
+
+def _write_curve(row: str, people: People, draws: int) -> Iterator[str]:
+    digits = {"psnr_db": 2, "features": 3, "detail": 2, "seconds": 2}
+    taken = [n for n in STEPS if _pick(people, name_of("psnr_db", n, draws))]
+    for steps in taken:
+        here = {name: _pick(people, name_of(name, steps, draws)) for name in digits}
+        most = {name: _pick(people, name_of(name, taken[-1], draws)) for name in digits}
+        cells = [
+            write_interval(bootstrap(list(here[name].values())), count)
+            for name, count in digits.items()
+        ]
+        nearer = compare(here["psnr_db"], most["psnr_db"])
+        alike = compare_shares(here["features"], most["features"])
+        for gain, lost in ((nearer, MOST_DECIBELS_LOST), (alike, MOST_PERCEPTION_LOST)):
+            verdict = f"**{decide(gain.interval, -lost)}**" if gain is not None else ""
+            cells.append(verdict if steps <= FEW_STEPS else "")
+        yield f"| {row} | {draws} | {steps} | {len(people)} | " + " | ".join(cells) + " |"
 
 
 def _write_memory(found: Sequence[_Kept]) -> Iterator[str]:
@@ -263,4 +314,5 @@ _WRITERS: Mapping[str, Callable[[Sequence[_Kept]], Iterator[str]]] = {
     "lesions": _write_lesions,
     "use": _write_use,
     "memory": _write_memory,
+    "steps": _write_steps,
 }

@@ -482,7 +482,7 @@ def results(
 
 @app.command()
 def audit(
-    kind: Annotated[str, typer.Argument(help="robustness, lesions, use or memory.")],
+    kind: Annotated[str, typer.Argument(help="robustness, lesions, use, memory or steps.")],
     model: Annotated[list[str] | None, typer.Option(help="Id of a model.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="Name of a row that was learnt.")] = None,
     table: Annotated[Path, typer.Option(help="Table that names people and tasks.")] = Path(

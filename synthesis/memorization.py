@@ -7,7 +7,6 @@ nearer to it than the truth is. The same search for the truth's own pieces says 
 are who have nothing to do with each other.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from synthesis.patches import bounding_box
 from synthesis.synthesizer import Synthesizer
+from synthesis.trade_off import can_draw, drawing_in
 from synthesis.types import Anchor, Case, ContrastLabel, FloatArray
 
 SIDE = 24
@@ -57,11 +57,8 @@ def measure(
         trained: whom it has learnt from.
     """
     given = {label: case.images[label] for label in sources}
-    made = (
-        _drawing(method)
-        .predict(given, target=target, mask=case.mask, spacing=case.spacing, seed=seed)
-        .mean
-    )
+    asked = drawing_in(method, DRAWN_STEPS) if can_draw(method) else method
+    made = asked.predict(given, target=target, mask=case.mask, spacing=case.spacing, seed=seed).mean
     truth = case.images[target]
     teachers = [(c.images[target], c) for c in trained if target in c.images]
     figures: dict[str, list[float]] = {"nearest_made": [], "nearest_real": [], "own": []}
@@ -79,17 +76,6 @@ def measure(
         copied.append(nearest >= COPIED_FROM and nearest > own)
     means = {name: float(np.mean(values)) for name, values in figures.items() if values}
     return means | {"copied": float(np.mean(copied)) if copied else 0.0}
-
-
-def _drawing(method: Synthesizer[Any]) -> Synthesizer[Any]:
-    """Return the method as it draws one answer, where it can."""
-    if "sampling_steps" not in type(method.parameters).model_fields:
-        return method
-    drawing = copy.copy(method)
-    drawing.parameters = method.parameters.model_copy(
-        update={"sampling_steps": DRAWN_STEPS, "samples": 1}
-    )
-    return drawing
 
 
 def _choose_centers(case: Case, seed: int) -> list[NDArray[np.intp]]:

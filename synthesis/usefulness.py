@@ -1,22 +1,23 @@
 """What a completed study is good for, beside one with the real contrast and one that lacks it.
 
 Two uses of a brain's missing MR: to delineate lesions, and to find them at a fixed rate of false
-alarms. Both are done by the same plain rule on the real contrast, on the answer and on the best
-source, which is all that there is where nothing is made. One use of a CT made from MR: to lay a CT
-that was taken elsewhere onto the MR.
+alarms. Both are done by one segmenter that knows any subset of contrasts: in the study with the
+real contrast, with the answer, and with neither. One use of a CT made from MR: to lay a CT that was
+taken elsewhere onto the MR.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-from numpy.typing import NDArray
 from scipy import ndimage
 
+from synthesis.errors import TrainingError
 from synthesis.faithfulness import implant_many, split_lesions
 from synthesis.registration import register_rigid
 from synthesis.segmentation import dice
+from synthesis.segmenter import Segmenter
 from synthesis.synthesizer import Synthesizer
 from synthesis.types import (
     UNITS_PER_NORMALIZED,
@@ -29,14 +30,13 @@ from synthesis.types import (
 
 CT = ContrastLabel("CT")
 KIND = "demyelination"
-NEAR_MM, ABOUT_MM = 1.0, 6.0
-"""Gaussians whose difference is how a spot stands out."""
 APART = 7
 """Voxels about a peak in which it is the highest."""
-FALSE_ALARMS = 10
+PEAK_SIGMA = 1.0
+"""Voxels; a probability that is one everywhere in a lesion has no peak otherwise."""
+FALSE_ALARMS = 3
 """In a volume, at which lesions are found."""
-CUTS = 40
-"""Thresholds that are tried for the best delineation."""
+LIKELY = 0.5
 SHIFT_MM, ANGLE_DEGREES = 10.0, 4.0
 AIR_HU = -1000.0
 
@@ -49,12 +49,13 @@ def measure(
     *,
     anchor: Anchor,
     seed: int,
+    segmenter: Segmenter | None,
 ) -> dict[str, float]:
     """Return the figures of each use by the real contrast, the answer, and without either.
 
-    Of MR `dice_real`, `dice_made`, `dice_missing` and `found_real` and so on: shares of lesions,
-    implanted and real. Of CT `tre_real` and so on: mean distance in mm between where a point of the
-    body is and where the registration takes it.
+    Of MR `dice_real`, `dice_made`, `dice_missing` and `found_real` and so on: Dice and shares of
+    lesions, implanted and real. What is missing is zero and said to be. Of CT `tre_real` and so on:
+    mean distance in mm between where a point of the body is and where the registration takes it.
 
     Args:
         method: that answers.
@@ -63,29 +64,32 @@ def measure(
         target: what it is asked for.
         anchor: not used: prepared people are on their scale.
         seed: of places, offset and answer.
+        segmenter: of lesions; not used for CT.
+
+    Raises:
+        TrainingError: no person of the table could teach a segmenter.
     """
     if target == CT:
         made = _ask(method, case, sources, target, seed)
         return _align(case, made, sources[0], seed)
+    if segmenter is None:
+        raise TrainingError("nobody in the table has labels: no segmenter can judge")
     changed, lesions = implant_many(case, KIND, seed)
-    made = _ask(method, changed, sources, target, seed)
     real = (case.labels > 0) & case.mask if case.labels is not None else np.zeros_like(case.mask)
     each = [lesion for _, lesion in lesions] + list(split_lesions(real, case.spacing))
     everywhere = real | np.any([lesion for _, lesion in lesions], axis=0)
-    # the answer is cut where the real contrast is cut best; a source where it is cut best itself
-    truth = _stand_out(changed.images[target], changed)
-    cut, best = _cut_best(truth, everywhere)
-    answer = _stand_out(made, changed)
-    others = [_stand_out(changed.images[source], changed) for source in sources]
-    return {
-        "dice_real": best,
-        "dice_made": dice(everywhere, answer > cut),
-        "dice_missing": max(_cut_best(other, everywhere)[1] for other in others),
-        "found_real": _find(truth, each),
-        "found_made": _find(answer, each),
-        "found_missing": max(_find(other, each) for other in others),
-        "lesions": float(len(each)),
+    rest = {source: changed.images[source] for source in sources}
+    studies: Mapping[str, Mapping[ContrastLabel, FloatArray]] = {
+        "real": rest | {target: changed.images[target]},
+        "made": rest | {target: _ask(method, changed, sources, target, seed)},
+        "missing": rest,
     }
+    figures = {"lesions": float(len(each))}
+    for name, images in studies.items():
+        likely = segmenter.find(images, case.mask)
+        figures[f"dice_{name}"] = dice(everywhere, likely > LIKELY)
+        figures[f"found_{name}"] = _find(ndimage.gaussian_filter(likely, PEAK_SIGMA), each)
+    return figures
 
 
 def _ask(
@@ -101,27 +105,7 @@ def _ask(
     ).mean
 
 
-def _stand_out(image: FloatArray, case: Case) -> NDArray[np.float64]:
-    """Return how far each voxel's neighborhood is above what is about it; zero outside."""
-    weight = case.mask.astype(np.float64)
-
-    def smooth(sigma_mm: float) -> NDArray[np.float64]:
-        sigmas = [sigma_mm / s for s in case.spacing]
-        shares = np.maximum(ndimage.gaussian_filter(weight, sigmas), 1e-6)
-        return np.asarray(ndimage.gaussian_filter(image * weight, sigmas) / shares)
-
-    return np.where(case.mask, smooth(NEAR_MM) - smooth(ABOUT_MM), 0)
-
-
-def _cut_best(score: NDArray[np.float64], lesions: MaskArray) -> tuple[float, float]:
-    """Return the threshold that delineates the lesions best, and its Dice."""
-    cuts = np.linspace(0, float(np.percentile(score, 99.9)), CUTS + 1)[1:]
-    scores = [dice(lesions, score > cut) for cut in cuts]
-    best = int(np.argmax(scores))
-    return float(cuts[best]), float(scores[best])
-
-
-def _find(score: NDArray[np.float64], lesions: Sequence[MaskArray]) -> float:
+def _find(score: FloatArray, lesions: Sequence[MaskArray]) -> float:
     """Return the share of lesions with a peak above all but `FALSE_ALARMS` peaks elsewhere."""
     if not lesions:
         return float("nan")

@@ -12,7 +12,7 @@ import yaml
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from synthesis import faithfulness, memorization, robustness, usefulness
+from synthesis import faithfulness, memorization, robustness, trade_off, usefulness
 from synthesis.audits import audit_path, find_model, find_row, run
 from synthesis.cli import app
 from synthesis.datasets import cases_folder, write_case
@@ -131,17 +131,88 @@ def test_spots_that_nothing_shows_are_counted_as_false(person: Case) -> None:
     assert measure(faithfulness, Answering(lambda image: image + 0.3), person)["false"] == 0
 
 
+class Seeing:
+    """A segmenter to which all that is bright in FLAIR is lesion."""
+
+    def find(self, images: Any, mask: Any) -> FloatArray:
+        found: FloatArray = images.get(FLAIR, np.zeros(mask.shape, np.float32)) > 0.62
+        return found.astype(np.float32)
+
+    def distance(self, label: Any, made: FloatArray, real: FloatArray, mask: Any) -> float:
+        return float(np.abs(made - real)[mask].mean())
+
+
 def test_answer_that_is_the_truth_is_as_good_as_the_truth(person: Case) -> None:
-    as_good = measure(usefulness, Answering(), person)
-    useless = measure(usefulness, Answering(np.zeros_like), person)
+    def use(method: Answering) -> dict[str, float]:
+        return usefulness.measure(
+            method,
+            person,
+            (T1W, T2W),
+            FLAIR,
+            anchor=ANCHOR,
+            seed=2026,
+            segmenter=Seeing(),  # type: ignore[arg-type]
+        )
+
+    as_good, useless = use(Answering()), use(Answering(np.zeros_like))
 
     assert as_good["lesions"] == 5
     assert as_good["found_made"] == as_good["found_real"] == 1
+    # T2w and FLAIR of an implant are not of one factor
     assert as_good["dice_made"] == pytest.approx(as_good["dice_real"], abs=0.15)
     assert as_good["dice_real"] > 0.5
     assert useless["found_made"] == useless["dice_made"] == 0
-    # without the contrast there are its sources, whatever the answer is worth
-    assert useless["found_missing"] == as_good["found_missing"]
+    # nothing of the study shows one
+    assert useless["found_missing"] == useless["dice_missing"] == 0
+
+
+def test_study_without_anybody_labelled_cannot_be_judged(person: Case) -> None:
+    with pytest.raises(TrainingError, match="nobody in the table has labels"):
+        usefulness.measure(
+            Answering(), person, (T1W, T2W), FLAIR, anchor=ANCHOR, seed=1, segmenter=None
+        )
+
+
+class DrawingParameters(Parameters):
+    sampling_steps: int = 1
+    samples: int = 1
+    times: int = 10
+
+
+class Drawing(Answering):
+    """Draws the truth with grain, less of it the more steps it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: Any = DrawingParameters()
+
+    def predict(self, sources: Any, **request: Any) -> Prediction:
+        grain = np.random.default_rng(request["seed"]).normal(0, 1, sources[T2W].shape)
+        strength = 0.1 / self.parameters.sampling_steps
+        return Prediction(mean=(sources[T2W] + strength * grain).astype(np.float32))
+
+
+def test_more_steps_and_more_draws_are_measured_apart(person: Case) -> None:
+    request: dict[str, Any] = {"anchor": ANCHOR, "seed": 1, "segmenter": Seeing()}
+
+    found = trade_off.measure(Drawing(), person, (T1W, T2W), FLAIR, **request)
+
+    # four steps are no part of a bridge of ten
+    assert {name for name in found if name.startswith("psnr_db")} == {
+        f"psnr_db, {steps} steps, {draws} draws" for steps in (1, 2, 10) for draws in (1, 8)
+    }
+    by_steps = [found[trade_off.name_of("psnr_db", steps, 1)] for steps in (1, 2, 10)]
+    assert np.diff(by_steps) == pytest.approx([6.02, 13.98], abs=0.2)
+    # the mean of eight has an eighth of the grain's energy
+    mean = found[trade_off.name_of("psnr_db", 1, 8)]
+    assert mean - by_steps[0] == pytest.approx(10 * np.log10(8), abs=0.2)
+    assert found[trade_off.name_of("detail", 1, 1)] > found[trade_off.name_of("detail", 1, 8)] > 1
+    assert found["features, 10 steps, 8 draws"] < 0.1 * found["features, 1 steps, 1 draws"]
+    assert found["seconds, 1 steps, 8 draws"] == pytest.approx(
+        8 * found["seconds, 1 steps, 1 draws"]
+    )
+    with pytest.raises(TrainingError, match="has one answer"):
+        trade_off.measure(Answering(), person, (T1W, T2W), FLAIR, **request)
 
 
 def test_moved_ct_finds_its_place_on_a_ct_made_of_the_mr() -> None:
@@ -149,7 +220,7 @@ def test_moved_ct_finds_its_place_on_a_ct_made_of_the_mr() -> None:
     method = Answering()
     method.predict = lambda sources, **_: Prediction(mean=case.images[CT])  # type: ignore[method-assign]
 
-    found = usefulness.measure(method, case, [T1W], CT, anchor=ANCHOR, seed=2026)
+    found = usefulness.measure(method, case, [T1W], CT, anchor=ANCHOR, seed=2026, segmenter=None)
 
     assert found["tre_real"] < 2
     assert found["tre_made"] < 3
