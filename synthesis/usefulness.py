@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from synthesis.errors import TrainingError
 from synthesis.faithfulness import implant_many, split_lesions
+from synthesis.lesions import SURROUNDINGS
 from synthesis.registration import register_rigid
 from synthesis.segmentation import dice
 from synthesis.segmenter import Segmenter
@@ -54,8 +55,10 @@ def measure(
     """Return the figures of each use by the real contrast, the answer, and without either.
 
     Of MR `dice_real`, `dice_made`, `dice_missing` and `found_real` and so on: Dice and shares of
-    lesions, implanted and real. What is missing is zero and said to be. Of CT `tre_real` and so on:
-    mean distance in mm between where a point of the body is and where the registration takes it.
+    lesions, implanted and real. What is missing is zero and said to be. Of people without labels,
+    whose own lesions nobody knows, Dice is of the implants and what is about them, and nothing is
+    said of false alarms. Of CT `tre_real` and so on: mean distance in mm between where a point of
+    the body is and where the registration takes it.
 
     Args:
         method: that answers.
@@ -78,6 +81,9 @@ def measure(
     real = (case.labels > 0) & case.mask if case.labels is not None else np.zeros_like(case.mask)
     each = [lesion for _, lesion in lesions] + list(split_lesions(real, case.spacing))
     everywhere = real | np.any([lesion for _, lesion in lesions], axis=0)
+    known = case.mask
+    if case.labels is None:
+        known = known & ndimage.binary_dilation(everywhere, iterations=SURROUNDINGS)
     rest = {source: changed.images[source] for source in sources}
     studies: Mapping[str, Mapping[ContrastLabel, FloatArray]] = {
         "real": rest | {target: changed.images[target]},
@@ -87,8 +93,9 @@ def measure(
     figures = {"lesions": float(len(each))}
     for name, images in studies.items():
         likely = segmenter.find(images, case.mask)
-        figures[f"dice_{name}"] = dice(everywhere, likely > LIKELY)
-        figures[f"found_{name}"] = _find(ndimage.gaussian_filter(likely, PEAK_SIGMA), each)
+        figures[f"dice_{name}"] = dice(everywhere, known & (likely > LIKELY))
+        if case.labels is not None:
+            figures[f"found_{name}"] = _find(ndimage.gaussian_filter(likely, PEAK_SIGMA), each)
     return figures
 
 

@@ -146,7 +146,7 @@ def test_answer_that_is_the_truth_is_as_good_as_the_truth(person: Case) -> None:
     def use(method: Answering) -> dict[str, float]:
         return usefulness.measure(
             method,
-            person,
+            labelled,
             (T1W, T2W),
             FLAIR,
             anchor=ANCHOR,
@@ -154,6 +154,7 @@ def test_answer_that_is_the_truth_is_as_good_as_the_truth(person: Case) -> None:
             segmenter=Seeing(),  # type: ignore[arg-type]
         )
 
+    labelled = replace(person, labels=np.zeros(person.mask.shape, np.uint8))
     as_good, useless = use(Answering()), use(Answering(np.zeros_like))
 
     assert as_good["lesions"] == 5
@@ -164,6 +165,19 @@ def test_answer_that_is_the_truth_is_as_good_as_the_truth(person: Case) -> None:
     assert useless["found_made"] == useless["dice_made"] == 0
     # nothing of the study shows one
     assert useless["found_missing"] == useless["dice_missing"] == 0
+
+
+def test_own_lesions_of_a_person_without_labels_are_no_false_alarms(person: Case) -> None:
+    image = person.images[FLAIR].copy()
+    image[26:32, 26:32, 26:32] = 1.0  # his own, which nobody has labelled
+    own = replace(person, images={**person.images, FLAIR: image})
+    request: dict[str, Any] = {"anchor": ANCHOR, "seed": 2026, "segmenter": Seeing()}
+
+    found = usefulness.measure(Answering(), own, (T1W, T2W), FLAIR, **request)
+    without = usefulness.measure(Answering(), person, (T1W, T2W), FLAIR, **request)
+
+    assert found["dice_real"] == pytest.approx(without["dice_real"], abs=0.02)
+    assert "found_real" not in found
 
 
 def test_study_without_anybody_labelled_cannot_be_judged(person: Case) -> None:
