@@ -21,20 +21,18 @@ from synthesis.fingerprint import fingerprint
 from synthesis.lesions import SIGNATURES
 from synthesis.people import read_manifest
 from synthesis.registry import ModelCard, load_card, load_cards, load_method
-from synthesis.results import (
+from synthesis.results import cut_middle, read_cases, restore
+from synthesis.synthesizer import Synthesizer
+from synthesis.table import (
     FIXED,
     Fold,
     Table,
-    cut_middle,
     key_of_fit,
     list_rows,
     make_folds,
     parse_task,
-    read_cases,
     read_table,
-    restore,
 )
-from synthesis.synthesizer import Synthesizer
 from synthesis.types import ContrastLabel
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from synthesis.faithfulness import DIAMETERS_MM
 from synthesis.memorization import COPIED_FROM, SIDE
 from synthesis.methods import GENERATIVE
 from synthesis.registry import FALSE_LESIONS, LEAST_RECALL, LESION_RECALL, MOST_FALSE, Metric
-from synthesis.results import parse_task, read_table
 from synthesis.robustness import CLEAN
+from synthesis.table import parse_task, read_table
 from synthesis.trade_off import DRAWS, FEW_STEPS, SLICES, STEPS, name_of
 from synthesis.usefulness import ANGLE_DEGREES, FALSE_ALARMS, SHIFT_MM
 

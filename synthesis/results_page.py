@@ -20,16 +20,7 @@ from synthesis.comparison import (
     decide,
     write_interval,
 )
-from synthesis.results import (
-    FIXED,
-    Row,
-    Table,
-    is_fresh,
-    list_rows,
-    parse_task,
-    read_table,
-    row_path,
-)
+from synthesis.table import FIXED, Row, Table, is_fresh, list_rows, parse_task, read_table, row_path
 
 POOLED = "site folds pooled"
 MOST_LOST_DB = 0.1

@@ -19,8 +19,9 @@ from synthesis.datasets import cases_folder, write_case
 from synthesis.errors import TrainingError
 from synthesis.methods.baselines import MatchedCopy
 from synthesis.rendered import render_case
-from synthesis.results import compute, list_rows, read_table
+from synthesis.results import compute
 from synthesis.synthesizer import Parameters
+from synthesis.table import list_rows, read_table
 from synthesis.types import (
     Anchor,
     Case,

@@ -21,18 +21,21 @@ from synthesis.datasets import cases_folder, write_case
 from synthesis.errors import TrainingError
 from synthesis.fingerprint import fingerprint
 from synthesis.judging import PET, find_judge, judge
+from synthesis.methods import find_method
 from synthesis.people import read_manifest
-from synthesis.results import (
-    compute,
+from synthesis.results import compute
+from synthesis.results_page import write_page
+from synthesis.speed import make_head
+from synthesis.table import (
+    Row,
     is_fresh,
     key_of,
+    key_of_fit,
     list_rows,
     make_folds,
     read_table,
     row_path,
 )
-from synthesis.results_page import write_page
-from synthesis.speed import make_head
 from synthesis.types import Anchor, Case, ContrastLabel, Prediction
 
 SHIPPED = sorted(Path("config/experiments/results").glob("*.yaml"))
@@ -106,7 +109,7 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def run(table: Path, row: results.Row) -> Path:
+def run(table: Path, row: Row) -> Path:
     folder = table.parent
     compute(row, read_table(table), folder / "results", folder / "work", folder / "none", "cpu")
     return row_path(row, folder / "results")
@@ -141,7 +144,7 @@ def test_shipped_rows_name_known_methods_and_their_parameters(path: Path) -> Non
 
     assert rows
     for row in rows:
-        module, _, name = results.find_method(row.settings.method).partition(":")
+        module, _, name = find_method(row.settings.method).partition(":")
         method = getattr(importlib.import_module(module), name)
         method.parameters_type.model_validate(dict(row.recipe.parameters))
 
@@ -360,7 +363,7 @@ def test_row_of_members_answers_with_their_mean_and_learns_nothing(table: Path) 
         for row in rows
     ]
     np.testing.assert_allclose(answers[2], (answers[0] + answers[1]) / 2, rtol=0, atol=1e-6)
-    assert not (table.parent / "work" / "rows" / results.key_of_fit(rows[2], learnt[0])).exists()
+    assert not (table.parent / "work" / "rows" / key_of_fit(rows[2], learnt[0])).exists()
     assert kept[2]["fit_minutes"] == pytest.approx(
         sum(k["fit_minutes"] for k in kept[:2]), abs=0.02
     )
@@ -375,7 +378,7 @@ def test_key_of_a_row_of_members_follows_what_they_learn(table: Path) -> None:
 
     other = row.model_copy(update={"members": (row.members[0], taught)})
 
-    assert results.key_of_fit(other, toy) != results.key_of_fit(row, toy)
+    assert key_of_fit(other, toy) != key_of_fit(row, toy)
 
 
 @pytest.mark.parametrize("members", [["copy", "other"], ["copy", "mean"]])
@@ -494,10 +497,10 @@ def test_rendered_heads_teach_and_make_another_row(table: Path) -> None:
 
 
 def test_fitted_cts_make_another_row_and_are_judged_where_both_bodies_lie(table: Path) -> None:
-    row = results.list_rows(table)[0]
-    plain = results.read_table(table)
+    row = list_rows(table)[0]
+    plain = read_table(table)
     fitted = plain.model_copy(update={"fits_ct": True})
-    assert results.key_of(row, plain) != results.key_of(row, fitted)
+    assert key_of(row, plain) != key_of(row, fitted)
 
     truth = np.random.default_rng(0).uniform(-0.1, 0.1, (4, 16, 16)).astype(np.float32)
     truth[:, :8] = -1.0  # the limb lay elsewhere
