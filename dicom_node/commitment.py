@@ -12,7 +12,7 @@ Source: PS3.4 annex J; Failure Reason (0008,1197): PS3.3 section C.14.1.1.
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from dicom_node.attributes import (
     FAILED_SOP_SEQUENCE,
@@ -29,7 +29,6 @@ from dicom_node.attributes import (
 )
 from dicom_node.domain import Delivery, DeliveryState, DerivedInstance
 from dicom_node.errors import RefusedInstance
-from dicom_node.node_settings import Delivery as Patience
 from dicom_node.outcomes import find_pause
 from dicom_node.records import Attempt, Report
 from dicom_node.structure import check_uid
@@ -65,6 +64,22 @@ _PARKED = {
 _DUPLICATE_TRANSACTION = 0x0131
 
 logger = logging.getLogger(__name__)
+
+
+class Patience(Protocol):
+    """How long a peer is borne with, see `node_settings.Delivery`."""
+
+    @property
+    def first_retry(self) -> timedelta:
+        """The pause after the first failure."""
+
+    @property
+    def longest_retry(self) -> timedelta:
+        """No pause is longer."""
+
+    @property
+    def give_up_after(self) -> timedelta:
+        """What fails then is parked."""
 
 
 def encode_request(

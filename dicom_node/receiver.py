@@ -26,24 +26,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from dicom_node.acceptor import Caller, Door, RejectedError
 from dicom_node.admission import Admission, Budget
 from dicom_node.audit import configure_logging
 from dicom_node.commitment import take_report
 from dicom_node.complaints import Complaints
 from dicom_node.crew import Line, fork_crew
-from dicom_node.door_settings import Peer
+from dicom_node.entrance import read_entrance
 from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.hall import Hall
 from dicom_node.lifeline import ORPHANED
-from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address, normalize_address
-from dicom_node.node_settings import NodeSettings, read_node
+from dicom_node.network import normalize_address
 from dicom_node.recorder import Recorder
 from dicom_node.signals import EndRequest
-from dicom_node.spool import Spool, build_structure_limits, rebuild
+from dicom_node.spool import Spool, rebuild
 from dicom_node.store import Durability, Store
-from dicom_node.tls import ServerSide
-from dicom_node.wire import Limits
 
 DRAIN_SECONDS = 30.0
 """How long a stop waits for the instances that are coming in."""
@@ -54,7 +50,6 @@ HOLD_SECONDS = 10.0
 RESERVED_DESCRIPTORS = 64
 """For the ledger, the lines between the processes and whatever a library opens for a moment."""
 
-BEAT_SECONDS = 10.0
 _DESCRIPTORS_PER_ASSOCIATION = 3  # socket, incoming file, its folder while that is synced
 _PAUSE_SECONDS = 0.1
 _BACKLOG = 128
@@ -77,9 +72,9 @@ class Receiver:
     """The listening socket, and who may come in at all."""
 
     def __init__(
-        self, node: NodeSettings, admission: Admission, complaints: Complaints, behind: Takes
+        self, address: tuple[str, int], admission: Admission, complaints: Complaints, behind: Takes
     ) -> None:
-        self._address = (node.receiver.host, node.receiver.port)
+        self._address = address
         self._admission = admission
         self._complaints = complaints
         self._behind = behind
@@ -144,29 +139,7 @@ class Receiver:
             sock.close()
 
 
-def build_admission(node: NodeSettings) -> Admission:
-    """Return who counts how many are in."""
-    limits = node.receiver.limits
-    callers = [peer for peer in node.peers.values() if peer.may_call]
-
-    def is_known(text: str) -> bool:
-        address = normalize_address(text)
-        return any(peer.address is not None and address in peer.address for peer in callers)
-
-    return Admission(
-        Budget(
-            connections=limits.connections,
-            connections_per_address=limits.connections_per_address,
-            associations=limits.associations,
-            associations_per_peer=limits.associations_per_peer,
-            associations_per_second=limits.associations_per_second,
-            peers=len(callers),
-        ),
-        is_known,
-    )
-
-
-def reserve_descriptors(node: NodeSettings) -> None:
+def reserve_descriptors(budget: Budget) -> None:
     """Let this process and its children open as many files as `receiver.limits` may ask for.
 
     Then no peer, and not all of them together, can bring it to where nothing can be opened.
@@ -174,17 +147,16 @@ def reserve_descriptors(node: NodeSettings) -> None:
     Raises:
         ConfigurationError: the system does not let it.
     """
-    limits = node.receiver.limits
     needed = (
-        limits.connections
-        + _DESCRIPTORS_PER_ASSOCIATION * limits.associations
+        budget.connections
+        + _DESCRIPTORS_PER_ASSOCIATION * budget.associations
         + RESERVED_DESCRIPTORS
     )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise ConfigurationError(
-            f"node.yaml: receiver.limits : seen {limits.connections} connections and "
-            f"{limits.associations} associations, which take {needed} open files, wanted fewer of "
+            f"node.yaml: receiver.limits : seen {budget.connections} connections and "
+            f"{budget.associations} associations, which take {needed} open files, wanted fewer of "
             f"them or a higher LimitNOFILE than {hard}"
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -211,29 +183,28 @@ def run_receiver(
         ConfigurationError: the configuration is wrong, or the port is taken.
         StorageError: the store or the ledger cannot be used.
     """
-    node = read_node(folder, overrides)
-    reserve_descriptors(node)
-    durability = Durability(node.receiver.durability)
+    entrance = read_entrance(folder, overrides)
+    reserve_descriptors(entrance.budget)
+    durability, limits = entrance.durability, entrance.structure
     if durability is Durability.NONE:
         _logger.warning("receiver.durability_none: a power cut loses what was acknowledged")
-    limits = build_structure_limits(node)
-    store = Store(node.store_folder).open()
+    store = Store(entrance.door.folder).open()
     held = store.hold(HOLD_SECONDS)
-    door = build_door(node)
-    beat_seconds = min(BEAT_SECONDS, node.assembly.stale_association.total_seconds() / 3)
+    door = entrance.open_door()
+    beat_seconds = entrance.beat.total_seconds()
     waited_for = durability is Durability.STRICT
 
     def build_hall(line: Line) -> Hall:
         return Hall(door, Spool(store, line, limits, durability), line, line, beat_seconds)
 
-    with fork_crew(node.receiver.processes, build_hall, waited_for=waited_for, keep=[held]) as crew:
+    with fork_crew(entrance.processes, build_hall, waited_for=waited_for, keep=[held]) as crew:
         forked()
         end = EndRequest()
         # Not before: the serving processes do without the database library, which is large.
         from dicom_node.ledger import Ledger  # noqa: PLC0415
 
         is_new = next(store.iterate_incoming(), None) is None
-        with Ledger(node.ledger_url, _now).open(create=is_new) as ledger:
+        with Ledger(entrance.ledger_url, _now).open(create=is_new) as ledger:
             ledger.write_under(tenure)
             rebuild(store, ledger, limits)
             with Recorder(
@@ -241,11 +212,13 @@ def run_receiver(
                 store,
                 waited_for=waited_for,
                 tell=crew.tell,
-                record_report=functools.partial(take_report, ledger, node.delivery, _now),
+                record_report=functools.partial(take_report, ledger, entrance.patience, _now),
             ) as recorder:
-                admission, complaints = build_admission(node), Complaints(recorder.keep_alert)
+                admission = Admission(entrance.budget, entrance.is_known)
+                complaints = Complaints(recorder.keep_alert)
                 crew.start(admission, complaints, recorder)
-                receiver = Receiver(node, admission, complaints, crew)
+                address = (entrance.host, entrance.port)
+                receiver = Receiver(address, admission, complaints, crew)
                 ready(*receiver.start())
                 end.wait()
                 receiver.stop()
@@ -279,78 +252,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(options.child, {type(error).__name__: str(error)})
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0
-
-
-def find_callers(node: NodeSettings) -> list[tuple[Peer, Caller]]:
-    """Return who may ask for an association, and what for."""
-    return [
-        (
-            peer,
-            Caller(
-                alias=alias,
-                may_store="receive" in peer.roles,
-                may_report=peer.commitment == "storage_commitment",
-                may_notify="notify" in peer.roles,
-            ),
-        )
-        for alias, peer in node.peers.items()
-        if peer.may_call
-    ]
-
-
-def find_storage(node: NodeSettings) -> dict[str, tuple[str, ...]]:
-    """Return the storage SOP classes that are taken, and their transfer syntaxes, best first."""
-    return dict.fromkeys(node.receiver.storage_classes.all, (*UNCOMPRESSED, *LOSSLESS))
-
-
-def build_door(node: NodeSettings) -> Door:
-    """Return what the configuration says about who comes in, and how."""
-    receiver, limits = node.receiver, node.receiver.limits
-    callers = find_callers(node)
-
-    def find_caller(ae_title: str, address: Address, certificate: str | None) -> Caller:
-        facts = {"lacks": "ae_title"}
-        for peer, caller in callers:
-            if peer.ae_title != ae_title or peer.address is None:
-                continue
-            if address not in peer.address:
-                facts = {"lacks": "address", "claims": caller.alias}
-            elif peer.certificates and certificate not in peer.certificates:
-                facts = {"lacks": "certificate", "claims": caller.alias}
-                break
-            else:
-                return caller
-        raise RejectedError("calling_ae_title", 1, 1, 3, **facts)
-
-    def may_be_plain(address: Address) -> bool:
-        return address.is_loopback or any(address in each for each in receiver.allow_plain)
-
-    tls = receiver.tls
-    return Door(
-        ae_title=node.ae_title,
-        find_caller=find_caller,
-        may_be_plain=may_be_plain,
-        storage=find_storage(node),
-        folder=node.store_folder,
-        tls=None if tls is None else ServerSide(tls),
-        minimum_free_bytes=receiver.minimum_free,
-        handshake_seconds=limits.handshake.total_seconds(),
-        request_seconds=limits.first_pdu.total_seconds(),
-        room_seconds=limits.room.total_seconds(),
-        no_context_seconds=limits.no_context.total_seconds(),
-        messages_per_second=limits.messages_per_second,
-        instance_bytes=limits.instance,
-        limits=Limits(
-            pdu_seconds=limits.each_pdu.total_seconds(),
-            message_seconds=limits.message.total_seconds(),
-            idle_seconds=limits.idle.total_seconds(),
-            send_seconds=limits.send.total_seconds(),
-            flush_seconds=limits.flush.total_seconds(),
-            request_bytes=limits.request,
-            pdu_bytes=limits.pdu,
-            command_bytes=limits.command,
-        ),
-    )
 
 
 def _now() -> datetime:

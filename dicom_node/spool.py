@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from dicom_node import crashpoints
 from dicom_node.domain import Instance
 from dicom_node.errors import RefusedInstance
-from dicom_node.node_settings import NodeSettings
 from dicom_node.part10 import decode_file_meta, encode_file_meta
 from dicom_node.recorder import Rows
 from dicom_node.records import Receipt
@@ -35,6 +34,7 @@ from dicom_node.upper_layer import IMPLICIT_VR_LITTLE_ENDIAN
 
 if TYPE_CHECKING:
     from dicom_node.ledger import Ledger
+    from dicom_node.node_settings import NodeSettings
 
 REBUILT = "(rebuilt)"
 """Stands for the peer of an instance whose row was made from its file."""
@@ -262,7 +262,7 @@ class Incoming:
                 return _read_announced(walk, whole, announced, start=self._meta_bytes)
 
 
-def build_structure_limits(node: NodeSettings) -> StructureLimits:
+def build_structure_limits(node: "NodeSettings") -> StructureLimits:
     """Return how much structure an instance may have."""
     limits = node.receiver.limits
     return StructureLimits(

@@ -25,6 +25,7 @@ from dicom_node.courier import find_contexts
 from dicom_node.dimse_conversation import STUDY_ROOT_MOVE
 from dicom_node.domain import Mode
 from dicom_node.door_settings import Peer
+from dicom_node.entrance import find_callers, find_storage
 from dicom_node.exposures import EXPOSURE_CLASSES
 from dicom_node.identifiers import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.images import SOP_CLASSES
@@ -38,7 +39,6 @@ from dicom_node.node_settings import NodeSettings
 from dicom_node.outcomes import judge_status
 from dicom_node.performer import find_worklists
 from dicom_node.query import find_asked
-from dicom_node.receiver import find_callers, find_storage
 from dicom_node.recorder import OVERLOADED, PROCESSING_FAILURE, UNWELL
 from dicom_node.services import NO_SUCH_SOP_CLASS, UNRECOGNIZED_OPERATION
 from dicom_node.settings import Configuration

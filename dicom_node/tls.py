@@ -17,10 +17,13 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from dicom_node.door_settings import TLS, Peer
 from dicom_node.errors import ConfigurationError, DeliveryError
-from dicom_node.node_settings import NodeSettings, WebCertificate
+
+if TYPE_CHECKING:
+    from dicom_node.door_settings import Peer
+    from dicom_node.node_settings import NodeSettings, WebCertificate
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2; TLS 1.3 has only such."""
@@ -53,6 +56,22 @@ class Certificate:
     expires: datetime
 
 
+class OwnFiles(Protocol):
+    """Where the node's own certificate is, see `door_settings.TLS`."""
+
+    @property
+    def certificate(self) -> Path:
+        """PEM file with the certificate and its chain."""
+
+    @property
+    def key(self) -> Path:
+        """PEM file with the private key."""
+
+    @property
+    def ca(self) -> Path:
+        """PEM file with the authorities whose certificates peers must show."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authorities:
     """Whose certificates are good, where this node shows none; None: those of the system."""
@@ -63,7 +82,7 @@ class Authorities:
 class ServerSide:
     """The TLS settings of the receiver, which follow their files; safe to share between threads."""
 
-    def __init__(self, files: TLS) -> None:
+    def __init__(self, files: OwnFiles) -> None:
         """Load `files`.
 
         Raises:
@@ -101,7 +120,7 @@ class ClientSide:
 
     def __init__(
         self,
-        files: TLS | Authorities,
+        files: OwnFiles | Authorities,
         certificates: Collection[str] = (),
         where: str = "receiver.tls",
     ) -> None:
@@ -112,7 +131,7 @@ class ClientSide:
         """
         self._certificates = certificates
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if isinstance(files, TLS):
+        if not isinstance(files, Authorities):
             self._context = _load(context, files, where)
         else:
             self._context = _set_profile(context)
@@ -161,7 +180,7 @@ class CertificateWatch:
         left: how long it is still valid; None before the first look.
     """
 
-    def __init__(self, files: TLS, clock: Callable[[], datetime]) -> None:
+    def __init__(self, files: OwnFiles, clock: Callable[[], datetime]) -> None:
         self._files = files
         self._clock = clock
         self._told: timedelta | None = None
@@ -189,7 +208,7 @@ class CertificateWatch:
             )
 
 
-def call_with_tls(node: NodeSettings, peer: Peer) -> ClientSide | None:
+def call_with_tls(node: "NodeSettings", peer: "Peer") -> ClientSide | None:
     """Return how `peer` is called with TLS, or None when it is called in plain.
 
     Raises:
@@ -203,7 +222,7 @@ def call_with_tls(node: NodeSettings, peer: Peer) -> ClientSide | None:
         raise DeliveryError(str(error), retry=True) from None
 
 
-def inspect_own(files: TLS) -> Certificate:
+def inspect_own(files: OwnFiles) -> Certificate:
     """Return the node's own certificate.
 
     Raises:
@@ -230,7 +249,7 @@ def inspect_own(files: TLS) -> Certificate:
     raise _fault("certificate", files.certificate, seen, "a certificate that is valid now")
 
 
-def check_own_chain(files: TLS) -> None:
+def check_own_chain(files: OwnFiles) -> None:
     """Let the node's certificate talk to itself, both ways, as a peer of the same authority would.
 
     Raises:
@@ -265,7 +284,7 @@ def _format_fingerprint(der: bytes) -> str:
     return hashlib.sha256(der).digest().hex(":").upper()
 
 
-def _load_server(files: TLS) -> ssl.SSLContext:
+def _load_server(files: OwnFiles) -> ssl.SSLContext:
     """Return the TLS settings of the receiver: a peer must show a certificate of `ca`."""
     inspect_own(files)
     context = _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
@@ -275,7 +294,7 @@ def _load_server(files: TLS) -> ssl.SSLContext:
     return context
 
 
-def serve_browsers(files: WebCertificate) -> ssl.SSLContext:
+def serve_browsers(files: "WebCertificate") -> ssl.SSLContext:
     """Return what the admin page is served with: browsers show no certificate.
 
     Raises:
@@ -284,7 +303,7 @@ def serve_browsers(files: WebCertificate) -> ssl.SSLContext:
     return _load_own(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files, "admin.tls")
 
 
-def _load(context: ssl.SSLContext, files: TLS, where: str = "receiver.tls") -> ssl.SSLContext:
+def _load(context: ssl.SSLContext, files: OwnFiles, where: str = "receiver.tls") -> ssl.SSLContext:
     """Return `context` with the profile, the node's certificate and its authorities."""
     _load_own(context, files, where)
     _trust(context, files.ca, where)
@@ -314,7 +333,9 @@ def _set_profile(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
-def _load_own(context: ssl.SSLContext, files: TLS | WebCertificate, where: str) -> ssl.SSLContext:
+def _load_own(
+    context: ssl.SSLContext, files: "OwnFiles | WebCertificate", where: str
+) -> ssl.SSLContext:
     """Return `context` with the profile and a certificate of ours; `where` is its place."""
     _set_profile(context)
     check_secret(files.key, "key", "a PEM file with a private key", where)
@@ -394,7 +415,7 @@ def _describe(session: ssl.SSLSocket | ssl.SSLObject) -> Certificate:
     return Certificate(fingerprint=_format_fingerprint(der), expires=expires)
 
 
-def _read_stamp(files: TLS) -> tuple[tuple[int, int, int] | None, ...]:
+def _read_stamp(files: OwnFiles) -> tuple[tuple[int, int, int] | None, ...]:
     """Return what changes when one of the files does."""
     stamps: list[tuple[int, int, int] | None] = []
     for path in (files.certificate, files.key, files.ca):

@@ -109,6 +109,17 @@ def test_the_process_holds_no_codec(running):
     assert not [name for name in CODECS if name in maps]
 
 
+def test_no_process_holds_what_the_configuration_was_read_with(running):
+    pid = running.process.pid
+    serving = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+    assert serving
+    for each in (pid, *serving):
+        maps = Path(f"/proc/{each}/maps").read_text()
+        assert "pydantic" not in maps
+        assert "yaml" not in maps
+
+
 def test_processes_that_serve_do_without_the_database_library(running):
     pid = running.process.pid
     serving = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

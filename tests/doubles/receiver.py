@@ -5,17 +5,15 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dicom_node.admission import Admission
 from dicom_node.complaints import Complaints
 from dicom_node.door_settings import TLS, Limits, Peer, StorageClasses
 from dicom_node.door_settings import Receiver as ReceiverSettings
+from dicom_node.entrance import build_entrance
 from dicom_node.hall import Hall
 from dicom_node.ledger import Ledger, Report
 from dicom_node.node_settings import NodeSettings
-from dicom_node.receiver import (
-    Receiver,
-    build_admission,
-    build_door,
-)
+from dicom_node.receiver import Receiver
 from dicom_node.recorder import Recorder
 from dicom_node.spool import Spool, build_structure_limits
 from dicom_node.store import Durability, Store
@@ -42,10 +40,11 @@ def build_receiver(
     settings: NodeSettings, spool: Spool, complaints: Complaints | None = None
 ) -> Receiver:
     """Return a receiver that serves connections in threads."""
-    admission, complaints = build_admission(settings), complaints or Complaints()
-    hall = Hall(build_door(settings), spool, admission, complaints, beat_seconds=10.0)
+    entrance, complaints = build_entrance(settings), complaints or Complaints()
+    admission = Admission(entrance.budget, entrance.is_known)
+    hall = Hall(entrance.open_door(), spool, admission, complaints, beat_seconds=10.0)
     hall.start()
-    return Receiver(settings, admission, complaints, hall)
+    return Receiver((entrance.host, entrance.port), admission, complaints, hall)
 
 
 class Door:

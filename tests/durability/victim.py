@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from dicom_node import receiver
+from dicom_node import node_settings, receiver
 
 CALLED = "NODE"
 CALLING = "SCANNER"
@@ -62,7 +62,7 @@ class Victim:
         self._arguments = [str(folder), *options]
         self._log = folder / "receiver.log"
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([receiver.__name__, __name__])
+        self._context.set_forkserver_preload([receiver.__name__, node_settings.__name__, __name__])
         self._process: multiprocessing.process.BaseProcess | None = None
         self._lifeline: Connection | None = None
 
