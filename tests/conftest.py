@@ -9,11 +9,21 @@ from collections.abc import Iterator
 import pytest
 
 from dicom_node.demonstration.pacs import Orthanc
+from doubles.forms import CLUSTERED, EMBEDDED
 from doubles.postgresql import PostgreSQL, run_postgresql
 from doubles.tools import require_program
 from durability.disk import find_obstacle
 
 RINGS = ("integration", "acceptance")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let one form be asked for, see `doubles.forms`."""
+    parser.addoption(
+        "--form",
+        choices=[EMBEDDED, CLUSTERED],
+        help="run the acceptance tests whose nodes have a form, all of them in this one",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -17,6 +17,23 @@ from doubles.postgresql import PostgreSQL
 StartNode = Callable[..., NodeUnderTest]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where one form is asked for, leave out what runs no node in it, and what would run twice."""
+    asked = config.getoption("--form")
+    if asked is None:
+        return
+    kept: dict[tuple[object, ...], pytest.Item] = {}
+    for item in items:
+        has_form = "form" in getattr(item, "fixturenames", ())
+        if has_form and (asked == EMBEDDED or not item.get_closest_marker(EMBEDDED)):
+            params = item.callspec.params if hasattr(item, "callspec") else {}
+            others = {name: value for name, value in params.items() if name != "form"}
+            kept.setdefault((item.path, item.name.partition("[")[0], repr(others)), item)
+    wanted = set(kept.values())
+    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+    items[:] = [item for item in items if item in wanted]
+
+
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Parcel:
     """A coarse phantom head: T1w and FLAIR to send, T2w held back."""
@@ -51,7 +68,8 @@ def clustered(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def form(request: pytest.FixtureRequest) -> Form:
     """The form of the nodes of a test: embedded, where `doubles.forms` says no other."""
-    found = request.getfixturevalue(getattr(request, "param", EMBEDDED))
+    asked = request.config.getoption("--form")
+    found = request.getfixturevalue(asked or getattr(request, "param", EMBEDDED))
     assert isinstance(found, Form)
     return found
 

@@ -34,12 +34,10 @@ STEPS = (
     "routing.planned",
     "assembly.recorded",
     "dispatch.claimed",
-    "work.read",
-    "work.synthesized",
-    "work.written",
-    "work.recorded",
     "delivery.sent",
 )
+OWN_STEPS = ("work.read", "work.synthesized", "work.written", "work.recorded")
+"""Steps of a worker, with which the node dies where it is its own."""
 ELSEWHERE = ("dispatch.claimed", "delivery.sent")
 """Steps at which the node dies with its ledger and its workers elsewhere."""
 KILLED = -9
@@ -101,7 +99,11 @@ def undisturbed(
 
 @pytest.mark.parametrize(
     ("form", "step"),
-    [*((EMBEDDED, step) for step in STEPS), *((CLUSTERED, step) for step in ELSEWHERE)],
+    [
+        *((EMBEDDED, step) for step in STEPS),
+        *(pytest.param(EMBEDDED, step, marks=pytest.mark.embedded) for step in OWN_STEPS),
+        *((CLUSTERED, step) for step in ELSEWHERE),
+    ],
     indirect=["form"],
 )
 def test_study_ends_the_same_after_a_kill(

@@ -14,6 +14,7 @@ from dicom_node.domain import DeliveryState, StudyState
 from dicom_node.jobs import JobState
 from dicom_node.ledger import Ledger
 from doubles.dcmtk import storescu
+from doubles.forms import Form
 from doubles.node import AE_TITLE, NodeUnderTest
 
 pytestmark = pytest.mark.acceptance
@@ -34,13 +35,14 @@ MakeNode = Callable[..., NodeUnderTest]
 
 
 @pytest.fixture
-def make(tmp_path: Path, copying_models: Path) -> Iterator[MakeNode]:
+def make(tmp_path: Path, copying_models: Path, form: Form) -> Iterator[MakeNode]:
     """Give a function that describes a node that asks nobody, and is stopped at the end."""
     with ExitStack() as stack:
 
         def make(name: str, *overrides: str) -> NodeUnderTest:
-            models = f"models_folder={copying_models}"
-            node = NodeUnderTest(tmp_path / name, None, (models, "query.enabled=false", *overrides))
+            settings = (f"models_folder={copying_models}", "query.enabled=false")
+            overrides = (*settings, *form.take_ledger(), *overrides)
+            node = NodeUnderTest(tmp_path / name, None, overrides)
             stack.callback(node.stop)
             return node
 

@@ -16,6 +16,7 @@ from pydicom import Dataset
 from dicom_node.cli import main
 from dicom_node.demonstration.pacs import Orthanc
 from dicom_node.elements import encode
+from doubles.forms import Form
 from doubles.node import CONFIGURATION, NodeUnderTest
 from doubles.series import HEAD_MM, make_head, make_series
 from synthesis.people import read_manifest
@@ -60,13 +61,12 @@ def make_study(key: str, labels: Sequence[str], **changes: str) -> list[Dataset]
 
 @pytest.fixture(scope="module")
 def node(
-    orthanc: Orthanc, copying_models: Path, tmp_path_factory: pytest.TempPathFactory
+    orthanc: Orthanc, copying_models: Path, form: Form, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[NodeUnderTest]:
     """A node that receives what the PACS is asked to move."""
     folder = tmp_path_factory.mktemp("exporting") / "node"
-    node = NodeUnderTest(
-        folder, orthanc, [f"ae_title={AE_TITLE}", f"models_folder={copying_models}"]
-    )
+    settings = [f"ae_title={AE_TITLE}", f"models_folder={copying_models}", *form.take_ledger()]
+    node = NodeUnderTest(folder, orthanc, settings)
     modality = json.dumps({"AET": AE_TITLE, "Host": "127.0.0.1", "Port": node.port})
     request = urllib.request.Request(
         f"{orthanc.http}/modalities/exporting", data=modality.encode(), method="PUT"

@@ -14,6 +14,7 @@ from dicom_node.domain import StepState, StudyState
 from dicom_node.elements import encode
 from dicom_node.jobs import JobState
 from doubles.dcmtk import storescu
+from doubles.forms import Form
 from doubles.node import AE_TITLE, NodeUnderTest
 from doubles.series import make_series, write_files
 from doubles.task_manager import WORKITEM, TaskManager
@@ -42,6 +43,7 @@ def node(
     orthanc: Orthanc,
     manager: TaskManager,
     copying_models: Path,
+    form: Form,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[NodeUnderTest]:
     """A node whose PACS does not know it, and speaks HTTP only; and a worklist."""
@@ -57,6 +59,7 @@ def node(
         "steps.sweep_every=300 ms",
         f"models_folder={copying_models}",
         "query.first_retry=1 s",
+        *form.take_ledger(),
     ]
     node = NodeUnderTest(tmp_path_factory.mktemp("web") / "node", orthanc, overrides)
     node.start()

@@ -11,7 +11,7 @@ IN_BOTH_FORMS = pytest.mark.parametrize("form", [EMBEDDED, CLUSTERED], indirect=
 IN_ONE_FORM = pytest.mark.parametrize("form", [EMBEDDED], indirect=True)
 """For tests that share a node of their module with some that are run in both forms."""
 
-MOST_NODES = 16
+MOST_NODES = 32
 """Nodes of one run of the tests that have a ledger in PostgreSQL; a worker knows all ledgers."""
 
 
