@@ -26,7 +26,9 @@ import numpy as np
 
 from synthesis.datasets import cached_cases, cases_folder, read_fit
 from synthesis.errors import TrainingError
+from synthesis.faithfulness import implant_many
 from synthesis.judging import find_judge
+from synthesis.lesions import SIGNATURES
 from synthesis.methods import build_method
 from synthesis.methods.ensemble import Ensemble, EnsembleParameters
 from synthesis.metrics.ours import mean_absolute_error
@@ -121,6 +123,10 @@ def compute(
         split: [cut_middle(case, table.middle_slices) for case in members]
         for split, members in read_people(row.fold, table, data_folder, work).items()
     }
+    cases["train"] += [
+        implant_lesions(case, seed=row.settings.seed + 1000 * number)
+        for number, case in enumerate(cases["train"] * row.settings.implanted, start=1)
+    ]
     cases["train"] += render_heads(row, table)
     methods: dict[str, Synthesizer[Any]] = {}
     minutes = 0.0
@@ -315,6 +321,18 @@ def render_heads(row: Row, table: Table) -> list[Case]:
         )
         for number in range(row.settings.rendered)
     ]
+
+
+def implant_lesions(case: Case, seed: int) -> Case:
+    """Return the case with lesions of each size and kind that it has room for, labels as before."""
+    taken = np.zeros_like(case.mask) if case.labels is None else case.labels > 0
+    changed = case
+    for number, kind in enumerate(SIGNATURES):
+        here = replace(changed, labels=taken.astype(np.uint8))
+        changed, lesions = implant_many(here, kind, seed + 100 * number)
+        for _, lesion in lesions:
+            taken = taken | lesion
+    return replace(changed, labels=case.labels)
 
 
 def _tasks_to_fit(row: Row) -> list[SynthesisTask]:

@@ -108,6 +108,8 @@ class RowSettings(_Strict):
         folds: `fixed`, and `site` for all folds by site.
         gpu: what it is given where there is a GPU; its rows stand beside the others.
         rendered: rendered heads of random contrasts that teach beside the people, see `rendered`.
+        implanted: copies of each person that teach beside him, with lesions of known effect on
+            every contrast, see `lesions`.
         members: rows of the table whose mean it is; it takes what they have learnt and learns
             nothing itself, and its method, minutes and parameters are theirs.
         twin: a row that differs in one thing, with which this one is compared.
@@ -123,6 +125,7 @@ class RowSettings(_Strict):
     parameters: Mapping[str, Any] = {}
     gpu: Recipe | None = None
     rendered: int = 0
+    implanted: int = 0
     members: tuple[str, ...] = ()
     twin: str | None = None
 
@@ -326,6 +329,9 @@ def key_of_fit(row: Row, table: Table) -> str:
         facts["members"] = [key_of_fit(member, table) for member in row.members]
     if row.settings.rendered:
         facts["rendered"] = [row.settings.rendered, fingerprint("synthesis.rendered:render_case")]
+    if row.settings.implanted:
+        implants = fingerprint("synthesis.results:implant_lesions")
+        facts["implanted"] = [row.settings.implanted, implants]
     if table.fits_ct:
         facts["fit_of_ct"] = digest_fit()
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

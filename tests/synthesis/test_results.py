@@ -23,6 +23,7 @@ from synthesis.fingerprint import fingerprint
 from synthesis.judging import PET, find_judge, judge
 from synthesis.methods import find_method
 from synthesis.people import read_manifest
+from synthesis.rendered import render_case
 from synthesis.results import compute
 from synthesis.results_page import write_page
 from synthesis.speed import make_head
@@ -494,6 +495,23 @@ def test_rendered_heads_teach_and_make_another_row(table: Path) -> None:
     assert [set(head.images) for head in heads] == [{T1W, T2W, FLAIR}] * 2
     assert {head.mask.shape[0] for head in heads} == {16}
     assert key_of(taught, toy) != key_of(row, toy)
+
+
+def test_people_with_lesions_put_in_teach_and_make_another_row(table: Path) -> None:
+    row, toy = list_rows(table)[0], read_table(table)
+    settings = row.settings.model_copy(update={"implanted": 1})
+    case = render_case([T1W, T2W, FLAIR], seed=1, spacing_mm=2.0, anchor=toy.anchor)
+
+    changed = results.implant_lesions(case, seed=5)
+
+    rise = {label: changed.images[label] - image for label, image in case.images.items()}
+    lesion = rise[FLAIR] > 0.15 * case.images[FLAIR]
+    assert lesion[case.mask].sum() * 2.0**3 > 1500  # of 15 mm and smaller, of three kinds
+    assert (rise[T1W][lesion] < 0).all()
+    assert (rise[T2W][lesion] > 0).all()
+    assert (rise[FLAIR] == 0).mean() > 0.8
+    assert changed.labels is case.labels
+    assert key_of(row.model_copy(update={"settings": settings}), toy) != key_of(row, toy)
 
 
 def test_fitted_cts_make_another_row_and_are_judged_where_both_bodies_lie(table: Path) -> None:
