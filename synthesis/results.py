@@ -60,6 +60,8 @@ from synthesis.types import (
 
 LEARNT, FITTED = "learnt", "fitted.json"
 KIBIBYTE, MEGABYTE = 1024, 1_000_000
+LESION = 1
+"""The label of one that was put in; whoever learns of lesions knows it."""
 RANDOMIZATION = 0.2
 """Of rendered heads: relaxation times that differ by a fifth, as tissues and scanners do."""
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch")
@@ -324,15 +326,14 @@ def render_heads(row: Row, table: Table) -> list[Case]:
 
 
 def implant_lesions(case: Case, seed: int) -> Case:
-    """Return the case with lesions of each size and kind that it has room for, labels as before."""
-    taken = np.zeros_like(case.mask) if case.labels is None else case.labels > 0
-    changed = case
+    """Return the case with lesions of each size and kind that it has room for, labeled as such."""
+    labels = np.zeros(case.mask.shape, np.uint8) if case.labels is None else case.labels.copy()
+    changed = replace(case, labels=labels)
     for number, kind in enumerate(SIGNATURES):
-        here = replace(changed, labels=taken.astype(np.uint8))
-        changed, lesions = implant_many(here, kind, seed + 100 * number)
+        changed, lesions = implant_many(changed, kind, seed + 100 * number)
         for _, lesion in lesions:
-            taken = taken | lesion
-    return replace(changed, labels=case.labels)
+            labels[lesion] = LESION
+    return changed
 
 
 def _tasks_to_fit(row: Row) -> list[SynthesisTask]:
