@@ -10,7 +10,13 @@ from torch import Tensor
 
 from synthesis.augmentation import Batch
 from synthesis.losses import masked_square
-from synthesis.methods.generative import Draws, Generative, GenerativeParameters, over_state
+from synthesis.methods.generative import (
+    Draws,
+    Generative,
+    GenerativeParameters,
+    first_noise,
+    over_state,
+)
 from synthesis.networks import DiffusionUNet
 from synthesis.samplers import Noise, sample_flow
 
@@ -49,5 +55,5 @@ class Flow(Generative[FlowParameters]):
             made: Tensor = network(x, condition, state, times)
             return made
 
-        start = network.start(x, condition) + p.spread * noise()
+        start = network.start(x, condition) + p.spread * first_noise(p, noise)
         return sample_flow(estimate, start, p.sampling_steps)

@@ -145,6 +145,17 @@ class Draws:
         return torch.from_numpy(chosen).to(self._like.device)
 
 
+def first_noise(parameters: GenerativeParameters, noise: Noise) -> Tensor:
+    """Return what a draw starts from: noise, or its mean where the answer is to be the mean.
+
+    One step of one draw answers with the mean of what can be. What a network that has not learnt
+    for long does not take away of the noise would be seen in it.
+    """
+    drawn = noise()
+    is_mean = parameters.samples == 1 and parameters.sampling_steps == 1
+    return torch.zeros_like(drawn) if is_mean else drawn
+
+
 def over_state(values: Tensor) -> Tensor:
     """Return (batch,) as (batch, 1, 1, 1)."""
     return values.float()[:, None, None, None]

@@ -125,6 +125,18 @@ def test_inputs_are_untouched_and_the_same_seed_gives_the_same_answer(
         np.testing.assert_array_equal(image, before[label])
 
 
+def test_mean_of_a_flow_shows_no_noise(cases: list[Case]) -> None:
+    method = build_method("flow", TASK, QUICK["flow"] | {"steps": 20}).fit(cases, seed=3)
+    case = make_case(9)
+
+    first, second = predict(method, case, seed=0).mean, predict(method, case, seed=1).mean
+    method.parameters = method.parameters.model_copy(update={"sampling_steps": 2})
+    drawn, other = predict(method, case, seed=0).mean, predict(method, case, seed=1).mean
+
+    np.testing.assert_array_equal(first, second)
+    assert (drawn - other)[case.mask].std() > 0.1 * drawn[case.mask].std()
+
+
 def test_saving_and_restoring_gives_the_same_answer(
     trained: Synthesizer[Any], tmp_path: Path
 ) -> None:
