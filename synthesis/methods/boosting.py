@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors.numpy import load_file, save_file
 
 from synthesis.methods.calibration import widen_by_slices
@@ -30,6 +31,7 @@ class BoostingParameters(Parameters):
 
     Attributes:
         voxels_per_person: training voxels drawn from each person.
+        lesion_share: share of them that is drawn from lesions, of each person who has labels.
     """
 
     trees: int = 150
@@ -37,6 +39,7 @@ class BoostingParameters(Parameters):
     learning_rate: float = 0.08
     minimum_leaf: int = 80
     voxels_per_person: int = 30_000
+    lesion_share: float = Field(default=0.0, ge=0, le=1)
     loss: Literal["squared_error", "absolute_error"] = "absolute_error"
 
 
@@ -63,7 +66,14 @@ class Boosting(Synthesizer[BoostingParameters]):
         self.forests_, self.baselines_ = {}, {}
         generator = np.random.default_rng(seed)
         for target in self.task.targets:
-            x, y = draw_voxels(cases, self.task, target, p.voxels_per_person, generator)
+            x, y = draw_voxels(
+                cases,
+                self.task,
+                target,
+                p.voxels_per_person,
+                generator,
+                lesion_share=p.lesion_share,
+            )
             for name, loss, quantile in (
                 ("mean", p.loss, None),
                 ("lower", "quantile", 0.05),

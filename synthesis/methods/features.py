@@ -7,6 +7,7 @@ below the mask's surface and position in the mask.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray, SynthesisTask
@@ -22,19 +23,44 @@ def draw_voxels(
     target: ContrastLabel,
     count: int,
     generator: np.random.Generator,
+    *,
+    lesion_share: float = 0.0,
 ) -> tuple[FloatArray, FloatArray]:
     """Return features (voxels, features) and truths of `count` voxels of each person who has all.
 
-    They are drawn evenly: seeing bone more often than it is would bias every doubtful voxel.
+    They are drawn evenly: seeing bone more often than it is would bias every doubtful voxel. Only
+    lesions are so few that an even draw teaches nothing of them.
+
+    Args:
+        cases: people; those who lack a contrast are passed over.
+        task: whose sources tell the features.
+        target: whose voxels are the truths.
+        count: of voxels of a person; all of the mask where it has fewer.
+        generator: of the draw.
+        lesion_share: share of a person's voxels that is drawn from what is labeled, whatever the
+            label and whether the lesion is real or was put in; all of it where it is less. The rest
+            is drawn evenly from what is left, as is everything of a person without labels.
     """
     rows, values = [], []
     for case in _teachers(cases, task, target):
-        places = np.flatnonzero(case.mask)
-        picked = generator.choice(places.size, min(count, places.size), replace=False)
+        picked = _pick(case, count, lesion_share, generator)
         features = compute_features([case.images[s] for s in task.sources], case.mask, case.spacing)
         rows.append(features[:, picked].T)
-        values.append(case.images[target].ravel()[places][picked])
+        values.append(case.images[target][case.mask][picked])
     return np.concatenate(rows), np.concatenate(values)
+
+
+def _pick(
+    case: Case, count: int, lesion_share: float, generator: np.random.Generator
+) -> NDArray[np.intp]:
+    """Return which voxels of the mask, in C order, are drawn; none twice."""
+    everything = np.arange(np.count_nonzero(case.mask))
+    count = min(count, everything.size)
+    lesion = everything[:0] if case.labels is None else np.flatnonzero(case.labels[case.mask])
+    wanted = min(round(lesion_share * count), lesion.size)
+    first = generator.choice(lesion, wanted, replace=False)
+    rest = generator.choice(np.delete(everything, first), count - wanted, replace=False)
+    return np.concatenate([first, rest])
 
 
 def _teachers(cases: Sequence[Case], task: SynthesisTask, target: ContrastLabel) -> Iterator[Case]:

@@ -1,13 +1,20 @@
 """The traditional methods' own arithmetic, against scikit-learn's on the same numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.decomposition import sparse_encode
 from sklearn.ensemble import RandomForestRegressor
 
 from synthesis.methods.dictionary import pursue
+from synthesis.methods.features import draw_voxels
 from synthesis.methods.forest import read_forest
 from synthesis.methods.pieces import ANSWER_RADIUS, cut, find_places, lay
+from synthesis.types import Case, ContrastLabel, SynthesisTask
+
+T1W, T2W = ContrastLabel("T1w"), ContrastLabel("T2w")
+TASK = SynthesisTask(sources=(T1W,), targets=(T2W,))
 
 
 def make_regressor(trees: int = 7) -> tuple[RandomForestRegressor, np.ndarray]:
@@ -72,3 +79,51 @@ def test_cubes_that_are_cut_and_laid_give_the_image_back(shape: tuple[int, int, 
     again = lay(cut([image], places, ANSWER_RADIUS), places, mask)
 
     np.testing.assert_allclose(again, np.where(mask, image, 0), rtol=0, atol=1e-6)
+
+
+def make_person(lesion_voxels: int) -> Case:
+    """Return a person whose truth is the number of the voxel, negative in the lesion."""
+    shape = (6, 20, 20)
+    truth = 1 + np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    mask = truth > 400
+    labels = np.zeros(shape, np.uint8)
+    labels[3].flat[:lesion_voxels] = 4
+    labels[0] = 1  # outside the mask: teaches nobody
+    truth[labels > 0] *= -1
+    return Case(
+        subject="one",
+        images={T1W: truth, T2W: truth},
+        mask=mask,
+        spacing=(3.0, 1.0, 1.0),
+        labels=labels,
+    )
+
+
+def draw(case: Case, lesion_share: float) -> np.ndarray:
+    generator = np.random.default_rng(3)
+    _, truths = draw_voxels([case], TASK, T2W, 500, generator, lesion_share=lesion_share)
+    return truths
+
+
+def test_voxels_hold_the_share_of_lesions_that_is_asked() -> None:
+    truths = draw(make_person(300), 0.4)
+
+    assert len(np.unique(truths)) == 500
+    assert (truths[:200] < 0).all()
+    assert 200 <= (truths < 0).sum() < 260  # 100 of the other 1,800 voxels are of the lesion, too
+    assert (np.abs(truths) > 400).all()
+
+
+def test_all_of_a_lesion_is_drawn_that_is_smaller_than_the_share() -> None:
+    truths = draw(make_person(30), 0.4)
+
+    assert (truths < 0).sum() == 30
+    assert len(np.unique(truths)) == 500
+
+
+def test_voxels_are_drawn_evenly_without_a_share_or_without_labels() -> None:
+    case = make_person(300)
+    places = np.random.default_rng(3).choice(2000, 500, replace=False)
+
+    for person, share in ((case, 0.0), (replace(case, labels=None), 0.4)):
+        np.testing.assert_array_equal(draw(person, share), case.images[T2W][case.mask][places])
