@@ -18,6 +18,7 @@ from dicom_node.recorder import Recorder
 from dicom_node.spool import Spool, build_structure_limits
 from dicom_node.store import Durability, Store
 from dicom_node.structure import StructureLimits
+from doubles.door_watch import wait_until
 from doubles.raw_peer import RawPeer
 
 
@@ -116,3 +117,15 @@ def open_door(
             yield Door(receiver, spool, ledger, complaints, port)
         finally:
             receiver.stop(5)
+
+
+@contextlib.contextmanager
+def lend(door: Door) -> Iterator[Door]:
+    """Give a door that others have before and after, as if it had told nothing of anybody yet.
+
+    It ends when everybody has left and is told of: a door tells of a peer that has gone a moment
+    later, which would be in the log of the next test, whatever door that one has.
+    """
+    door.complaints._said.clear()
+    yield door
+    wait_until(lambda: door.connections() == 0)
