@@ -8,7 +8,7 @@ that is drawn. Choices are drawn by NumPy, so that they are the same on every de
 the noise is the device's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,15 +78,17 @@ class _Choice:
 
     Attributes:
         chosen: the sources that are given, the first of them the reference.
-        points: (contrasts + 1, 3, 4) from (slice, row, column, 1) of the sample to the sampling
-            coordinates of `grid_sample`, one matrix per channel.
+        points: (3, 4) from (slice, row, column, 1) of the sample to the sampling coordinates of
+            `grid_sample`.
+        moved: the same for each channel that lies elsewhere.
     """
 
     person: _Person
     target: ContrastLabel
     chosen: tuple[ContrastLabel, ...]
     thickness: int
-    points: NDArray[np.float32]
+    points: Tensor
+    moved: Mapping[int, Tensor]
 
 
 class Stock:
@@ -131,13 +133,8 @@ class Stock:
         """
         picks = generator.choice(len(self._people), count, p=self._weights)
         choices = [self._choose(self._people[int(i)], views, generator) for i in picks]
-        points = torch.from_numpy(np.stack([c.points for c in choices])).to(self.device)
-        cuts = torch.stack(
-            [
-                _cut(choice.person.volume, matrices, slices, size, choice.thickness)
-                for choice, matrices in zip(choices, points, strict=True)
-            ]
-        )  # (batch, contrasts + 1, slices, rows, columns)
+        # (batch, contrasts + 1, slices, rows, columns)
+        cuts = torch.stack([_cut_all(choice, slices, size) for choice in choices])
         mask = cuts[:, -1:]
         inside = mask > HALF
         # a voxel at the surface is brain, not a mixture with the padding outside
@@ -154,16 +151,8 @@ class Stock:
             condition=condition.to(self.device),
             truth=images[torch.arange(count, device=self.device), targets, kept][:, None],
             weight=inside[:, 0, kept][:, None].float(),
-            labels=self._cut_labels(choices, points, size) if labels else None,
+            labels=_cut_labels(choices, size) if labels else None,
         )
-
-    def _cut_labels(self, choices: Sequence[_Choice], points: Tensor, size: int) -> Tensor:
-        """Return (batch, size, size), the center slice's labels where the reference lies."""
-        cuts = [
-            _cut(choice.person.labels, matrices[-1:], 1, size, 1, mode="nearest")[0, 0]
-            for choice, matrices in zip(choices, points, strict=True)
-        ]
-        return torch.stack(cuts).long()
 
     def _load(self, case: Case) -> _Person:
         volume = torch.zeros(len(self.labels) + 1, *case.mask.shape)
@@ -201,19 +190,23 @@ class Stock:
         thickness = int(generator.choice(THICKNESSES)) if views == VIEWS else 1
         matrix, center = _draw_geometry(person, axis, thickness, generator)
         to_unit = _sampling_coordinates(tuple(person.volume.shape[1:]))
-        points = np.repeat((to_unit @ center @ matrix)[None], len(self.labels) + 1, axis=0)
+        moved = {}
         for label in chosen[1:]:
             if happens(generator, 0.3):
-                moved = _draw_turn(np.full(3, 1.5), generator)
-                moved[:3, 3] = generator.uniform(-1, 1, 3)
-                points[self.labels.index(label)] = to_unit @ center @ moved @ matrix
+                move = _draw_turn(np.full(3, 1.5), generator)
+                move[:3, 3] = generator.uniform(-1, 1, 3)
+                moved[self.labels.index(label)] = to_unit @ center @ move @ matrix
         return _Choice(
             person=person,
             target=target,
             chosen=chosen,
             thickness=thickness,
-            points=points[:, :3].astype(np.float32),
+            points=self._place(to_unit @ center @ matrix),
+            moved={channel: self._place(each) for channel, each in moved.items()},
         )
+
+    def _place(self, matrix: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(matrix[:3].astype(np.float32)).to(self.device)
 
     def _describe(
         self, choices: Sequence[_Choice], generator: np.random.Generator
@@ -281,6 +274,21 @@ def _sampling_coordinates(shape: tuple[int, ...]) -> NDArray[np.float64]:
     return matrix
 
 
+def _cut_all(choice: _Choice, slices: int, size: int) -> Tensor:
+    """Return (contrasts + 1, slices, size, size) of a person."""
+    volume, thickness = choice.person.volume, choice.thickness
+    cut = _cut(volume, choice.points, slices, size, thickness)
+    for channel, points in choice.moved.items():
+        cut[channel] = _cut(volume[channel : channel + 1], points, slices, size, thickness)[0]
+    return cut
+
+
+def _cut_labels(choices: Sequence[_Choice], size: int) -> Tensor:
+    """Return (batch, size, size), the center slice's labels where the reference lies."""
+    cuts = [_cut(c.person.labels, c.points, 1, size, 1, mode="nearest")[0, 0] for c in choices]
+    return torch.stack(cuts).long()
+
+
 def _cut(
     volume: Tensor,
     points: Tensor,
@@ -290,22 +298,22 @@ def _cut(
     *,
     mode: str = "bilinear",
 ) -> Tensor:
-    """Return (channels, slices, size, size), each channel sampled by its own matrix."""
+    """Return (channels, slices, size, size), all channels sampled at the same places."""
     parts = min(thickness, PARTS)
     device = volume.device
     within = (torch.arange(parts, device=device) - (parts - 1) / 2) / parts
-    along = (torch.arange(slices, device=device) - slices // 2)[:, None] + within
+    along = ((torch.arange(slices, device=device) - slices // 2)[:, None] + within).flatten()
     across = torch.arange(size, device=device, dtype=torch.float32) - size // 2
-    a, r, c = torch.meshgrid(along.flatten(), across, across, indexing="ij")
-    places = torch.stack([a, r, c, torch.ones_like(a)], dim=-1).view(1, -1, 4)
-    grid = places @ points.transpose(1, 2)  # (channels, points, 3)
+    # the places are sums of what slice, row and column add; a matrix product is many times slower
+    slice_, row, column, origin = points.unbind(dim=1)
+    places = (along[:, None] * slice_ + origin)[:, None] + across[:, None] * row
+    grid = places[:, :, None] + across[:, None] * column  # (slices * parts, size, size, 3)
+    # slices go where a batch goes, since a CPU shares nothing else out among its cores
     found = functional.grid_sample(
-        volume[:, None],
-        grid.view(-1, slices * parts, size, size, 3),
-        mode=mode,
-        align_corners=True,
+        volume.expand(len(grid), *volume.shape), grid[:, None], mode=mode, align_corners=True
     )
-    return found.view(-1, slices, parts, size, size).mean(dim=2)
+    parted = found.view(slices, parts, len(volume), size, size)
+    return parted.mean(dim=1).transpose(0, 1)
 
 
 def _disturb(
@@ -360,8 +368,8 @@ def _bend(values: Tensor, slopes: Sequence[Tensor]) -> Tensor:
     )
     out = slopes[0] * values.clamp_max(0)
     for slope, start, end in zip(slopes, KNOTS, ends, strict=True):
-        out = out + slope * (values - start).clamp(0, end - start)
-    return out * (HALF / middle)
+        out.addcmul_(slope, (values - start).clamp_(0, end - start))
+    return out.mul_(HALF / middle)
 
 
 def _blur(stack: Tensor, generator: np.random.Generator) -> Tensor:
