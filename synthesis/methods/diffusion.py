@@ -12,7 +12,13 @@ from torch import Tensor
 
 from synthesis.augmentation import Batch
 from synthesis.losses import masked_square
-from synthesis.methods.generative import Draws, Generative, GenerativeParameters, over_state
+from synthesis.methods.generative import (
+    Draws,
+    Generative,
+    GenerativeParameters,
+    first_noise,
+    over_state,
+)
 from synthesis.networks import DiffusionUNet
 from synthesis.samplers import (
     Noise,
@@ -68,6 +74,5 @@ class Diffusion(Generative[DiffusionParameters]):
             return clean_from_velocity(state, made, alphas[step].float().to(state.device))
 
         times = spread_times(p.times, p.sampling_steps)
-        if p.sampler == "ddim":
-            return sample_ddim(estimate, noise(), alphas, times)
-        return sample_dpm_solver(estimate, noise(), alphas, times)
+        take = sample_ddim if p.sampler == "ddim" else sample_dpm_solver
+        return take(estimate, first_noise(p, noise), alphas, times)

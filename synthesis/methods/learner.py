@@ -41,6 +41,9 @@ class LearnerParameters(Parameters):
     Attributes:
         steps: optimizer steps of a full training.
         weight_averaging: decay of the exponential moving average of the weights.
+        live_statistics: share of the training after which batch norm keeps its statistics. What a
+            small batch measures of itself is a hint that the answer to a single study lacks; the
+            last part is learnt without it.
     """
 
     steps: int = 9000
@@ -49,6 +52,7 @@ class LearnerParameters(Parameters):
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     weight_averaging: float = 0.998
+    live_statistics: float = 0.7
 
 
 L = TypeVar("L", bound=LearnerParameters)
@@ -152,6 +156,8 @@ class Learner(Synthesizer[L]):
             for player in players.values():
                 for group in player.optimizer.param_groups:
                     group["lr"] = _one_cycle(progress) * p.learning_rate
+                if progress >= p.live_statistics:
+                    _keep_statistics(player.network)
             generator = np.random.default_rng([seed, step])
             running += self.update(players, self.draw(stock, generator), progress, generator)
             step += 1
@@ -239,6 +245,12 @@ def _follow(average: Mapping[str, Tensor], network: nn.Module, decay: float) -> 
         for mine, theirs in pairs:
             if not theirs.is_floating_point():
                 mine.copy_(theirs)
+
+
+def _keep_statistics(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            module.eval()
 
 
 def _one_cycle(progress: float) -> float:

@@ -125,8 +125,9 @@ def test_inputs_are_untouched_and_the_same_seed_gives_the_same_answer(
         np.testing.assert_array_equal(image, before[label])
 
 
-def test_mean_of_a_flow_shows_no_noise(cases: list[Case]) -> None:
-    method = build_method("flow", TASK, QUICK["flow"] | {"steps": 20}).fit(cases, seed=3)
+@pytest.mark.parametrize("name", ["diffusion", "flow"])
+def test_mean_of_what_can_be_shows_no_noise(name: str, cases: list[Case]) -> None:
+    method = build_method(name, TASK, QUICK[name] | {"steps": 20}).fit(cases, seed=3)
     case = make_case(9)
 
     first, second = predict(method, case, seed=0).mean, predict(method, case, seed=1).mean
@@ -258,6 +259,19 @@ def test_training_that_is_cut_off_goes_on_to_the_same_weights(
     assert next(done) == 4
     for key, value in whole.network_.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), again.network_.state_dict()[key].numpy())
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_batch_norm_keeps_its_statistics_in_the_last_part_of_a_training(
+    name: str, cases: list[Case]
+) -> None:
+    parameters = QUICK[name] | {"steps": 5, "live_statistics": 0.6}
+    method = build_method(name, TASK, parameters, device="cpu").fit(cases, seed=3)
+
+    state = method.network_.state_dict()
+    batches = [int(state[key]) for key in state if key.endswith("num_batches_tracked")]
+    assert batches
+    assert set(batches) == {3}
 
 
 def test_budget_is_of_work_and_what_was_spent_before_a_cut_counts(
