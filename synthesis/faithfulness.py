@@ -25,7 +25,7 @@ from synthesis.lesions import (
     is_kept,
     measure_visibility,
 )
-from synthesis.synthesizer import Synthesizer
+from synthesis.synthesizer import Synthesizer, ask
 from synthesis.types import Anchor, Case, ContrastLabel, FloatArray, MaskArray
 
 DIAMETERS_MM = (15.0, 11.0, 8.0, 6.0, 4.0)
@@ -59,11 +59,11 @@ def measure(
         anchor: of the scale: its value is that of ordinary tissue.
         seed: of the places and of the answer.
     """
-    plain = _ask(method, case, sources, target, seed)
+    plain = ask(method, case, sources, target, seed=seed).mean
     figures = {"shown": 0.0, "kept": 0.0, "erased": 0.0}
     for number, kind in enumerate(_kinds(sources, target)):
         changed, lesions = implant_many(case, kind, seed + 100 * number)
-        made = _ask(method, changed, sources, target, seed)
+        made = ask(method, changed, sources, target, seed=seed).mean
         for diameter, lesion in lesions:
             found = _follow(changed, made, lesion, sources, target)
             for name, count in found.items():
@@ -116,15 +116,6 @@ def _kinds(sources: Sources, target: ContrastLabel) -> list[str]:
     """Return the kinds whose effect on the target is known; enhancement needs its contrast."""
     kinds = [kind for kind, factors in SIGNATURES.items() if target in factors]
     return [kind for kind in kinds if kind != ENHANCING or T1C in {*sources, target}]
-
-
-def _ask(
-    method: Synthesizer[Any], case: Case, sources: Sources, target: ContrastLabel, seed: int
-) -> FloatArray:
-    given = {label: case.images[label] for label in sources}
-    return method.predict(
-        given, target=target, mask=case.mask, spacing=case.spacing, seed=seed
-    ).mean
 
 
 def _follow(

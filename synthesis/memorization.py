@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from synthesis.patches import bounding_box
-from synthesis.synthesizer import Synthesizer
+from synthesis.synthesizer import Synthesizer, ask
 from synthesis.trade_off import can_draw, drawing_in
 from synthesis.types import Anchor, Case, ContrastLabel, FloatArray
 
@@ -56,9 +56,8 @@ def measure(
         seed: of the pieces and of the answer.
         trained: whom it has learnt from.
     """
-    given = {label: case.images[label] for label in sources}
     asked = drawing_in(method, DRAWN_STEPS) if can_draw(method) else method
-    made = asked.predict(given, target=target, mask=case.mask, spacing=case.spacing, seed=seed).mean
+    made = ask(asked, case, sources, target, seed=seed).mean
     truth = case.images[target]
     teachers = [(c.images[target], c) for c in trained if target in c.images]
     figures: dict[str, list[float]] = {"nearest_made": [], "nearest_real": [], "own": []}

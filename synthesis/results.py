@@ -35,7 +35,7 @@ from synthesis.metrics.ours import mean_absolute_error
 from synthesis.people import Person
 from synthesis.pictures import write_strip
 from synthesis.rendered import render_case
-from synthesis.synthesizer import Synthesizer
+from synthesis.synthesizer import Synthesizer, ask
 from synthesis.table import (
     FIXED,
     Fold,
@@ -149,11 +149,8 @@ def compute(
         for person, case in zip(row.fold.test, cases["test"], strict=True):
             if not {*sources, target} <= set(case.images):
                 continue
-            given = {label: case.images[label] for label in sources}
             at = time.monotonic()
-            answer = methods[name].predict(
-                given, target=target, mask=case.mask, spacing=case.spacing, seed=row.settings.seed
-            )
+            answer = ask(methods[name], case, sources, target, seed=row.settings.seed)
             taken_by_task.append(time.monotonic() - at)
             judged = judge_fitted if table.fits_ct else find_judge(target)
             figures[name][person.subject] = judged(case, target, answer)

@@ -171,3 +171,16 @@ class Synthesizer(ABC, Generic[P]):
         if missing or not sources:
             wanted = sorted(missing) if missing else f"any of {sorted(known)}"
             raise MissingSource(f"the method needs {wanted}; given: {sorted(sources)}")
+
+
+def ask(
+    method: Synthesizer[Any],
+    case: Case,
+    sources: Collection[ContrastLabel],
+    target: ContrastLabel,
+    *,
+    seed: int,
+) -> Prediction:
+    """Return what the method answers for a person who has been prepared, given some contrasts."""
+    given = {label: case.images[label] for label in sources}
+    return method.predict(given, target=target, mask=case.mask, spacing=case.spacing, seed=seed)

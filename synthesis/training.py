@@ -26,7 +26,7 @@ from synthesis.metrics.ours import coverage, peak_signal_to_noise, structural_si
 from synthesis.people import Manifest, read_manifest
 from synthesis.quality import TABLE, fit_table
 from synthesis.registry import CARD, CONSTANTS, LEARNT, hash_files
-from synthesis.synthesizer import Synthesizer
+from synthesis.synthesizer import Synthesizer, ask
 from synthesis.types import Anchor, Case, ContrastLabel, Precision, Prediction, SynthesisTask
 
 FIGURES = "figures.json"
@@ -261,13 +261,7 @@ def _judge(method: Synthesizer[Any], case: Case) -> list[dict[str, Any]]:
         for target in (t for t in method.task.targets if t in case.images):
             others = [s for s in method.task.sources if s in case.images and s != target]
             for given in dict.fromkeys([tuple(others), (others[0],)]):
-                answer = method.predict(
-                    {label: case.images[label] for label in given},
-                    target=target,
-                    mask=case.mask,
-                    spacing=case.spacing,
-                    seed=0,
-                )
+                answer = ask(method, case, given, target, seed=0)
                 rows.append(pool.submit(_compare, case, target, given, answer))
         return [row.result() for row in rows]
 

@@ -19,7 +19,7 @@ from synthesis.lesions import SURROUNDINGS
 from synthesis.registration import register_rigid
 from synthesis.segmentation import dice
 from synthesis.segmenter import Segmenter
-from synthesis.synthesizer import Synthesizer
+from synthesis.synthesizer import Synthesizer, ask
 from synthesis.types import (
     UNITS_PER_NORMALIZED,
     Anchor,
@@ -73,7 +73,7 @@ def measure(
         TrainingError: no person of the table could teach a segmenter.
     """
     if target == CT:
-        made = _ask(method, case, sources, target, seed)
+        made = ask(method, case, sources, target, seed=seed).mean
         return _align(case, made, sources[0], seed)
     if segmenter is None:
         raise TrainingError("nobody in the table has labels: no segmenter can judge")
@@ -87,7 +87,7 @@ def measure(
     rest = {source: changed.images[source] for source in sources}
     studies: Mapping[str, Mapping[ContrastLabel, FloatArray]] = {
         "real": rest | {target: changed.images[target]},
-        "made": rest | {target: _ask(method, changed, sources, target, seed)},
+        "made": rest | {target: ask(method, changed, sources, target, seed=seed).mean},
         "missing": rest,
     }
     figures = {"lesions": float(len(each))}
@@ -97,19 +97,6 @@ def measure(
         if case.labels is not None:
             figures[f"found_{name}"] = _find(ndimage.gaussian_filter(likely, PEAK_SIGMA), each)
     return figures
-
-
-def _ask(
-    method: Synthesizer[Any],
-    case: Case,
-    sources: Sequence[ContrastLabel],
-    target: ContrastLabel,
-    seed: int,
-) -> FloatArray:
-    given = {label: case.images[label] for label in sources}
-    return method.predict(
-        given, target=target, mask=case.mask, spacing=case.spacing, seed=seed
-    ).mean
 
 
 def _find(score: FloatArray, lesions: Sequence[MaskArray]) -> float:
