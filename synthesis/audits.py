@@ -73,6 +73,8 @@ AUDITS: Mapping[str, str] = {
     "steps": "synthesis.trade_off:measure",
 }
 """Name to the function that measures one person and task."""
+SCALES = frozenset({"robustness", "lesions"})
+"""Told the anchor of the scale, which they measure by."""
 COMPARES_WITH_TRAINING = frozenset({"memory"})
 SEGMENTS = frozenset({"use", "steps"})
 SEGMENTER = "synthesis.segmenter:learn_segmenter"
@@ -205,6 +207,8 @@ def run(
     module, _, name = AUDITS[audit].partition(":")
     measure = getattr(import_module(module), name)
     people, taught = _make_fold(table).test, _make_fold(table).train
+    if audit in SCALES:
+        measure = partial(measure, anchor=table.anchor)
     if audit in COMPARES_WITH_TRAINING:
         trained = read_cases(taught, table, data_folder, work)
         measure = partial(measure, trained=[cut_middle(c, table.middle_slices) for c in trained])
@@ -218,7 +222,7 @@ def run(
             if not absent or not {*sources, target} <= set(middle.images):
                 continue
             figures[task][person.subject] = measure(
-                methods[task], middle, sources, target, anchor=table.anchor, seed=SEED
+                methods[task], middle, sources, target, seed=SEED
             )
             _write(path, {"key": key, "method": subject.method, "figures": figures})
             yield f"{audit}, {subject.name}, {task}: {person.subject}"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from synthesis.patches import bounding_box
 from synthesis.synthesizer import Synthesizer, ask
 from synthesis.trade_off import can_draw, drawing_in
-from synthesis.types import Anchor, Case, ContrastLabel, FloatArray
+from synthesis.types import Case, ContrastLabel, FloatArray
 
 SIDE = 24
 """Voxels of a square piece."""
@@ -38,7 +38,6 @@ def measure(
     sources: Sequence[ContrastLabel],
     target: ContrastLabel,
     *,
-    anchor: Anchor,
     seed: int,
     trained: Sequence[Case],
 ) -> dict[str, float]:
@@ -52,7 +51,6 @@ def measure(
         case: a person whom it did not learn from.
         sources: what it is given.
         target: what it is asked for.
-        anchor: not used: prepared people are on their scale.
         seed: of the pieces and of the answer.
         trained: whom it has learnt from.
     """

@@ -17,7 +17,7 @@ from synthesis.errors import TrainingError
 from synthesis.metrics.ours import DETAIL_SIGMA, peak_signal_to_noise
 from synthesis.segmenter import Segmenter
 from synthesis.synthesizer import Synthesizer
-from synthesis.types import Anchor, Case, ContrastLabel, FloatArray, MaskArray
+from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray
 
 STEPS = (1, 2, 4, 10, 50)
 FEW_STEPS = 4
@@ -33,7 +33,6 @@ def measure(
     sources: Sequence[ContrastLabel],
     target: ContrastLabel,
     *,
-    anchor: Anchor,
     seed: int,
     segmenter: Segmenter,
 ) -> dict[str, float]:
@@ -48,7 +47,6 @@ def measure(
         case: a person whom it did not learn from.
         sources: what it is given.
         target: what it is asked for.
-        anchor: not used: prepared people are on their scale.
         seed: of the first draw; the next ones follow.
         segmenter: that no method has learnt from.
 

@@ -22,7 +22,6 @@ from synthesis.segmenter import Segmenter
 from synthesis.synthesizer import Synthesizer, ask
 from synthesis.types import (
     UNITS_PER_NORMALIZED,
-    Anchor,
     Case,
     ContrastLabel,
     FloatArray,
@@ -48,7 +47,6 @@ def measure(
     sources: Sequence[ContrastLabel],
     target: ContrastLabel,
     *,
-    anchor: Anchor,
     seed: int,
     segmenter: Segmenter | None,
 ) -> dict[str, float]:
@@ -65,7 +63,6 @@ def measure(
         case: a person whom it did not learn from.
         sources: what it is given.
         target: what it is asked for.
-        anchor: not used: prepared people are on their scale.
         seed: of places, offset and answer.
         segmenter: of lesions; not used for CT.
 

@@ -150,7 +150,6 @@ def test_answer_that_is_the_truth_is_as_good_as_the_truth(person: Case) -> None:
             labelled,
             (T1W, T2W),
             FLAIR,
-            anchor=ANCHOR,
             seed=2026,
             segmenter=Seeing(),  # type: ignore[arg-type]
         )
@@ -172,7 +171,7 @@ def test_own_lesions_of_a_person_without_labels_are_no_false_alarms(person: Case
     image = person.images[FLAIR].copy()
     image[26:32, 26:32, 26:32] = 1.0  # his own, which nobody has labelled
     own = replace(person, images={**person.images, FLAIR: image})
-    request: dict[str, Any] = {"anchor": ANCHOR, "seed": 2026, "segmenter": Seeing()}
+    request: dict[str, Any] = {"seed": 2026, "segmenter": Seeing()}
 
     found = usefulness.measure(Answering(), own, (T1W, T2W), FLAIR, **request)
     without = usefulness.measure(Answering(), person, (T1W, T2W), FLAIR, **request)
@@ -183,9 +182,7 @@ def test_own_lesions_of_a_person_without_labels_are_no_false_alarms(person: Case
 
 def test_study_without_anybody_labelled_cannot_be_judged(person: Case) -> None:
     with pytest.raises(TrainingError, match="nobody in the table has labels"):
-        usefulness.measure(
-            Answering(), person, (T1W, T2W), FLAIR, anchor=ANCHOR, seed=1, segmenter=None
-        )
+        usefulness.measure(Answering(), person, (T1W, T2W), FLAIR, seed=1, segmenter=None)
 
 
 class DrawingParameters(Parameters):
@@ -208,7 +205,7 @@ class Drawing(Answering):
 
 
 def test_more_steps_and_more_draws_are_measured_apart(person: Case) -> None:
-    request: dict[str, Any] = {"anchor": ANCHOR, "seed": 1, "segmenter": Seeing()}
+    request: dict[str, Any] = {"seed": 1, "segmenter": Seeing()}
 
     found = trade_off.measure(Drawing(), person, (T1W, T2W), FLAIR, **request)
 
@@ -235,7 +232,7 @@ def test_moved_ct_finds_its_place_on_a_ct_made_of_the_mr() -> None:
     method = Answering()
     method.predict = lambda sources, **_: Prediction(mean=case.images[CT])  # type: ignore[method-assign]
 
-    found = usefulness.measure(method, case, [T1W], CT, anchor=ANCHOR, seed=2026, segmenter=None)
+    found = usefulness.measure(method, case, [T1W], CT, seed=2026, segmenter=None)
 
     assert found["tre_real"] < 2
     assert found["tre_made"] < 3
@@ -251,9 +248,7 @@ def test_answer_that_is_a_training_person_is_told_from_one_that_is_not(head: Cas
     wide[tuple(slice(0, n) for n in other.mask.shape)] = other.images[FLAIR]
 
     def judge(method: Answering) -> dict[str, float]:
-        return memorization.measure(
-            method, head, [T1W, T2W], FLAIR, anchor=ANCHOR, seed=1, trained=[other]
-        )
+        return memorization.measure(method, head, [T1W, T2W], FLAIR, seed=1, trained=[other])
 
     copied, honest = judge(Answering(lambda _: wide[crop])), judge(Answering())
 
