@@ -427,16 +427,26 @@ def warp(image: Tensor, shift: Tensor) -> Tensor:
 
 
 class SegmentationUNet(Trunk):
-    """From one image of a contrast that the condition names to the log-odds of classes."""
+    """From images of contrasts that the condition names to the log-odds of classes.
 
-    def __init__(self, condition: int, classes: int, width: int, levels: int) -> None:
-        super().__init__(1, condition, width, levels)
-        self.classify = nn.Conv2d(DETAIL + 1, classes, 3, padding=1)
+    Args:
+        condition: length of the condition.
+        classes: that are told apart.
+        width: see `Trunk`.
+        levels: see `Trunk`.
+        images: at once: one of a contrast, or a channel of each contrast.
+    """
 
-    def forward(self, image: Tensor, condition: Tensor) -> Tensor:
-        """Map (batch, 1, rows, columns) to (batch, classes, rows, columns)."""
-        h = self.decode(image, condition)[-1]
-        return self.classify(torch.cat([h, image], dim=1)).float()  # type: ignore[no-any-return]
+    def __init__(
+        self, condition: int, classes: int, width: int, levels: int, *, images: int = 1
+    ) -> None:
+        super().__init__(images, condition, width, levels)
+        self.classify = nn.Conv2d(DETAIL + images, classes, 3, padding=1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Map (batch, images, rows, columns) to (batch, classes, rows, columns)."""
+        h = self.decode(x, condition)[-1]
+        return self.classify(torch.cat([h, x], dim=1)).float()  # type: ignore[no-any-return]
 
 
 class AttentiveUNet(ConditionedUNet):

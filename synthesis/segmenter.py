@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from synthesis.faithfulness import implant_many
 from synthesis.methods.segmentation import cross_entropy, dice_loss
-from synthesis.networks import Trunk
+from synthesis.networks import SegmentationUNet
 from synthesis.patches import bounding_box
 from synthesis.types import Case, ContrastLabel, FloatArray, MaskArray
 
@@ -39,18 +39,6 @@ MEDIAN = 0.5
 """Of ordinary tissue: contrast is drawn about it."""
 
 
-class _StudyUNet(Trunk):
-    """From the contrasts of a slice that are there to the log-odds of lesion."""
-
-    def __init__(self, contrasts: int) -> None:
-        super().__init__(contrasts, contrasts, WIDTH, LEVELS)
-        self.classify = nn.Conv2d(8 + contrasts, 2, 3, padding=1)
-
-    def forward(self, x: Tensor, given: Tensor) -> Tensor:
-        """Map (batch, contrasts, rows, columns) to (batch, 2, rows, columns)."""
-        return self.classify(torch.cat([self.decode(x, given)[-1], x], dim=1)).float()  # type: ignore[no-any-return]
-
-
 @dataclass(frozen=True, slots=True)
 class Segmenter:
     """What was learnt.
@@ -61,7 +49,7 @@ class Segmenter:
     """
 
     contrasts: tuple[ContrastLabel, ...]
-    network: _StudyUNet
+    network: SegmentationUNet
 
     def find(self, images: Mapping[ContrastLabel, FloatArray], mask: MaskArray) -> FloatArray:
         """Return (slices, rows, columns), the probability of lesion; zero outside the mask.
@@ -135,7 +123,7 @@ def learn_segmenter(
         for each in [_gather(case, kind, contrasts, seed + number)]
     ]
     torch.manual_seed(seed)
-    network = _StudyUNet(len(contrasts)).train()
+    network = _build(len(contrasts)).train()
     optimizer = torch.optim.AdamW(network.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
     for step in range(STEPS):
@@ -161,9 +149,14 @@ def save_segmenter(segmenter: Segmenter, folder: Path) -> None:
 def load_segmenter(folder: Path) -> Segmenter:
     """Read what `save_segmenter` has written."""
     contrasts = tuple(ContrastLabel(name) for name in json.loads((folder / CONTRASTS).read_text()))
-    network = _StudyUNet(len(contrasts))
+    network = _build(len(contrasts))
     network.load_state_dict(load_file(folder / WEIGHTS))
     return Segmenter(contrasts, network.eval().requires_grad_(False))
+
+
+def _build(contrasts: int) -> SegmentationUNet:
+    """Return the untrained network, conditioned on which of the contrasts are there."""
+    return SegmentationUNet(contrasts, 2, WIDTH, LEVELS, images=contrasts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
