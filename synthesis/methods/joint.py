@@ -17,26 +17,22 @@ from torch import Tensor, nn
 from synthesis.augmentation import Batch
 from synthesis.methods.learner import NETWORK, Player, descend
 from synthesis.methods.segmentation import (
-    TaskDriven,
+    SEGMENTER,
+    Segmented,
     TaskParameters,
     classify,
     cross_entropy,
     dice_loss,
 )
 
-SEGMENTER = "segmenter"
 SEGMENTER_WEIGHTS = "segmenter.safetensors"
 
 
-class Joint(TaskDriven[TaskParameters]):
+class Joint(Segmented[TaskParameters]):
     """The encoder-decoder and a segmenter, trained end to end."""
 
     parameters_type = TaskParameters
     segmenter_: nn.Module
-
-    def build_helpers(self) -> dict[str, nn.Module]:
-        """Return the segmenter."""
-        return {SEGMENTER: self.build_segmenter()}
 
     def update(
         self,

@@ -4,13 +4,15 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from synthesis.augmentation import Batch, Stock
 from synthesis.methods.unet import EncoderDecoder, UNetParameters
 from synthesis.networks import SegmentationUNet
 
+SEGMENTER = "segmenter"
+"""Its name among the helpers."""
 UNKNOWN = -1
 STABILITY = 1.0
 """Pixels that a Dice of nothing and nothing counts as agreed."""
@@ -43,16 +45,24 @@ class TaskDriven(EncoderDecoder[T], Generic[T]):
             p.batch, size=p.crop, slices=p.slices, views=p.views, generator=generator, labels=True
         )
 
+    def name_target(self, batch: Batch) -> Tensor:
+        """Return (batch, targets), one-hot: the segmenter's condition."""
+        return batch.condition[:, len(self.task.sources) :]
+
+
+class Segmented(TaskDriven[T], Generic[T]):
+    """The encoder-decoder beside which a segmenter learns."""
+
+    def build_helpers(self) -> dict[str, nn.Module]:
+        """Return the segmenter."""
+        return {SEGMENTER: self.build_segmenter()}
+
     def build_segmenter(self) -> SegmentationUNet:
         """Return the untrained segmenter of every target."""
         p = self.parameters
         return SegmentationUNet(
             len(self.task.targets), len(p.regions) + 1, p.segmenter_width, p.levels
         )
-
-    def name_target(self, batch: Batch) -> Tensor:
-        """Return (batch, targets), one-hot: the segmenter's condition."""
-        return batch.condition[:, len(self.task.sources) :]
 
 
 def classify(batch: Batch, regions: tuple[tuple[int, ...], ...]) -> Tensor:

@@ -10,12 +10,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from synthesis.augmentation import Batch
 from synthesis.methods.learner import NETWORK, Player, descend
 from synthesis.methods.segmentation import (
-    TaskDriven,
+    SEGMENTER,
+    Segmented,
     TaskParameters,
     classify,
     cross_entropy,
@@ -23,8 +24,6 @@ from synthesis.methods.segmentation import (
     feature_distance,
 )
 from synthesis.networks import SegmentationUNet
-
-SEGMENTER = "segmenter"
 
 
 class TaskLossParameters(TaskParameters):
@@ -39,14 +38,10 @@ class TaskLossParameters(TaskParameters):
     task: Literal["features", "dice"] = "features"
 
 
-class TaskLoss(TaskDriven[TaskLossParameters]):
+class TaskLoss(Segmented[TaskLossParameters]):
     """The encoder-decoder with a frozen segmenter in its loss."""
 
     parameters_type = TaskLossParameters
-
-    def build_helpers(self) -> dict[str, nn.Module]:
-        """Return the segmenter."""
-        return {SEGMENTER: self.build_segmenter()}
 
     def update(
         self,
