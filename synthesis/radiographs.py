@@ -19,7 +19,6 @@ from synthesis.datasets import cases_folder, read_case, write_case
 from synthesis.engine import synthesize
 from synthesis.errors import TrainingError
 from synthesis.flat import DEPTH_MM, frame, make_volume
-from synthesis.methods import build_method
 from synthesis.metrics.ours import (
     coverage,
     mean_absolute_error,
@@ -30,9 +29,8 @@ from synthesis.people import Manifest, Person, digest_images, read_manifest
 from synthesis.preparation import read_image
 from synthesis.preprocessing import measure_scale, to_canonical
 from synthesis.projection import PIXEL_MM, SPECTRA, Beam, Radiograph, draw_beam, expose
-from synthesis.quality import TABLE, fit_table
 from synthesis.registry import CONSTANTS, LEARNT, Metric, ModelCard
-from synthesis.training import BANDS, Experiment
+from synthesis.training import Experiment, fit, keep
 from synthesis.types import (
     UNITS_PER_NORMALIZED,
     Anchor,
@@ -106,37 +104,16 @@ def train_projected(
         TrainingError: nobody in the manifest can teach it, or a person is not projected yet and
             there are no images.
     """
-    from synthesis.methods.observation import Watch, observe  # noqa: PLC0415 - loads torch
-
     manifest = read_manifest(experiment.people)
-    train, validation = (
-        list(_read_cases(experiment, manifest, split, data_folder, work))
+    cases = {
+        split: list(_read_cases(experiment, manifest, split, data_folder, work))
         for split in ("train", "validation")
-    )
-    if not train:
-        raise TrainingError(f"{experiment.people}: nobody to train {experiment.model} on")
+    }
+    watched = cases["validation"][:: max(1, VIEWS_PER_PERSON // 4)]
     checkpoint = work / experiment.model
-    method = build_method(experiment.method, experiment.task, experiment.parameters, device=device)
-    watch = Watch(patience=experiment.patience, report=report)
-    method = observe(method, watch).fit(
-        train,
-        validation=validation[:: max(1, VIEWS_PER_PERSON // 4)],
-        seed=experiment.seed,
-        budget=budget,
-        checkpoint=checkpoint,
-    )
-    learnt = checkpoint / LEARNT
-    learnt.mkdir(parents=True, exist_ok=True)
-    method.save(learnt)
-    bands = method.measure_band(validation, seed=experiment.seed)
-    table = fit_table(train[::4], experiment.sources, seed=experiment.seed)
-    for path, document in (
-        (checkpoint / BANDS, bands),
-        (learnt / TABLE, table),
-        (learnt / CONSTANTS, {BONE: _find_median(train)}),
-        (learnt / BASELINES, _fit_line(train)),
-    ):
-        path.write_text(json.dumps(document))
+    method = fit(experiment, cases | {"validation": watched}, checkpoint, budget, device, report)
+    learnt = keep(experiment, method, cases, checkpoint, every=4)
+    (learnt / BASELINES).write_text(json.dumps(_fit_line(cases["train"])))
     return learnt
 
 
@@ -315,10 +292,6 @@ def _make_case(person: Person, radiograph: Radiograph, anchor: Anchor) -> Case:
         mask=frame(everywhere[None]),
         spacing=(DEPTH_MM, PIXEL_MM, PIXEL_MM),
     )
-
-
-def _find_median(cases: Sequence[Case]) -> float:
-    return float(np.median([np.median(case.images[BONE][case.mask]) for case in cases]))
 
 
 def _fit_line(cases: Sequence[Case]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -168,15 +168,8 @@ def train(
     """
     cases = read_cases(experiment, data_folder=data_folder, work=work)
     checkpoint = work / experiment.model
-    method = _fit(experiment, cases, checkpoint, budget, device, report)
-    learnt = checkpoint / LEARNT
-    learnt.mkdir(parents=True, exist_ok=True)
-    method.save(learnt)
-    scales = method.measure_band([case.known for case in cases["validation"]], seed=experiment.seed)
-    (checkpoint / BANDS).write_text(json.dumps(scales))
-    (learnt / CONSTANTS).write_text(json.dumps(_measure_constants(cases["train"], experiment)))
-    table = fit_table(cases["train"], experiment.sources, seed=experiment.seed)
-    (learnt / TABLE).write_text(json.dumps(table))
+    method = fit(experiment, cases, checkpoint, budget, device, report)
+    learnt = keep(experiment, method, cases, checkpoint)
     if isinstance(experiment.brain_mask, Path):
         from synthesis.methods import brain_mask  # noqa: PLC0415 - torch only where it is needed
 
@@ -223,26 +216,39 @@ def judge_without(
         for split, members in cases.items()
     }
     folder = work / f"{experiment.model}-without-{without}"
-    method = _fit(experiment, left, folder, budget, device, report)
+    method = fit(experiment, left, folder, budget, device, report)
     rows = [row for case in out for row in _judge(method, case)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FIGURES).write_text(json.dumps(rows, indent=2))
     return rows
 
 
-def _fit(
+def fit(
     experiment: Experiment,
-    cases: dict[str, list[Case]],
+    cases: Mapping[str, Sequence[Case]],
     checkpoint: Path,
     budget: timedelta | None,
     device: str,
     report: Callable[[float], None],
 ) -> Synthesizer[Any]:
+    """Return the experiment's method, learnt from `train` and watched on `validation`.
+
+    Args:
+        experiment: what to train.
+        cases: of each split.
+        checkpoint: where progress lies.
+        budget: wall-clock time after which to stop training.
+        device: see `Synthesizer`.
+        report: see `train`.
+
+    Raises:
+        TrainingError: there is nobody to learn from.
+    """
     from synthesis.methods.observation import Watch, observe  # noqa: PLC0415 - loads torch
 
     if not cases["train"]:
         raise TrainingError(f"{experiment.people}: nobody to train {experiment.model} on")
-    logger.info("training on %d people", len(cases["train"]))
+    logger.info("training on %d cases", len(cases["train"]))
     method = build_method(experiment.method, experiment.task, experiment.parameters, device=device)
     watch = Watch(patience=experiment.patience, report=report)
     return observe(method, watch).fit(
@@ -252,6 +258,37 @@ def _fit(
         budget=budget,
         checkpoint=checkpoint,
     )
+
+
+def keep(
+    experiment: Experiment,
+    method: Synthesizer[Any],
+    cases: Mapping[str, Sequence[Case]],
+    checkpoint: Path,
+    *,
+    every: int = 1,
+) -> Path:
+    """Write what was learnt, with the band's factors, constants and gate; return its folder.
+
+    Args:
+        experiment: that was trained.
+        method: that has learnt.
+        cases: of each split.
+        checkpoint: where progress lies; the folder lies below.
+        every: the table of the gate is fitted to one in so many of the training cases.
+    """
+    learnt = checkpoint / LEARNT
+    learnt.mkdir(parents=True, exist_ok=True)
+    method.save(learnt)
+    scales = method.measure_band([case.known for case in cases["validation"]], seed=experiment.seed)
+    table = fit_table(cases["train"][::every], experiment.sources, seed=experiment.seed)
+    for path, document in (
+        (checkpoint / BANDS, scales),
+        (learnt / CONSTANTS, _measure_constants(cases["train"], experiment)),
+        (learnt / TABLE, table),
+    ):
+        path.write_text(json.dumps(document))
+    return learnt
 
 
 def _judge(method: Synthesizer[Any], case: Case) -> list[dict[str, Any]]:
