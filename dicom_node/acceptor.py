@@ -25,6 +25,7 @@ from dicom_node.network import (
     UNCOMPRESSED,
     VERIFICATION,
     Address,
+    Network,
     normalize_address,
 )
 from dicom_node.notices import NOTICES
@@ -53,12 +54,17 @@ class Caller:
     """A peer that may ask for associations, as the configuration names it.
 
     Attributes:
+        network: where it calls from.
+        certificates: fingerprints of those that it may show; without any, all that TLS lets in.
         may_store: False lets it not store.
         may_report: lets it say which of the instances that it got it keeps.
         may_notify: lets it tell of steps and instances of studies.
     """
 
     alias: str
+    ae_title: str
+    network: Network
+    certificates: tuple[str, ...] = ()
     may_store: bool
     may_report: bool = False
     may_notify: bool = False
@@ -69,9 +75,8 @@ class Door:
     """What the configuration says about who comes in, and how.
 
     Attributes:
-        find_caller: AE title, address and fingerprint of the certificate (None in plain) to a
-            peer; raises `RejectedError` when it is none.
-        may_be_plain: whether an address may talk without TLS.
+        callers: who may ask for an association.
+        plain: networks that may talk without TLS, beside this machine itself.
         storage: storage SOP class to the transfer syntaxes that are taken, best first.
         folder: whose file system must have `minimum_free_bytes`.
         request_seconds: until the whole association request is there.
@@ -81,8 +86,8 @@ class Door:
     """
 
     ae_title: str
-    find_caller: Callable[[str, Address, str | None], Caller]
-    may_be_plain: Callable[[Address], bool]
+    callers: tuple[Caller, ...]
+    plain: tuple[Network, ...]
     storage: Mapping[str, tuple[str, ...]]
     folder: Path
     tls: ServerSide | None = None
@@ -94,6 +99,29 @@ class Door:
     messages_per_second: int = 100
     instance_bytes: int = 2 * 1024**3
     limits: Limits = field(default_factory=Limits)
+
+    def find_caller(self, ae_title: str, address: Address, certificate: str | None) -> Caller:
+        """Return who is calling; `certificate` is the fingerprint of theirs, None in plain.
+
+        Raises:
+            RejectedError: nobody who is known.
+        """
+        facts = {"lacks": "ae_title"}
+        for caller in self.callers:
+            if caller.ae_title != ae_title:
+                continue
+            if address not in caller.network:
+                facts = {"lacks": "address", "claims": caller.alias}
+            elif caller.certificates and certificate not in caller.certificates:
+                facts = {"lacks": "certificate", "claims": caller.alias}
+                break
+            else:
+                return caller
+        raise RejectedError("calling_ae_title", 1, 1, 3, **facts)
+
+    def may_be_plain(self, address: Address) -> bool:
+        """Say whether an address may talk without TLS."""
+        return address.is_loopback or any(address in network for network in self.plain)
 
 
 class NotSecuredError(ProtocolError):

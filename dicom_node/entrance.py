@@ -4,21 +4,21 @@ The library that checks YAML takes as much memory as all of a process that recei
 reads, tells what it has read and is gone, and those that receive have no trace of it.
 """
 
-import functools
+import json
 import logging
 import os
-import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from dicom_node.acceptor import Caller, Door, RejectedError
+from dicom_node.acceptor import Caller, Door
 from dicom_node.admission import Budget
 from dicom_node.commitment import Patience
-from dicom_node.errors import DicomNodeError
-from dicom_node.network import LOSSLESS, UNCOMPRESSED, Address, Network, normalize_address
+from dicom_node.errors import ConfigurationError
+from dicom_node.network import LOSSLESS, UNCOMPRESSED, normalize_address
 from dicom_node.spool import build_structure_limits
 from dicom_node.store import Durability
 from dicom_node.structure import StructureLimits
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dicom_node.door_settings import Peer
     from dicom_node.node_settings import NodeSettings
 
-_LONGEST_BEAT = timedelta(seconds=10)
+_LONGEST_BEAT_SECONDS = 10.0
 _FAILED = 1
 
 _logger = logging.getLogger(__name__)
@@ -45,11 +45,10 @@ class Entrance:
         door: who comes in and how, before its TLS is loaded.
         tls: what is loaded, if any.
         budget: how many come in.
-        known: networks from which peers call.
         structure: how much structure an instance may have.
         durability: what an instance survives once it was answered with success.
         processes: that serve connections.
-        beat: between two signs of life of an association.
+        beat_seconds: between two signs of life of an association.
         ledger_url: for SQLAlchemy.
         patience: with peers that do not keep what they got.
     """
@@ -59,11 +58,10 @@ class Entrance:
     door: Door
     tls: OwnFiles | None
     budget: Budget
-    known: tuple[Network, ...]
     structure: StructureLimits
     durability: Durability
     processes: int
-    beat: timedelta
+    beat_seconds: float
     ledger_url: str
     patience: Patience
 
@@ -78,7 +76,7 @@ class Entrance:
     def is_known(self, host: str) -> bool:
         """Say whether a peer calls from this address."""
         address = normalize_address(host)
-        return any(address in network for network in self.known)
+        return any(address in caller.network for caller in self.door.callers)
 
 
 class _OwnFiles(NamedTuple):
@@ -91,15 +89,6 @@ class _Patience(NamedTuple):
     first_retry: timedelta
     longest_retry: timedelta
     give_up_after: timedelta
-
-
-class _Known(NamedTuple):
-    """How a peer is known when it calls."""
-
-    ae_title: str | None
-    network: Network | None
-    certificates: tuple[str, ...]
-    caller: Caller
 
 
 def read_entrance(folder: Path, overrides: Sequence[str]) -> Entrance:
@@ -120,10 +109,10 @@ def read_entrance(folder: Path, overrides: Sequence[str]) -> Entrance:
     os.waitpid(pid, 0)
     if not told:
         raise RuntimeError("node.yaml was not read")
-    said: Entrance | DicomNodeError = pickle.loads(told)  # noqa: S301 - our own child's
-    if isinstance(said, DicomNodeError):
-        raise said
-    return said
+    said: dict[str, Any] | str = json.loads(told)
+    if isinstance(said, str):
+        raise ConfigurationError(said)
+    return _restore(said)
 
 
 def _read_and_end(descriptor: int, folder: Path, overrides: Sequence[str]) -> NoReturn:
@@ -131,13 +120,13 @@ def _read_and_end(descriptor: int, folder: Path, overrides: Sequence[str]) -> No
     try:
         from dicom_node.node_settings import read_node  # noqa: PLC0415 - in this process alone
 
-        said: Entrance | DicomNodeError
+        said: dict[str, Any] | str
         try:
-            said = build_entrance(read_node(folder, overrides))
-        except DicomNodeError as error:
-            said = error
-        with os.fdopen(descriptor, "wb") as pipe:
-            pickle.dump(said, pipe)
+            said = asdict(build_entrance(read_node(folder, overrides)))
+        except ConfigurationError as error:
+            said = str(error)
+        with os.fdopen(descriptor, "w") as pipe:
+            json.dump(said, pipe, default=_make_plain)
         os._exit(os.EX_OK)
     except BaseException:
         _logger.critical("receiver.configuration_not_read", exc_info=True)
@@ -146,19 +135,52 @@ def _read_and_end(descriptor: int, folder: Path, overrides: Sequence[str]) -> No
         os._exit(_FAILED)
 
 
+def _make_plain(value: object) -> float | str:
+    """Return what stands for a value that JSON does not know; `_restore` knows it again."""
+    return value.total_seconds() if isinstance(value, timedelta) else str(value)
+
+
+def _restore(said: dict[str, Any]) -> Entrance:
+    """Return the entrance that was written as JSON."""
+    door, tls = said["door"], said["tls"]
+    door |= {
+        "callers": tuple(map(_restore_caller, door["callers"])),
+        "plain": tuple(map(ip_network, door["plain"])),
+        "storage": {uid: tuple(syntaxes) for uid, syntaxes in door["storage"].items()},
+        "folder": Path(door["folder"]),
+        "limits": Limits(**door["limits"]),
+    }
+    said |= {
+        "door": Door(**door),
+        "tls": None if tls is None else _OwnFiles(*map(Path, tls)),
+        "budget": Budget(**said["budget"]),
+        "structure": StructureLimits(**said["structure"]),
+        "durability": Durability(said["durability"]),
+        "patience": _Patience(*(timedelta(seconds=each) for each in said["patience"])),
+    }
+    return Entrance(**said)
+
+
+def _restore_caller(said: dict[str, Any]) -> Caller:
+    said |= {
+        "network": ip_network(said["network"]),
+        "certificates": tuple(said["certificates"]),
+    }
+    return Caller(**said)
+
+
 def build_entrance(node: "NodeSettings") -> Entrance:
     """Return what the configuration says about who comes in, and how."""
     receiver, limits = node.receiver, node.receiver.limits
     tls, delivery = receiver.tls, node.delivery
-    callers = find_callers(node)
-    known = tuple(_Known(p.ae_title, p.address, p.certificates, caller) for p, caller in callers)
+    callers = tuple(caller for _, caller in find_callers(node))
     return Entrance(
         host=receiver.host,
         port=receiver.port,
         door=Door(
             ae_title=node.ae_title,
-            find_caller=functools.partial(_find_caller, known),
-            may_be_plain=functools.partial(_may_be_plain, receiver.allow_plain),
+            callers=callers,
+            plain=receiver.allow_plain,
             storage=find_storage(node),
             folder=node.store_folder,
             minimum_free_bytes=receiver.minimum_free,
@@ -188,11 +210,12 @@ def build_entrance(node: "NodeSettings") -> Entrance:
             associations_per_second=limits.associations_per_second,
             peers=len(callers),
         ),
-        known=tuple(each.network for each in known if each.network is not None),
         structure=build_structure_limits(node),
         durability=Durability(receiver.durability),
         processes=receiver.processes,
-        beat=min(_LONGEST_BEAT, node.assembly.stale_association / 3),
+        beat_seconds=min(
+            _LONGEST_BEAT_SECONDS, node.assembly.stale_association.total_seconds() / 3
+        ),
         ledger_url=node.ledger_url,
         patience=_Patience(delivery.first_retry, delivery.longest_retry, delivery.give_up_after),
     )
@@ -205,37 +228,20 @@ def find_callers(node: "NodeSettings") -> list[tuple["Peer", Caller]]:
             peer,
             Caller(
                 alias=alias,
+                ae_title=peer.ae_title,
+                network=peer.address,
+                certificates=peer.certificates,
                 may_store="receive" in peer.roles,
                 may_report=peer.commitment == "storage_commitment",
                 may_notify="notify" in peer.roles,
             ),
         )
         for alias, peer in node.peers.items()
-        if peer.may_call
+        # Whoever may call has both: `Peer` sees to it.
+        if peer.may_call and peer.ae_title is not None and peer.address is not None
     ]
 
 
 def find_storage(node: "NodeSettings") -> dict[str, tuple[str, ...]]:
     """Return the storage SOP classes that are taken, and their transfer syntaxes, best first."""
     return dict.fromkeys(node.receiver.storage_classes.all, (*UNCOMPRESSED, *LOSSLESS))
-
-
-def _find_caller(
-    known: Sequence[_Known], ae_title: str, address: Address, certificate: str | None
-) -> Caller:
-    facts = {"lacks": "ae_title"}
-    for peer in known:
-        if peer.ae_title != ae_title or peer.network is None:
-            continue
-        if address not in peer.network:
-            facts = {"lacks": "address", "claims": peer.caller.alias}
-        elif peer.certificates and certificate not in peer.certificates:
-            facts = {"lacks": "certificate", "claims": peer.caller.alias}
-            break
-        else:
-            return peer.caller
-    raise RejectedError("calling_ae_title", 1, 1, 3, **facts)
-
-
-def _may_be_plain(networks: Sequence[Network], address: Address) -> bool:
-    return address.is_loopback or any(address in each for each in networks)

@@ -191,11 +191,10 @@ def run_receiver(
     store = Store(entrance.door.folder).open()
     held = store.hold(HOLD_SECONDS)
     door = entrance.open_door()
-    beat_seconds = entrance.beat.total_seconds()
     waited_for = durability is Durability.STRICT
 
     def build_hall(line: Line) -> Hall:
-        return Hall(door, Spool(store, line, limits, durability), line, line, beat_seconds)
+        return Hall(door, Spool(store, line, limits, durability), line, line, entrance.beat_seconds)
 
     with fork_crew(entrance.processes, build_hall, waited_for=waited_for, keep=[held]) as crew:
         forked()

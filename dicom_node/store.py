@@ -55,7 +55,7 @@ _numbers = itertools.count()
 Buffer = bytes | memoryview
 
 
-class Durability(enum.Enum):
+class Durability(enum.StrEnum):
     """What a file survives once `PartFile.keep` has returned.
 
     Attributes:

@@ -65,10 +65,6 @@ def test_only_command_lines_print(path):
     assert path.name in COMMAND_LINES or lines == []
 
 
-FROM_ITS_OWN_CHILD = {"entrance.py": {"pickle"}}
-"""Who reads back what a process that it forked has written to a pipe that nobody else holds."""
-
-
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nothing_runs_code_or_pickles_from_data(path):
     """reliability.md S1 to S4: no shell, no eval, no pickle, no unsafe YAML."""
@@ -82,8 +78,7 @@ def test_nothing_runs_code_or_pickles_from_data(path):
     }
 
     assert calls.isdisjoint({"eval", "exec", "os.system", "torch.load", "yaml.load", "joblib.load"})
-    pickling = imported & {"pickle", "shelve", "marshal", "dill"}
-    assert pickling == FROM_ITS_OWN_CHILD.get(path.name, set())
+    assert imported.isdisjoint({"pickle", "shelve", "marshal", "dill"})
     assert "shell=True" not in path.read_text(encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ input that takes more than a second, or 400 MiB, is a finding as well. Findings 
 import sys
 import time
 from collections.abc import Callable, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 
 import atheris
@@ -160,12 +161,27 @@ def walk(data: bytes, *, explicit: bool, memory: Memory) -> None:
         raise RefusedInstance("as the walk said", verdicts[0])
 
 
+class OpenDoor(Door):
+    """A door at which everybody is known."""
+
+    def find_caller(self, *_: object) -> Caller:
+        return self.callers[0]
+
+
 def _build_acceptor() -> Acceptor:
-    peer = Caller(alias="peer", may_store=True, may_report=True, may_notify=True)
-    door = Door(
+    everywhere = ip_network("0.0.0.0/0")
+    peer = Caller(
+        alias="peer",
+        ae_title="PEER",
+        network=everywhere,
+        may_store=True,
+        may_report=True,
+        may_notify=True,
+    )
+    door = OpenDoor(
         ae_title="NODE",
-        find_caller=lambda *_: peer,
-        may_be_plain=lambda _: True,
+        callers=(peer,),
+        plain=(everywhere,),
         storage={MR: (EXPLICIT, IMPLICIT)},
         folder=Path("/"),
         messages_per_second=10**9,
