@@ -136,8 +136,8 @@ class Receiver(Strict):
         allow_plain: networks whose peers may talk without TLS, beside this machine itself.
         tls: None listens in plain DICOM, which only loopback and `allow_plain` may use.
         durability: what an instance survives once it was answered with success. `synced`: a power
-            cut, on ext4, XFS and Btrfs. `strict`: a power cut, by the letter of POSIX. `none`: the
-            end of the process only.
+            cut, on ext4, XFS and Btrfs; each process that serves has a log of 128 MiB for that.
+            `strict`: a power cut, by the letter of POSIX. `none`: the end of the process only.
         minimum_free: with less room on the disk of the data folder no association is accepted, so
             that the ledger and the results still have some.
         processes: that serve connections; as many as the machine has cores, four at most, unless

@@ -37,9 +37,10 @@ from dicom_node.hall import Hall
 from dicom_node.lifeline import ORPHANED
 from dicom_node.network import normalize_address
 from dicom_node.recorder import Recorder
+from dicom_node.redo_log import RedoLog
 from dicom_node.signals import EndRequest
-from dicom_node.spool import Spool, rebuild
-from dicom_node.store import Durability, Store
+from dicom_node.spool import Spool, rebuild, replay
+from dicom_node.store import REDO, Durability, Store
 
 DRAIN_SECONDS = 30.0
 """How long a stop waits for the instances that are coming in."""
@@ -194,7 +195,10 @@ def run_receiver(
     waited_for = durability is Durability.STRICT
 
     def build_hall(line: Line) -> Hall:
-        return Hall(door, Spool(store, line, limits, durability), line, line, entrance.beat_seconds)
+        spool = Spool(store, line, limits, durability, RedoLog(store.path(REDO)))
+        return Hall(door, spool, line, line, entrance.beat_seconds)
+
+    replay(store)
 
     with fork_crew(entrance.processes, build_hall, waited_for=waited_for, keep=[held]) as crew:
         forked()
@@ -221,6 +225,7 @@ def run_receiver(
                 ready(*receiver.start())
                 end.wait()
                 receiver.stop()
+    replay(store)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

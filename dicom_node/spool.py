@@ -10,18 +10,30 @@ import functools
 import hashlib
 import logging
 import mmap
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from dicom_node import crashpoints
-from dicom_node.domain import Instance
+from dicom_node.disk import Buffer, open_folder, sync
+from dicom_node.domain import QUARANTINE, Instance
 from dicom_node.errors import RefusedInstance
 from dicom_node.part10 import decode_file_meta, encode_file_meta
 from dicom_node.recorder import Rows
 from dicom_node.records import Receipt
-from dicom_node.store import INCOMING, PART, Durability, PartFile, Store, WholeFile, translated
+from dicom_node.redo_log import Record, RedoLog, read_records, sync_all
+from dicom_node.store import (
+    INCOMING,
+    PART,
+    REDO,
+    Durability,
+    PartFile,
+    Store,
+    WholeFile,
+    translated,
+)
 from dicom_node.structure import (
     MISMATCH,
     BeyondHeadError,
@@ -83,12 +95,19 @@ class Spool:
             thread at a time, and threads that wrestle for it at every system call all lose.
         durability: what an instance survives when 0x0000 is said of it. Strict waits for its row as
             well; the other two leave that to the recorder, and after a crash to `rebuild`.
+        log: makes an instance durable sooner than its file is; after a crash, `replay` reads it.
     """
 
     def __init__(
-        self, store: Store, recorder: Rows, limits: StructureLimits, durability: Durability
+        self,
+        store: Store,
+        recorder: Rows,
+        limits: StructureLimits,
+        durability: Durability,
+        log: RedoLog | None = None,
     ) -> None:
         self.store = store
+        self.log = log if durability is Durability.SYNCED else None
         self.recorder = recorder
         self.walk = functools.partial(read_identity, limits=limits, memory=Memory())
         self.durability = durability
@@ -132,13 +151,15 @@ class Spool:
                 sha256 = digest.hexdigest()
                 relative = self.store.incoming_name(identity.sop_instance_uid, sha256)
             with translated("write"):
-                file = WholeFile(
-                    self.store.incoming_path(relative), [meta, *fragments], self.durability
-                )
+                pieces: list[Buffer] = [meta, *fragments]
+                file = WholeFile(self.store.incoming_path(relative), pieces, self.durability)
+            bring = None
+            if self.log is not None and file.is_new:
+                bring = self.log.append(relative, sha256, pieces)
         crashpoints.reach("receive.written")
         instance = _instance(identity, announced.transfer_syntax_uid, sha256, relative)
         receipt = Receipt(instance=instance, peer=origin.peer, association_id=origin.association_id)
-        return Written(self, file, receipt)
+        return Written(self, file, receipt, bring)
 
     def begin(self, announced: Announced, origin: Origin) -> "Incoming":
         """Return an instance without a data set, to write into what comes in several pieces."""
@@ -169,8 +190,15 @@ class Written:
         is_settled: no disk has to be waited for.
     """
 
-    def __init__(self, spool: Spool, file: WholeFile, receipt: Receipt) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        file: WholeFile,
+        receipt: Receipt,
+        bring: Callable[[], None] | None,
+    ) -> None:
         self.is_settled = spool.durability is Durability.NONE
+        self._bring = bring
         self._spool = spool
         self._file = file
         self._receipt = receipt
@@ -182,7 +210,7 @@ class Written:
             StorageError: the disk or the ledger did not take it.
         """
         with translated("write"):
-            self._file.settle()
+            self._file.settle(self._bring)
         self._spool.record(self._receipt)
 
 
@@ -270,6 +298,44 @@ def build_structure_limits(node: "NodeSettings") -> StructureLimits:
         elements=limits.elements,
         bytes_outside_pixels=limits.outside_pixels,
     )
+
+
+def replay(store: Store) -> int:
+    """Make files anew that a power cut has taken and a log still holds; return how many.
+
+    Then all files are on the disk, and the logs are deleted. Runs while nobody receives: before
+    `rebuild`, and at an orderly end.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    made = 0
+    logs = sorted(store.path(REDO).glob("*.log"))
+    for log in logs:
+        for record in read_records(log):
+            made += _restore(store, record)
+    with translated("sync"), open_folder(store.path(REDO)) as folder:
+        if logs:
+            sync_all(folder)
+        for log in logs:
+            log.unlink()
+        sync(folder)
+    if made:
+        _logger.warning("replay: %d received files were not whole", made)
+    return made
+
+
+def _restore(store: Store, record: Record) -> bool:
+    """Make a file anew unless it is whole where it was, or where the quarantine has taken it."""
+    path = store.path(record.name)
+    moved = store.path(f"{QUARANTINE}/{path.name}")
+    if moved.exists() and not path.exists():
+        path = moved
+    if path.exists() and path.read_bytes() == record.content:
+        return False
+    store.write(path.relative_to(store.path(INCOMING).parent).as_posix(), bytes(record.content))
+    os.utime(path, ns=(record.came_ns, record.came_ns))
+    return True
 
 
 def rebuild(store: Store, ledger: "Ledger", limits: StructureLimits) -> int:

@@ -5,6 +5,7 @@
     <root>/incoming/ab/<digests>.dcm      as received, verbatim
     <root>/quarantine/<digests>.dcm       likewise, under a UID that another content had already
     <root>/derived/<plan_id>/<attempt>/   as written by the node
+    <root>/redo/<pid>.log                 what came last, see `redo_log`
 
 A write goes to `.part` in the final folder, is checked for shortness, synced, renamed, and the
 folder (and each new parent) is synced: when `write` returns, bytes and name survive a power cut.
@@ -14,7 +15,6 @@ from a peer. Folders are 0700 and files 0600.
 
 import contextlib
 import enum
-import errno
 import fcntl
 import functools
 import hashlib
@@ -24,17 +24,19 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from dicom_node.disk import Buffer, open_folder, sync, sync_folder, write_all
 from dicom_node.domain import QUARANTINE
 from dicom_node.errors import StorageError
 
 INCOMING = "incoming"
 DERIVED = "derived"
+REDO = "redo"
 PART = ".part"
 DAMAGED = ".damaged"
 
@@ -43,16 +45,11 @@ _INSTALLATION = "installation"
 _FAN_OUT = tuple(f"{number:02x}" for number in range(256))
 _DIGEST_DIGITS = 32  # 128 bits: no peer finds two contents that would share a name
 _PAUSE_SECONDS = 0.05
-_MOST_PIECES = 1_024  # of one writev (IOV_MAX of Linux)
-_NO_ATTRIBUTE = "user.none"
 _UNNAMED = re.compile(r"\.([0-9a-f]+)-([0-9a-f-]+)\.\d+-\d+\.part$")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-_JOURNAL_IS_WELL = (errno.ENODATA, errno.ENOTSUP)
 
 _numbers = itertools.count()
 """Part files of one process have numbers, so that no two share a name."""
-
-Buffer = bytes | memoryview
 
 
 class Durability(enum.StrEnum):
@@ -60,8 +57,9 @@ class Durability(enum.StrEnum):
 
     Attributes:
         STRICT: a power cut, by POSIX: file synced, renamed, folder synced.
-        SYNCED: a power cut, on a journaling file system (ext4, XFS, Btrfs): named, then synced
-            once, which commits the journal with the new name in it.
+        SYNCED: a power cut: written twice, and synced where that takes least, in the log of
+            `redo_log`; where there is none, on a journaling file system (ext4, XFS, Btrfs), named
+            and then synced once, which commits the journal with the new name in it.
         NONE: the end of the process, not a power cut. It gets its name, with the digest, later; by
             then it says how long it is to be and since which start of the system it is there.
     """
@@ -69,19 +67,6 @@ class Durability(enum.StrEnum):
     STRICT = "strict"
     SYNCED = "synced"
     NONE = "none"
-
-
-def write_all(descriptor: int, pieces: Sequence[Buffer]) -> int:
-    """Write all bytes of `pieces`, also where the system takes fewer at a time; return how many."""
-    wanted = sum(map(len, pieces))
-    written = 0
-    if len(pieces) <= _MOST_PIECES:
-        written = os.writev(descriptor, pieces)
-    if written < wanted:
-        rest = memoryview(b"".join(pieces))[written:]
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-    return wanted
 
 
 class PartFile:
@@ -134,14 +119,14 @@ class PartFile:
             with contextlib.suppress(FileNotFoundError):
                 before = Path(final).stat()
                 os.utime(self.descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
-            _sync(self.descriptor)
-            with _open_folder(os.path.dirname(final)) as folder:
+            sync(self.descriptor)
+            with open_folder(os.path.dirname(final)) as folder:
                 fcntl.flock(folder, fcntl.LOCK_SH)  # keeps `WholeFile._drop` out
                 os.replace(self._path, final)
                 self._has_name = True
-                _sync(folder)
+                sync(folder)
         elif durability is Durability.SYNCED:
-            _sync(self.descriptor)
+            sync(self.descriptor)
 
     def _take_name(self, final: str) -> bool:
         """Take the name if nobody has it, at one blow."""
@@ -179,16 +164,27 @@ class WholeFile:
                 self._drop(self._descriptor)
                 raise
 
-    def settle(self) -> None:
-        """Make it as durable as it is to be; if that fails, it is gone."""
+    @property
+    def is_new(self) -> bool:
+        """Whether there was no file of its name."""
+        return self._descriptor is not None
+
+    def settle(self, bring: Callable[[], None] | None = None) -> None:
+        """Make it as durable as it is to be; if that fails, it is gone.
+
+        Args:
+            bring: brings its bytes to the disk, if not a sync of the file is to.
+        """
         if self._descriptor is None:
             with PartFile(self._final) as part:
                 part.write(self._pieces)
                 part.keep(self._final)
             return
         try:
-            if self._durability is Durability.SYNCED:
-                _sync(self._descriptor)
+            if bring is not None:
+                bring()
+            elif self._durability is Durability.SYNCED:
+                sync(self._descriptor)
         except BaseException:
             self._drop(self._descriptor)
             raise
@@ -197,7 +193,7 @@ class WholeFile:
     def _drop(self, descriptor: int) -> None:
         """Give up what may not be whole, but not what another writer has put in its place."""
         try:
-            with _open_folder(os.path.dirname(self._final)) as folder:
+            with open_folder(os.path.dirname(self._final)) as folder:
                 fcntl.flock(folder, fcntl.LOCK_EX)
                 if os.path.samestat(os.fstat(descriptor), Path(self._final).stat()):
                     os.unlink(self._final)
@@ -227,7 +223,7 @@ class Store:
                     f"{self._root} holds files but no '{_MARKER}': mount the disk that belongs "
                     "there, or name an empty folder"
                 )
-            for folder in (INCOMING, QUARANTINE, DERIVED):
+            for folder in (INCOMING, QUARANTINE, DERIVED, REDO):
                 self._make_folder(self._root / folder)
             self._fan_out(self._root / INCOMING)
         if not marked:
@@ -317,10 +313,10 @@ class Store:
         with translated("sync"):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                _sync(descriptor)
+                sync(descriptor)
             finally:
                 os.close(descriptor)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def delete(self, relative: str) -> None:
         """Delete a file, durably, with the folders below `derived` that it leaves empty.
@@ -343,7 +339,7 @@ class Store:
                     break
             while not path.parent.is_dir():
                 path = path.parent
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def quarantine(self, relative: str) -> str:
         """Move a received content to where nothing is a source, durably; return its new name.
@@ -361,7 +357,7 @@ class Store:
                 if source.exists():
                     source.replace(final)
                 for folder in (final.parent, source.parent):
-                    _sync_folder(folder)
+                    sync_folder(folder)
         return moved
 
     def set_aside(self, relative: str) -> None:
@@ -462,7 +458,7 @@ class Store:
         for name in missing:
             (folder / name).mkdir(mode=0o700)
         if missing:
-            _sync_folder(folder)
+            sync_folder(folder)
 
     def _make_folder(self, folder: Path) -> None:
         """Create a folder below the root, durably, with its parents."""
@@ -471,42 +467,13 @@ class Store:
         if folder != self._root:
             self._make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 @functools.cache
 def _boot() -> str:
     """Return what names this start of the system; nothing where it does not say."""
     return _BOOT.read_text().strip() if _BOOT.exists() else ""
-
-
-def _sync_folder(folder: str | Path) -> None:
-    with _open_folder(folder) as descriptor:
-        _sync(descriptor)
-
-
-def _sync(descriptor: int) -> None:
-    """Return when a file or folder is on the disk, with its name.
-
-    A journal that fails is told to those who wait for its commit, but ext4 says success to whoever
-    syncs just after that. So the journal is asked once more, by removing an attribute that nothing
-    has: one that has failed answers with an error. No disk takes part in that.
-    """
-    os.fsync(descriptor)
-    try:
-        os.removexattr(descriptor, _NO_ATTRIBUTE)
-    except OSError as error:
-        if error.errno not in _JOURNAL_IS_WELL:
-            raise
-
-
-@contextlib.contextmanager
-def _open_folder(folder: str | Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 class translated:  # noqa: N801 - read as `with translated("write"):`

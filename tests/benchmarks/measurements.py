@@ -35,6 +35,8 @@ from doubles.ledger import make_instance
 Record = dict[str, Any]
 
 _CHECKED = (OURS, OURS_STRICT, OURS_FAST)
+_BEFORE = 256
+_SETTLING_SECONDS = 2.0
 _SHIPPED_FILES = 40
 _WARM_MEMORY = 400 * 2**20
 _IDLE_ASSOCIATIONS = 64
@@ -49,8 +51,11 @@ _runs = iter(range(int(time.time()) % 10**9 * 1_000, 10**12))
 def measure_reception(
     name: str, folder: Path, tools: Path, cases: list[tuple[Study, int]]
 ) -> Iterator[Record]:
-    """Send each study over so many associations to one receiver."""
+    """Send each study over so many associations to one receiver, which has been at work before."""
     with running(name, folder, tools) as receiver:
+        before = Study("small", _BEFORE).samples(next(_runs))
+        send(receiver.port, receiver.ae_title, [], before, _WRITERS, receiver.meter)
+        time.sleep(_SETTLING_SECONDS)
         for study, associations in cases:
             samples = study.samples(next(_runs))
             warm_up = study.samples(next(_runs))[: 2 * associations]

@@ -13,6 +13,7 @@ from benchmarks.studies import Sample
 from dicom_node.node_settings import read_node
 from dicom_node.receiver_process import ReceiverProcess
 from dicom_node.recorder import UNSYNCED
+from dicom_node.redo_log import HALF_BYTES, WORTH
 from doubles.raw_peer import RELEASE_RQ, RawPeer, encode_pdu
 from doubles.strace import Call, Strace
 from durability.sender import SUCCESS, Key, key_of, make_sample, store
@@ -31,6 +32,7 @@ COMMITTED = b"C\0\0\0\x0bCOMMIT\0"
 """CommandComplete of PostgreSQL's protocol, which it sends when the commit is on its disk."""
 
 OF_FILE = re.compile(r"/incoming/[0-9a-f]{2}/")
+OF_LOG = re.compile(r"/redo/\d+\.log>")
 OF_FOLDER = re.compile(r"/incoming/[0-9a-f]{2}>")
 
 FAILURES = [
@@ -67,6 +69,19 @@ class Watched:
             self.acknowledged.add(key_of(sample))
         return status, trace.calls
 
+    def work(self) -> None:
+        """Send instances until there is a log."""
+        logs = self._folder / "data" / "store" / "redo"
+        for _ in range(WORTH):
+            self._count += 1
+            sample = make_sample(f"2.999.{self._count}.1", os.urandom(SHORT))
+            assert send(self._port, sample) == SUCCESS
+            self.acknowledged.add(key_of(sample))
+        deadline = time.monotonic() + 30
+        while not any(map(is_made, logs.glob("*.log"))):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
     def examine(self) -> list[str]:
         """Start it again, and return what does not hold then."""
         pid = self._process.pid
@@ -86,6 +101,13 @@ class Watched:
 
     def stop(self) -> None:
         self._process.stop()
+
+
+def is_made(log: Path) -> bool:
+    """Say whether a log has a generation in its second half, which it gets last."""
+    with log.open("rb") as file:
+        file.seek(HALF_BYTES)
+        return any(file.read(64))
 
 
 def send(port: int, sample: Sample) -> int | None:
@@ -128,6 +150,22 @@ def prove_order(calls: list[Call], durability: str) -> None:
     assert renamed.ended < folder.begun
     assert folder.result == 0
     assert row.ended < said.begun
+
+
+def prove_order_in_log(calls: list[Call]) -> None:
+    """Check that success was said of a file that was whole and a record that was on the disk."""
+    said = next(each for each in calls if each.status == SUCCESS)
+    of_file = [each for each in calls if OF_FILE.search(each.arguments)]
+    of_log = [each for each in calls if OF_LOG.search(each.arguments)]
+    (written,) = [each for each in of_file if each.name == "writev"]
+    (record,) = [each for each in of_log if each.name in {"pwritev", "pwritev2"}]
+    synced = next(each for each in of_log if each.name == "fdatasync" and each.result == 0)
+    assert not [each for each in of_file if each.name == "fsync"]
+    assert written.result >= SHORT
+    assert record.result > written.result
+    assert written.ended < record.begun
+    assert record.ended < synced.begun
+    assert synced.ended < said.begun
 
 
 def is_commit(call: Call) -> bool:
@@ -185,6 +223,51 @@ def test_nothing_is_acknowledged_when_the_nth_system_call_fails(watched, names, 
 
     assert failed > 0
     assert watched.examine() == []
+
+
+@pytest.fixture(scope="module")
+def at_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """A receiver that has received enough to have a log."""
+    one = Watched(tmp_path_factory.mktemp("logged"), "synced")
+    one.work()
+    yield one
+    one.stop()
+
+
+def test_a_receiver_at_work_says_success_when_its_log_is_on_the_disk(at_work):
+    status, calls = at_work.take(SHORT)
+
+    assert status == SUCCESS
+    prove_order_in_log(calls)
+
+
+def test_nothing_is_acknowledged_when_the_sync_of_a_log_fails(at_work):
+    refused, calls = at_work.take(SHORT, "fdatasync:error=EIO:when=1")
+    status, after = at_work.take(SHORT)
+
+    assert [each for each in calls if each.injected and OF_LOG.search(each.arguments)]
+    assert refused in REFUSED
+    assert status == SUCCESS
+    prove_order(after, "synced")  # the log is given up
+    assert at_work.examine() == []
+
+
+def test_a_log_that_cannot_be_written_is_given_up_and_nothing_is_refused(at_work):
+    at_work.work()
+    status, calls = at_work.take(SHORT, "pwritev,pwritev2:error=EIO:when=1")
+
+    assert [each for each in calls if each.injected and OF_LOG.search(each.arguments)]
+    assert status == SUCCESS
+    assert at_work.examine() == []
+
+
+def test_an_orderly_end_leaves_no_log(tmp_path):
+    watched = Watched(tmp_path, "synced")
+    watched.work()
+
+    watched.stop()
+
+    assert list((tmp_path / "data" / "store" / "redo").iterdir()) == []
 
 
 def count_repeated_syncs(calls: list[Call]) -> int:

@@ -14,7 +14,8 @@ from doubles.tools import require_program
 
 PATIENCE_SECONDS = 10.0
 CALLS = (
-    "openat,write,writev,pwrite64,fsync,fdatasync,link,linkat,rename,unlink,sendto,recvfrom,sendmsg"
+    "openat,write,writev,pwrite64,pwritev,pwritev2,fsync,fdatasync,syncfs,link,linkat,rename,"
+    "unlink,sendto,recvfrom,sendmsg"
 )
 
 _LINE = re.compile(r"(\d+) +(?:(\w+)\(|<\.\.\. (\w+) resumed>)(.*)")

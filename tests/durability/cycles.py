@@ -35,8 +35,11 @@ POINTS = (*OF_EACH_INSTANCE, *AT_COMMIT, REBUILD)
 _ODDS = 15
 """One in so many instances dies at a crash point, so that there is something to lose."""
 
-_MOST_ACKNOWLEDGED = 150
-"""It dies after so many instances or fewer: counted, for machines are fast or slow."""
+_MOST_ACKNOWLEDGED = 400
+"""It dies after so many instances or fewer: counted, for machines are fast or slow.
+
+Enough for its processes to have the logs that make instances durable, and to do without at first.
+"""
 
 _LOAD_SECONDS = 10.0
 _INSTANT_SECONDS = 0.02
