@@ -40,7 +40,7 @@ from dicom_node.recorder import Recorder
 from dicom_node.redo_log import RedoLog
 from dicom_node.signals import EndRequest
 from dicom_node.spool import Spool, rebuild, replay
-from dicom_node.store import REDO, Durability, Store
+from dicom_node.store import INCOMING, REDO, Durability, Store
 
 DRAIN_SECONDS = 30.0
 """How long a stop waits for the instances that are coming in."""
@@ -195,7 +195,9 @@ def run_receiver(
     waited_for = durability is Durability.STRICT
 
     def build_hall(line: Line) -> Hall:
-        spool = Spool(store, line, limits, durability, RedoLog(store.path(REDO)))
+        spool = Spool(
+            store, line, limits, durability, RedoLog(store.path(REDO), store.path(INCOMING))
+        )
         return Hall(door, spool, line, line, entrance.beat_seconds)
 
     replay(store)

@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 from dicom_node.disk import Buffer, sync_data, sync_folder
 
-WORTH = 32
+WORTH = 64
 """So many instances come before a log is made; fewer are not worth it."""
 
 REST_SECONDS = 10.0
@@ -45,9 +45,8 @@ HALF_BYTES = 64 * 2**20
 ROOM = 4
 """A log is made where so many of its size are free."""
 
-BULKY, CROWD = 256 * 1024, 2
-"""What is longer is not written twice while so many wait: there the journal's commit serves many,
-and it is bytes that take long."""
+LONGEST = 256 * 1024
+"""What is longer is not written twice: there it is the bytes that take long, not the journal."""
 
 _BLOCK = 4096
 _MAGIC = b"dicomredo"
@@ -55,6 +54,7 @@ _HEADER = struct.Struct("<9s8s")
 _RECORD = struct.Struct("<9s8sQQ32sB")
 _MOST_PIECES = 1_000  # of one pwritev, with the record's own; IOV_MAX of Linux is 1,024
 _CHUNK = bytes(2**20)
+_PAUSE_SECONDS = 0.004
 _NICENESS = 5
 _TELLS_ERRORS = (5, 8)
 """The Linux since which syncfs says what could not be written."""
@@ -93,9 +93,10 @@ class RedoLog:
     an instance has to be made durable by a sync of its file.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Describe it; `folder` is where logs lie, on the file system of the instances."""
+    def __init__(self, folder: Path, files: Path) -> None:
+        """Describe it: logs lie in `folder`, and the files of instances below `files`."""
         self._folder = folder
+        self._files = files
         self._came = 0
         self._descriptor: int | None = None
         self._halves = [_Half(0), _Half(HALF_BYTES)]  # the one that is filled, and the other
@@ -126,13 +127,13 @@ class RedoLog:
         Returns:
             None where there is no room, or no log.
         """
+        length, text = sum(map(len, pieces)), name.encode("ascii")
+        if length > LONGEST:
+            return None
         if self._descriptor is None:
             self._came += 1
             if self._came == WORTH and _can_sync_all():
                 threading.Thread(target=self._run, name="redo log", daemon=True).start()
-            return None
-        length, text = sum(map(len, pieces)), name.encode("ascii")
-        if length > BULKY and self._written - self._synced > CROWD:
             return None
         size = _RECORD.size + len(text) + length
         with self._lock:
@@ -200,6 +201,7 @@ class RedoLog:
         try:
             if shutil.disk_usage(self._folder).free < ROOM * 2 * HALF_BYTES:
                 return
+            files = os.open(self._files, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             descriptor = self._make()
         except OSError:
             _logger.warning("redo_log.not_made")
@@ -214,7 +216,7 @@ class RedoLog:
             if half is None:
                 continue
             try:
-                sync_all(descriptor)
+                sync_all(files)
                 self._empty(descriptor, half)
             except OSError:
                 self._give_up("files")
@@ -229,7 +231,8 @@ class RedoLog:
         try:
             for start in range(0, 2 * HALF_BYTES, len(_CHUNK)):
                 os.pwrite(descriptor, _CHUNK, start)
-            os.fsync(descriptor)
+                os.fsync(descriptor)  # a little at a time, for others wait for the disk, too
+                time.sleep(_PAUSE_SECONDS)
             for half in self._halves:
                 self._empty(descriptor, half)
             sync_folder(self._folder)

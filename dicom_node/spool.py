@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from dicom_node import crashpoints
-from dicom_node.disk import Buffer, open_folder, sync
+from dicom_node.disk import Buffer, open_folder, sync_folder
 from dicom_node.domain import QUARANTINE, Instance
 from dicom_node.errors import RefusedInstance
 from dicom_node.part10 import decode_file_meta, encode_file_meta
@@ -314,12 +314,12 @@ def replay(store: Store) -> int:
     for log in logs:
         for record in read_records(log):
             made += _restore(store, record)
-    with translated("sync"), open_folder(store.path(REDO)) as folder:
-        if logs:
-            sync_all(folder)
-        for log in logs:
-            log.unlink()
-        sync(folder)
+    if logs:
+        with translated("sync"), open_folder(store.path(INCOMING)) as files:
+            sync_all(files)
+            for log in logs:
+                log.unlink()
+            sync_folder(store.path(REDO))
     if made:
         _logger.warning("replay: %d received files were not whole", made)
     return made

@@ -11,7 +11,7 @@ import pytest
 from dicom_node import redo_log
 from dicom_node.redo_log import RedoLog, read_records
 from dicom_node.spool import replay
-from dicom_node.store import REDO, Durability, Store, WholeFile
+from dicom_node.store import INCOMING, REDO, Durability, Store, WholeFile
 
 HALF = 64 * 1024
 LONG = b"pixels" * 1_000
@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def log(store: Store) -> Iterator[RedoLog]:
-    one = RedoLog(store.path(REDO))
+    one = RedoLog(store.path(REDO), store.path(INCOMING))
     assert one.append("none", hashlib.sha256().hexdigest(), []) is None
     wait_until(lambda: one.is_made)
     yield one
@@ -130,7 +130,7 @@ def test_instances_that_do_not_fit_are_synced_by_themselves(store, log, monkeypa
 
 def test_what_is_at_rest_is_forgotten(store, monkeypatch):
     monkeypatch.setattr(redo_log, "REST_SECONDS", 0.05)
-    log = RedoLog(store.path(REDO))
+    log = RedoLog(store.path(REDO), store.path(INCOMING))
     wait_until(lambda: keep(store, log, f"1.2.{time.monotonic_ns()}") is not None)
 
     wait_until(lambda: names_in(store) == [])
