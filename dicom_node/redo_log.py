@@ -82,20 +82,19 @@ class _Half:
     generation: bytes = b""
     used: int = _BLOCK
 
-    def head(self) -> bytes:
-        return _HEADER.pack(_MAGIC, self.generation)
-
 
 class RedoLog:
-    """The log of one process; nothing ends it but the process's end.
+    """The log of one process.
 
     It is made when it is worth it, beside everything else. Where there is none, or no room in it,
-    an instance has to be made durable by a sync of its file.
+    an instance has to be made durable by a sync of its file. One that fails is deleted once the
+    files of what it holds are on the disk. If they cannot be brought there, the kernel has dropped
+    bytes of them, and the process ends: the next start has them from the log.
     """
 
     def __init__(self, folder: Path, files: Path) -> None:
         """Describe it: logs lie in `folder`, and the files of instances below `files`."""
-        self._folder = folder
+        self._path = folder / f"{os.getpid()}.log"
         self._files = files
         self._came = 0
         self._descriptor: int | None = None
@@ -107,11 +106,6 @@ class RedoLog:
         self._syncs = threading.Condition()
         self._synced = 0  # records
         self._is_syncing = False
-
-    @property
-    def is_made(self) -> bool:
-        """Whether there is a log by now."""
-        return self._descriptor is not None
 
     def append(self, name: str, sha256: str, pieces: Sequence[Buffer]) -> Callable[[], None] | None:
         """Add an instance whose file is written, and return what makes it durable.
@@ -192,14 +186,14 @@ class RedoLog:
         self._lock.notify_all()
 
     def _give_up(self, what: str) -> None:
-        """Take no more; what is there already stays for `replay`."""
+        """Take no more."""
         self._is_broken = True
         _logger.critical("redo_log.failed", extra={"what": what})
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
-            if shutil.disk_usage(self._folder).free < ROOM * 2 * HALF_BYTES:
+            if shutil.disk_usage(self._files).free < ROOM * 2 * HALF_BYTES:
                 return
             files = os.open(self._files, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             descriptor = self._make()
@@ -207,27 +201,31 @@ class RedoLog:
             _logger.warning("redo_log.not_made")
             return
         self._descriptor = descriptor
-        while not self._is_broken:
-            with self._lock:
-                self._lock.wait_for(lambda: self._full is not None, REST_SECONDS)
-                if self._full is None and self._halves[0].used > _BLOCK:
-                    self._turn()
-                half = self._full
-            if half is None:
-                continue
-            try:
-                sync_all(files)
-                self._empty(descriptor, half)
-            except OSError:
-                self._give_up("files")
-                return
+        try:
+            while not self._is_broken:
+                self._bring_files(files, descriptor)
+            sync_all(files)
+            self._path.unlink(missing_ok=True)
+        except OSError:
+            self._give_up("files")
+            os._exit(os.EX_IOERR)
+
+    def _bring_files(self, files: int, descriptor: int) -> None:
+        """Wait for a half that is full, or at rest, and empty it when its files are on the disk."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._full is not None, REST_SECONDS)
+            if self._full is None and self._halves[0].used > _BLOCK:
+                self._turn()
+            half = self._full
+        if half is not None:
+            sync_all(files)
+            self._empty(descriptor, half)
             with self._lock:
                 self._full = None
 
     def _make(self) -> int:
         """Return a log whose blocks are all on the disk."""
-        path = self._folder / f"{os.getpid()}.log"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             for start in range(0, 2 * HALF_BYTES, len(_CHUNK)):
                 os.pwrite(descriptor, _CHUNK, start)
@@ -235,10 +233,10 @@ class RedoLog:
                 time.sleep(_PAUSE_SECONDS)
             for half in self._halves:
                 self._empty(descriptor, half)
-            sync_folder(self._folder)
+            sync_folder(self._path.parent)
         except OSError:
             os.close(descriptor)
-            path.unlink(missing_ok=True)
+            self._path.unlink(missing_ok=True)
             raise
         return descriptor
 
@@ -246,7 +244,7 @@ class RedoLog:
     def _empty(descriptor: int, half: _Half) -> None:
         """Let nothing in a half be a record any more."""
         half.generation, half.used = os.urandom(8), _BLOCK
-        os.pwrite(descriptor, half.head(), half.start)
+        os.pwrite(descriptor, _HEADER.pack(_MAGIC, half.generation), half.start)
         sync_data(descriptor)
 
 

@@ -311,9 +311,10 @@ def replay(store: Store) -> int:
     """
     made = 0
     logs = sorted(store.path(REDO).glob("*.log"))
-    for log in logs:
-        for record in read_records(log):
-            made += _restore(store, record)
+    with translated("restore"):
+        for log in logs:
+            for record in read_records(log):
+                made += _restore(store, record)
     if logs:
         with translated("sync"), open_folder(store.path(INCOMING)) as files:
             sync_all(files)
@@ -327,13 +328,13 @@ def replay(store: Store) -> int:
 
 def _restore(store: Store, record: Record) -> bool:
     """Make a file anew unless it is whole where it was, or where the quarantine has taken it."""
-    path = store.path(record.name)
-    moved = store.path(f"{QUARANTINE}/{path.name}")
-    if moved.exists() and not path.exists():
-        path = moved
+    name, moved = record.name, f"{QUARANTINE}/{PurePosixPath(record.name).name}"
+    if store.path(moved).exists() and not store.path(name).exists():
+        name = moved
+    path = store.path(name)
     if path.exists() and path.read_bytes() == record.content:
         return False
-    store.write(path.relative_to(store.path(INCOMING).parent).as_posix(), bytes(record.content))
+    store.write(name, bytes(record.content))
     os.utime(path, ns=(record.came_ns, record.came_ns))
     return True
 

@@ -1,6 +1,7 @@
 """The log of received instances: what it holds after a crash, what it forgets, when it gives up."""
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ def store(tmp_path: Path) -> Store:
 def log(store: Store) -> Iterator[RedoLog]:
     one = RedoLog(store.path(REDO), store.path(INCOMING))
     assert one.append("none", hashlib.sha256().hexdigest(), []) is None
-    wait_until(lambda: one.is_made)
+    wait_until(lambda: one._descriptor is not None)
     yield one
     one._is_broken = True  # its thread ends
 
@@ -181,13 +182,28 @@ def test_sync_that_failed_is_told_to_all_and_never_tried_again(store, log, monke
     assert [r.getMessage() for r in caplog.records] == ["redo_log.failed"]
 
 
-def test_files_that_could_not_be_synced_stay_in_the_log(store, log, monkeypatch, caplog):
+def test_files_that_cannot_be_synced_end_the_process_and_stay_in_its_log(store, log, monkeypatch):
+    """The next start compares each with its digest, and has what is not whole from the log."""
+    ended = []
+
     def fail(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(redo_log, "sync_all", fail)
+    monkeypatch.setattr(redo_log.os, "_exit", ended.append)
     kept = [name for n in range(10) if (name := keep(store, log, f"1.2.{n}"))]
-    wait_until(lambda: bool(caplog.records))
+    wait_until(lambda: bool(ended))
 
-    assert keep(store, log, "1.2.99") is None
+    assert ended == [os.EX_IOERR]
     assert sorted(names_in(store)) == sorted(kept)
+
+
+def test_log_that_failed_goes_when_its_files_are_on_the_disk(store, monkeypatch):
+    monkeypatch.setattr(redo_log, "REST_SECONDS", 0.05)
+    log = RedoLog(store.path(REDO), store.path(INCOMING))
+    wait_until(lambda: keep(store, log, f"1.2.{time.monotonic_ns()}") is not None)
+
+    log._give_up("sync")
+
+    wait_until(lambda: list(store.path(REDO).iterdir()) == [])
+    assert replay(store) == 0
