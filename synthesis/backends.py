@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synthesis.devices import is_quick_in_bfloat16
 from synthesis.types import Precision
 
 CACHE = "SYNTHESIS_CACHE"
@@ -86,7 +87,7 @@ def accelerate(
     Args:
         network: in inference mode; called with a stack and a condition, see `networks`.
         example: a typical call; its sizes may vary but for the channels.
-        precision: of the card. Where bfloat16 is not near enough, it is float32.
+        precision: of the card. Where bfloat16 is slow or not near enough, it is float32.
     """
     device = example[0].device
     threads = torch.get_num_threads()
@@ -96,15 +97,16 @@ def accelerate(
     path = _find_cache() / f"{_digest(network, precision, threads)}.json"
     if kept := _read(path):
         return Accelerated(network, kept, _BUILDERS[kept.backend](network, example, kept.precision))
+    tried = precision if is_quick_in_bfloat16(device) else "float32"
     with torch.inference_mode():
         plain: Tensor = network(*example)
         best = next(
             found
-            for each in dict.fromkeys([precision, "float32"])
+            for each in dict.fromkeys([tried, "float32"])
             if (found := _measure(network, example, plain, each))
         )
     choice = Choice(backend=best[0], precision=best[1], threads=threads)
-    if choice.precision != precision:
+    if choice.precision != tried:
         logger.warning("bfloat16 is farther than %g dB from float32", LEAST_PSNR_DB)
     _write(path, choice)
     return Accelerated(network, choice, best[2])

@@ -9,7 +9,6 @@ import json
 import logging
 import multiprocessing
 import os
-import platform
 import resource
 import threading
 import time
@@ -392,11 +391,9 @@ def _claim(path: Path) -> Iterator[bool]:
 
 def _describe_machine(*, on_gpu: bool) -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    if on_gpu:
-        from synthesis.devices import name_gpu  # noqa: PLC0415 - torch only where it is needed
+    from synthesis.devices import name_cpu, name_gpu  # noqa: PLC0415 - torch only where it is needed
 
-        return f"{name_gpu()}; {libraries}"
-    return f"{platform.machine()} CPU; {libraries}"
+    return f"{name_gpu() if on_gpu else name_cpu()}; {libraries}"
 
 
 def _slug(task: str) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from synthesis.devices import mixed_precision
 from synthesis.faithfulness import implant_many
 from synthesis.methods.segmentation import cross_entropy, dice_loss
 from synthesis.networks import SegmentationUNet
@@ -128,7 +129,7 @@ def learn_segmenter(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
     for step in range(STEPS):
         x, given, classes = _draw(people, np.random.default_rng([seed, step]))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(x.device):
             odds = network(x, given)
         loss = cross_entropy(odds, classes) + dice_loss(odds, classes)
         optimizer.zero_grad()

@@ -8,11 +8,11 @@ such.
 from typing import cast
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from synthesis.augmentation import Batch
+from synthesis.devices import mixed_precision
 from synthesis.losses import masked_l1
 from synthesis.methods.segmentation import TaskDriven, TaskParameters, classify
 from synthesis.networks import AttentiveUNet, sobel
@@ -42,7 +42,7 @@ class Attention(TaskDriven[AttentionParameters]):
     def loss(self, network: nn.Module, batch: Batch, generator: np.random.Generator) -> Tensor:
         """Return regression, edges, errors inside the regions, and the attention's own error."""
         p = self.parameters
-        with torch.autocast(batch.truth.device.type, torch.bfloat16):
+        with mixed_precision(batch.truth.device):
             output, odds = cast(AttentiveUNet, network).attend(batch.stack, batch.condition)
         mean = output[:, :1]
         classes = classify(batch, p.regions)[:, None]

@@ -20,6 +20,7 @@ from scipy import ndimage
 from torch.nn import functional
 
 from synthesis.chance import happens
+from synthesis.devices import mixed_precision
 from synthesis.errors import UnusableInput
 from synthesis.networks import MaskUNet
 from synthesis.patches import bounding_box
@@ -150,7 +151,7 @@ def train_brain_mask(
         ]
         x = torch.from_numpy(np.stack([_to_unit(h.image) for h in drawn]))[:, None]
         y = torch.from_numpy(np.stack([h.brain for h in drawn]).astype(np.float32))[:, None]
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(x.device):
             odds = network(x)
         odds = odds.float()
         p = torch.sigmoid(odds)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from synthesis.augmentation import Batch
+from synthesis.devices import mixed_precision
 from synthesis.losses import masked_l1
 from synthesis.methods.learner import NETWORK, Player, descend
 from synthesis.methods.unet import EncoderDecoder, UNetParameters
@@ -77,7 +78,7 @@ class CycleGAN(EncoderDecoder[CycleGANParameters]):
             made: Tensor = players[BACK].network(image[:, :, None], condition)[:, :1]
             return made
 
-        with torch.autocast(target.device.type, torch.bfloat16):
+        with mixed_precision(target.device):
             made_target = go(batch.stack, batch.condition) * batch.weight
             source_again = back(made_target, which)
             made_source = back(target, which) * weight
@@ -96,7 +97,7 @@ class CycleGAN(EncoderDecoder[CycleGANParameters]):
             (SOURCE_JUDGE, source, made_source, which, which),
         ):
             judge = players[name]
-            with torch.autocast(target.device.type, torch.bfloat16):
+            with mixed_precision(target.device):
                 right, wrong = judge.network(real, known), judge.network(made.detach(), known_made)
             descend(0.5 * ((right - 1).square().mean() + wrong.square().mean()), judge)
         return cycle.detach()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from synthesis.augmentation import Batch
+from synthesis.devices import mixed_precision
 from synthesis.methods.learner import NETWORK, Player, descend
 from synthesis.methods.unet import EncoderDecoder, UNetParameters
 from synthesis.networks import PatchDiscriminator
@@ -78,7 +79,7 @@ class Adversarial(EncoderDecoder[A], Generic[A]):
     def judge(self, players: Mapping[str, Player], image: Tensor, batch: Batch) -> Tensor:
         """Return the discriminator's score of each patch of an image, 1 for real."""
         center = batch.stack[:, :, batch.stack.shape[2] // 2]
-        with torch.autocast(image.device.type, torch.bfloat16):
+        with mixed_precision(image.device):
             score: Tensor = players[DISCRIMINATOR].network(
                 torch.cat([center, image], dim=1), batch.condition
             )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from synthesis.augmentation import Batch
+from synthesis.devices import mixed_precision
 from synthesis.methods.learner import noise_like
 from synthesis.methods.slices import SliceLearner, SliceParameters
 from synthesis.networks import DiffusionUNet, UNetShape
@@ -93,12 +94,12 @@ class Generative(SliceLearner[G]):
         """Return one draw, (batch, 1, rows, columns), standardized."""
 
     def loss(self, network: nn.Module, batch: Batch, generator: np.random.Generator) -> Tensor:
-        """Return the objective, computed in bfloat16."""
+        """Return the objective, see `mixed_precision`."""
         network = cast(DiffusionUNet, network)
         mean, deviation = network.target_level(batch.condition)
         clean = (batch.truth - mean) / deviation * batch.weight
         x = network.standardize(batch.stack, batch.condition)
-        with torch.autocast(clean.device.type, torch.bfloat16):
+        with mixed_precision(clean.device):
             return self.objective(network, clean, x, batch, Draws(clean, generator))
 
     def answer(self, stack: Tensor, condition: Tensor, noise: torch.Generator) -> Tensor:

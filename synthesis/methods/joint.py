@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from synthesis.augmentation import Batch
+from synthesis.devices import mixed_precision
 from synthesis.methods.learner import NETWORK, Player, descend
 from synthesis.methods.segmentation import (
     SEGMENTER,
@@ -46,11 +47,11 @@ class Joint(Segmented[TaskParameters]):
         target, classes = self.name_target(batch), classify(batch, self.parameters.regions)
         output = self.forward(players[NETWORK].network, batch)
         made = output[:, :1] * batch.weight
-        with torch.autocast(made.device.type, torch.bfloat16):
+        with mixed_precision(made.device):
             odds = segmenter(made, target)
         loss = self.regression(output, batch)
         descend(loss + self.parameters.task_weight * cross_entropy(odds, classes), players[NETWORK])
-        with torch.autocast(made.device.type, torch.bfloat16):
+        with mixed_precision(made.device):
             both = [segmenter(image, target) for image in (batch.truth, made.detach())]
         task = sum(cross_entropy(odds, classes) + dice_loss(odds, classes) for odds in both)
         descend(torch.as_tensor(task), players[SEGMENTER])

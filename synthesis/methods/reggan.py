@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from synthesis.augmentation import Batch
+from synthesis.devices import mixed_precision
 from synthesis.methods.gan import DISCRIMINATOR, Adversarial, GANParameters
 from synthesis.methods.learner import NETWORK, Player, descend
 from synthesis.networks import RegistrationUNet, warp
@@ -63,7 +64,7 @@ class RegGAN(Adversarial[RegGANParameters]):
         p = self.parameters
         output = self.forward(players[NETWORK].network, batch)
         image = output[:, :1] * batch.weight
-        with torch.autocast(output.device.type, torch.bfloat16):
+        with mixed_precision(output.device):
             shift = players[REGISTRATION].network(batch.truth, image.detach(), batch.condition)
         weight = batch.weight * (warp(batch.weight, shift.detach()) > WHOLE)
         laid = replace(batch, truth=warp(batch.truth, shift), weight=weight)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from synthesis.augmentation import Batch
+from synthesis.devices import mixed_precision
 from synthesis.methods.learner import NETWORK, Player, descend
 from synthesis.methods.segmentation import (
     SEGMENTER,
@@ -55,7 +55,7 @@ class TaskLoss(Segmented[TaskLossParameters]):
         segmenter = players[SEGMENTER].network
         target, classes = self.name_target(batch), classify(batch, p.regions)
         if progress < p.segmenter_share:
-            with torch.autocast(batch.truth.device.type, torch.bfloat16):
+            with mixed_precision(batch.truth.device):
                 odds = segmenter(batch.truth, target)
             loss = cross_entropy(odds, classes) + dice_loss(odds, classes)
             descend(loss, players[SEGMENTER])
@@ -64,7 +64,7 @@ class TaskLoss(Segmented[TaskLossParameters]):
         segmenter.eval().requires_grad_(False)
         output = self.forward(players[NETWORK].network, batch)
         made = output[:, :1] * batch.weight
-        with torch.autocast(made.device.type, torch.bfloat16):
+        with mixed_precision(made.device):
             if p.task == "features":
                 task = feature_distance(segmenter, made, batch.truth, target)
             else:

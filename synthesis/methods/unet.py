@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from synthesis.augmentation import Batch
 from synthesis.backends import Accelerated, accelerate
+from synthesis.devices import mixed_precision
 from synthesis.losses import (
     gradient_l1,
     masked_l1,
@@ -71,8 +72,8 @@ class EncoderDecoder(SliceLearner[U], Generic[U]):
         return self.regression(self.forward(network, batch), batch)
 
     def forward(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Return (batch, 3, rows, columns), computed in bfloat16."""
-        with torch.autocast(batch.truth.device.type, torch.bfloat16):
+        """Return (batch, 3, rows, columns), see `mixed_precision`."""
+        with mixed_precision(batch.truth.device):
             output: Tensor = network(batch.stack, batch.condition)
         return output
 

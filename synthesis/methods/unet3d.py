@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from synthesis.augmentation import Batch, Stock
-from synthesis.devices import exact
+from synthesis.devices import exact, mixed_precision
 from synthesis.losses import gradient_l1, masked_l1, masked_square, pinball
 from synthesis.methods.calibration import widen_by_slices
 from synthesis.methods.learner import Learner, LearnerParameters
@@ -67,7 +67,7 @@ class UNet3D(Learner[UNet3DParameters]):
         """Return L1, L2 and gradients of the mean, and the two quantiles' pinball."""
         p = self.parameters
         truth, weight = batch.truth, batch.weight
-        with torch.autocast(truth.device.type, torch.bfloat16):
+        with mixed_precision(truth.device):
             output: Tensor = network(batch.stack, batch.condition)
         mean, lower, upper = output.chunk(3, dim=1)
         loss = masked_l1(mean, truth, weight)

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from doubles.tools import find_data
 from gates.faults import BRAIN_MODEL, MODELS, ROOT
+from synthesis.devices import mixed_precision
 from synthesis.methods.brain_mask import find_brain
 from synthesis.people import Person, read_manifest
 from synthesis.preparation import read_image
@@ -78,7 +79,7 @@ def ask_mindgrab(network: MindGrab, image: sitk.Image) -> MaskArray:
     direction = np.array(image.GetDirection()).reshape(3, 3)
     grid.SetOrigin([float(v) for v in center - direction @ np.full(3, (SIDE - 1) / 2)])
     cube = sitk.GetArrayFromImage(sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear))
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), mixed_precision(torch.device("cpu")):
         odds = network(torch.from_numpy(_turn(_to_unit(cube)))[None, None])[0]
     inside = _turn_back((odds[1] > odds[0]).numpy())
     mask = sitk.GetImageFromArray(inside.astype(np.uint8))

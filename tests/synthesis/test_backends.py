@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synthesis import backends
+from synthesis import backends, devices
 from synthesis.backends import accelerate, agrees, list_ways
 from synthesis.networks import ConditionedUNet, UNetShape
 from synthesis.patches import find_window
@@ -41,6 +41,12 @@ def network() -> ConditionedUNet:
 
 def read_choices(cache: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in cache.glob("*.json")]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this machine pass for one that is quick in bfloat16."""
+    monkeypatch.setattr(backends, "is_quick_in_bfloat16", lambda _: True)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -85,6 +91,7 @@ def test_other_weights_and_another_precision_are_measured_anew(
     assert len(read_choices(cache)) == 3
 
 
+@pytest.mark.usefixtures("quick")
 def test_bfloat16_that_is_too_far_becomes_float32(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +101,50 @@ def test_bfloat16_that_is_too_far_becomes_float32(
 
     assert chosen.choice.precision == "float32"
     assert read_choices(cache)[0]["precision"] == "float32"
+
+
+def test_bfloat16_is_not_tried_where_it_is_slow(
+    network: ConditionedUNet, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU without AVX-512 the first request would wait for minutes."""
+    tried = []
+
+    def build(network: nn.Module, example: Any, precision: str) -> backends.Run:
+        tried.append(precision)
+        return backends._build_torch(network, example, precision)
+
+    monkeypatch.setattr(backends, "is_quick_in_bfloat16", lambda _: False)
+    monkeypatch.setattr(backends, "_BUILDERS", {"torch": build})
+
+    chosen = accelerate(network, EXAMPLE, "bfloat16")
+
+    assert tried == ["float32"]
+    assert chosen.choice.precision == "float32"
+    assert read_choices(cache)[0]["precision"] == "float32"
+
+
+def test_networks_learn_in_bfloat16_where_it_is_quick_and_in_float32_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    convolution, image = nn.Conv2d(1, 1, 3), torch.rand(1, 1, 8, 8)
+    for quick, precision in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(devices, "is_quick_in_bfloat16", lambda _, quick=quick: quick)
+        with devices.mixed_precision(image.device):
+            assert convolution(image).dtype is precision
+
+
+def test_bfloat16_is_called_quick_only_where_it_is() -> None:
+    """The slow one is 20 times slower; between 2 and 1/2 either is right."""
+    convolution, image = nn.Conv2d(32, 32, 3), torch.rand(2, 32, 32, 32)
+    taken = {}
+    for enabled in (True, False):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            taken[enabled] = backends._time(lambda *_: convolution(image), EXAMPLE)
+
+    if devices.is_quick_in_bfloat16(image.device):
+        assert taken[True] < 4 * taken[False]
+    else:
+        assert taken[True] > taken[False]
 
 
 def test_cache_that_cannot_be_written_costs_only_the_next_measurement(
