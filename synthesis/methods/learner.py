@@ -22,6 +22,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from synthesis.augmentation import Batch, Stock
 from synthesis.devices import choose_device, time_worked
+from synthesis.optimizers import Muon
 from synthesis.synthesizer import Parameters, Synthesizer
 from synthesis.types import Case
 
@@ -134,7 +135,7 @@ class Learner(Synthesizer[L]):
         budget: timedelta | None = None,
         checkpoint: Path | None = None,
     ) -> Self:
-        """Learn by AdamW with a one-cycle rate; every draw follows from the seed and the step."""
+        """Learn by Muon with a one-cycle rate; every draw follows from the seed and the step."""
         p = self.parameters
         torch.manual_seed(seed)
         device = choose_device(self.device)
@@ -184,7 +185,7 @@ class Learner(Synthesizer[L]):
         network = network.train().to(device)
         if device.type == "cuda" and self.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(
+        optimizer = Muon(
             network.parameters(),
             self.parameters.learning_rate,
             weight_decay=self.parameters.weight_decay,
@@ -281,8 +282,8 @@ def _save_state(
             continue
         names = [key for key, _ in player.network.named_parameters()]
         for index, state in player.optimizer.state_dict()["state"].items():
-            for moment in MOMENTS:
-                tensors[f"{name}.{moment}.{names[index]}"] = state[moment].contiguous()
+            for moment, values in state.items():
+                tensors[f"{name}.{moment}.{names[index]}"] = values.contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     save_file(tensors, temporary)
@@ -303,7 +304,11 @@ def _restore_state(
             player.network.load_state_dict(weights)
         saved = player.optimizer.state_dict()
         saved["state"] = {
-            index: {moment: tensors[f"{name}.{moment}.{key}"] for moment in MOMENTS}
+            index: {
+                moment: tensors[f"{name}.{moment}.{key}"]
+                for moment in MOMENTS
+                if f"{name}.{moment}.{key}" in tensors
+            }
             for index, (key, _) in enumerate(player.network.named_parameters())
             if f"{name}.step.{key}" in tensors
         }

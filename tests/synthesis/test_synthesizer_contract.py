@@ -44,7 +44,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "unet3d": {"width": 8, "levels": 2, "steps": 100, "crop": 16, "batch": 4, "tile": 32},
     "gan": SMALL | {"steps": 160, "discriminator_width": 8},
     "reggan": SMALL | {"steps": 160, "discriminator_width": 8, "registration_width": 4},
-    "cyclegan": SMALL | {"steps": 10, "discriminator_width": 8},
+    "cyclegan": SMALL | {"steps": 40, "discriminator_width": 8},
     "task_loss": SMALL | {"steps": 200, "segmenter_width": 4, "regions": LESION},
     "attention": SMALL | {"steps": 200, "edge_weight": 0.1, "regions": LESION},
     "joint": SMALL | {"steps": 160, "segmenter_width": 4, "regions": LESION},
