@@ -39,7 +39,7 @@ def time_worked(device: torch.device) -> float:
 
 
 def is_quick_in_bfloat16(device: torch.device) -> bool:
-    """Tell whether the device computes in bfloat16 at least as fast as in float32.
+    """Tell whether the device computes in bfloat16 about as fast as in float32, or faster.
 
     On a CPU without AVX-512 (or Arm's bfloat16) torch has only a plain loop for it: a convolution
     takes 20 to 70 times as long as in float32.
