@@ -128,9 +128,8 @@ def _write_robustness(found: Sequence[_Kept]) -> Iterator[str]:
     yield "N4* and *not registered* leave out the step that would undo the disturbance. The"
     yield "error under thick slices is of the truth averaged over the same slices. *×* is the"
     yield f"error over that on clean sources, person by person; the bar is {1 + MOST_LOST:g}."
-    yield "Every network of the table learns with random bias, response curves, blur, noise and"
-    yield "misalignment of its sources, and none without: what is fitted to people as they are"
-    yield "(linear, boosting) has to stand for the plain twin."
+    yield "Networks learn half of their samples with random bias, response curves, blur and noise"
+    yield "on the sources; `unet25d-plain` is the twin of `unet25d-short` that learns none so."
     yield ""
     for task in _tasks(found):
         rows = [each for each in found if each.figures.get(task)]

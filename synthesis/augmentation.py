@@ -117,6 +117,7 @@ class Stock:
         slices: int,
         views: tuple[int, ...],
         generator: np.random.Generator,
+        randomized: float = 1.0,
         whole: bool = False,
         labels: bool = False,
     ) -> Batch:
@@ -128,6 +129,7 @@ class Stock:
             slices: odd, or even if all of them are asked for.
             views: slice axes to draw from.
             generator: of all choices.
+            randomized: share of the samples whose sources come as of another scanner.
             whole: truth and weight of all slices and not of the center slice alone.
             labels: the center slice's labels, too.
         """
@@ -141,7 +143,12 @@ class Stock:
         images = torch.where(inside, cuts[:, :-1] / mask.clamp_min(HALF), 0)
         condition, others = self._describe(choices, generator)
         channels = [self.labels.index(s) for s in self.task.sources]
-        stack = _disturb(images[:, channels], images, others.to(self.device), generator)
+        stack = images[:, channels]
+        chosen = np.flatnonzero(generator.random(count) < randomized)
+        if chosen.size:
+            rows = torch.from_numpy(chosen).to(self.device)
+            disturbed = _disturb(stack[rows], images[rows], others.to(self.device)[rows], generator)
+            stack = stack.index_copy(0, rows, disturbed)
         given = condition[:, : len(channels), None, None, None].to(self.device)
         middle = slices // 2
         kept = slice(None) if whole else middle

@@ -45,6 +45,8 @@ class LearnerParameters(Parameters):
         live_statistics: share of the training after which batch norm keeps its statistics. What a
             small batch measures of itself is a hint that the answer to a single study lacks; the
             last part is learnt without it.
+        randomized: share of the samples whose sources come as of another scanner, see
+            `augmentation`. The others teach what the sources are as they were acquired.
     """
 
     steps: int = 9000
@@ -54,6 +56,7 @@ class LearnerParameters(Parameters):
     weight_decay: float = 1e-2
     weight_averaging: float = 0.998
     live_statistics: float = 0.7
+    randomized: float = 0.5
 
 
 L = TypeVar("L", bound=LearnerParameters)

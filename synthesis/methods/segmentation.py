@@ -42,7 +42,13 @@ class TaskDriven(EncoderDecoder[T], Generic[T]):
         """Return samples with the labels of those people who have some."""
         p = self.parameters
         return stock.draw(
-            p.batch, size=p.crop, slices=p.slices, views=p.views, generator=generator, labels=True
+            p.batch,
+            size=p.crop,
+            slices=p.slices,
+            views=p.views,
+            generator=generator,
+            randomized=p.randomized,
+            labels=True,
         )
 
     def name_target(self, batch: Batch) -> Tensor:

@@ -77,7 +77,14 @@ class SliceLearner(Learner[S]):
     def draw(self, stock: Stock, generator: np.random.Generator) -> Batch:
         """Return samples along the method's views."""
         p = self.parameters
-        return stock.draw(p.batch, size=p.crop, slices=p.slices, views=p.views, generator=generator)
+        return stock.draw(
+            p.batch,
+            size=p.crop,
+            slices=p.slices,
+            views=p.views,
+            generator=generator,
+            randomized=p.randomized,
+        )
 
     def predict(
         self,

@@ -60,7 +60,13 @@ class UNet3D(Learner[UNet3DParameters]):
         """Return cubes."""
         p = self.parameters
         return stock.draw(
-            p.batch, size=p.crop, slices=p.crop, views=(0,), generator=generator, whole=True
+            p.batch,
+            size=p.crop,
+            slices=p.crop,
+            views=(0,),
+            generator=generator,
+            randomized=p.randomized,
+            whole=True,
         )
 
     def loss(self, network: nn.Module, batch: Batch, generator: np.random.Generator) -> Tensor:

@@ -53,10 +53,10 @@ def make_case(subject: str = "here-1", seed: int = 1) -> Case:
     )
 
 
-def draw(case: Case, count: int = 6, seed: int = 5) -> Any:
+def draw(case: Case, count: int = 6, seed: int = 5, **further: Any) -> Any:
     generator = np.random.default_rng(seed)
     return Stock([case], TASK, CPU).draw(
-        count, size=32, slices=5, views=(0, 1, 2), generator=generator
+        count, size=32, slices=5, views=(0, 1, 2), generator=generator, **further
     )
 
 
@@ -212,6 +212,22 @@ def test_the_same_seed_draws_the_same_samples() -> None:
 
     assert torch.equal(first.stack, second.stack)
     assert torch.equal(first.truth, second.truth)
+
+
+@pytest.mark.parametrize(
+    ("randomized", "least", "most"), [(0, 1, 1), (0.5, 0.35, 0.65), (1, 0, 0.1)]
+)
+def test_only_a_share_of_the_samples_comes_as_of_another_scanner(
+    randomized: float, least: float, most: float
+) -> None:
+    batch = draw(make_case(), count=120, randomized=randomized)
+
+    # T2w is 1.5 T1w - 0.2, unless T1w was disturbed
+    alone = (batch.condition[:, :3] == torch.tensor([1, 0, 0])).all(dim=1)
+    error = (batch.truth[:, 0] - 1.5 * batch.stack[:, 0, 2] + 0.2).abs() * batch.weight[:, 0]
+    plain = (error.amax(dim=(1, 2)) < 1e-3)[alone]
+    assert len(plain) > 20
+    assert least <= plain.float().mean() <= most
 
 
 def test_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
