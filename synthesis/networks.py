@@ -137,6 +137,26 @@ class LinearBase(nn.Linear):
         return (weights[:, :-1] * center.float()).sum(1, keepdim=True) + weights[:, -1:]
 
 
+def choose_target(every: Tensor, condition: Tensor, targets: int) -> Tensor:
+    """Return what a last layer says of the wanted target.
+
+    Each target has a last layer of its own: what is bright in one is dark in another, and the maps
+    before it are few.
+
+    Args:
+        every: (batch, targets * answers, ...).
+        condition: (batch, ... + targets), which ends with the one-hot target.
+        targets: that the condition can name.
+
+    Returns:
+        (batch, answers, ...).
+    """
+    chosen = condition[:, -targets:]
+    chosen = chosen.view(*chosen.shape, *[1] * (every.ndim - 1))
+    parted = every.view(every.shape[0], targets, -1, *every.shape[2:])
+    return (parted * chosen).sum(dim=1)
+
+
 def add_band(raw: Tensor, base: Tensor) -> Tensor:
     """Return mean, 5th and 95th percentile from three raw channels and the part without network."""
     mean, below, above = raw.float().chunk(3, dim=1)
@@ -158,10 +178,11 @@ class ConditionedUNet(Trunk):
         super().__init__(
             shape.sources * shape.slices + extras, shape.condition, shape.width, shape.levels
         )
+        self.targets = shape.targets
         self.refine = nn.Sequential(
             nn.Conv2d(DETAIL + shape.sources, 16, 3, padding=1),
             nn.LeakyReLU(LEAK),
-            nn.Conv2d(16, 3, 3, padding=1),
+            nn.Conv2d(16, 3 * shape.targets, 3, padding=1),
         )
         self.linear = LinearBase(shape.condition, shape.sources)
 
@@ -177,7 +198,13 @@ class ConditionedUNet(Trunk):
         """
         center = x[:, :, x.shape[2] // 2]  # (batch, sources, rows, columns)
         h = self.decode(x.flatten(1, 2), condition)[-1]
-        return add_band(self.refine(torch.cat([h, center], dim=1)), self.linear(center, condition))
+        return self.answer(h, center, condition)
+
+    def answer(self, h: Tensor, center: Tensor, condition: Tensor) -> Tensor:
+        """Return the answer from the decoder's finest map and the center slices."""
+        every = self.refine(torch.cat([h, center], dim=1))
+        raw = choose_target(every, condition, self.targets)
+        return add_band(raw, self.linear(center, condition))
 
 
 class DilatedCNN(nn.Module):
@@ -199,14 +226,16 @@ class DilatedCNN(nn.Module):
                 nn.LeakyReLU(LEAK),
             ]
             inputs = shape.width
-        self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, 3, 3, padding=1))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, 3 * shape.targets, 3, padding=1))
+        self.targets = shape.targets
         self.linear = LinearBase(shape.condition, shape.sources)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Predict the center slice, as `ConditionedUNet` does."""
         center = x[:, :, x.shape[2] // 2]
         known = condition[:, :, None, None].expand(-1, -1, *x.shape[3:])
-        raw = self.layers(torch.cat([x.flatten(1, 2), known], dim=1))
+        every = self.layers(torch.cat([x.flatten(1, 2), known], dim=1))
+        raw = choose_target(every, condition, self.targets)
         return add_band(raw, self.linear(center, condition))
 
 
@@ -263,7 +292,8 @@ class ConditionedVolumeUNet(VolumeUNet):
 
     def __init__(self, *, sources: int, targets: int, width: int, levels: int) -> None:
         condition = sources + targets
-        super().__init__(sources + condition, 3, width, levels, grouped=False)
+        super().__init__(sources + condition, 3 * targets, width, levels, grouped=False)
+        self.targets = targets
         self.linear = LinearBase(condition, sources)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
@@ -277,7 +307,9 @@ class ConditionedVolumeUNet(VolumeUNet):
             (batch, 3, slices, rows, columns): mean, 5th and 95th percentile, normalized.
         """
         known = condition[:, :, None, None, None].expand(-1, -1, *x.shape[2:])
-        return add_band(super().forward(torch.cat([x, known], dim=1)), self.linear(x, condition))
+        every = super().forward(torch.cat([x, known], dim=1))
+        raw = choose_target(every, condition, self.targets)
+        return add_band(raw, self.linear(x, condition))
 
 
 def _volume_block(inputs: int, outputs: int, *, grouped: bool) -> nn.Sequential:
@@ -311,7 +343,7 @@ class DiffusionUNet(Trunk):
         self.refine = nn.Sequential(
             nn.Conv2d(DETAIL + shape.sources + 1, 16, 3, padding=1),
             nn.LeakyReLU(LEAK),
-            nn.Conv2d(16, 1, 3, padding=1),
+            nn.Conv2d(16, shape.targets, 3, padding=1),
         )
         self.levels: Tensor
         self.register_buffer("levels", torch.tensor([[0.0, 1.0]]).repeat(shape.condition, 1))
@@ -333,7 +365,8 @@ class DiffusionUNet(Trunk):
         known = torch.cat([condition, phase.sin(), phase.cos()], dim=1)
         center = x[:, :, x.shape[2] // 2]
         h = self.decode(torch.cat([x.flatten(1, 2), state], dim=1), known)[-1]
-        return self.refine(torch.cat([h, center, state], dim=1)).float()  # type: ignore[no-any-return]
+        every = self.refine(torch.cat([h, center, state], dim=1))
+        return choose_target(every, condition, self.shape.targets).float()
 
     def standardize(self, x: Tensor, condition: Tensor) -> Tensor:
         """Return the sources (batch, sources, slices, rows, columns) with mean 0 and deviation 1.
@@ -475,8 +508,7 @@ class AttentiveUNet(ConditionedUNet):
         h = self.decode(torch.cat([x.flatten(1, 2), edges], dim=1), condition)[-1]
         odds = self.attention(torch.cat([h, center, edges], dim=1))
         h = h * (1 + torch.sigmoid(odds))
-        base = self.linear(center, condition)
-        return add_band(self.refine(torch.cat([h, center], dim=1)), base), odds.float()
+        return self.answer(h, center, condition), odds.float()
 
 
 def sobel(image: Tensor) -> Tensor:

@@ -7,12 +7,21 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch import Tensor, nn
 
 from synthesis.augmentation import Batch, Stock
 from synthesis.methods import build_method
 from synthesis.methods.segmentation import classify, cross_entropy, dice_loss
 from synthesis.metrics.ours import mean_absolute_error
-from synthesis.networks import sobel, warp
+from synthesis.networks import (
+    ConditionedUNet,
+    ConditionedVolumeUNet,
+    DiffusionUNet,
+    DilatedCNN,
+    UNetShape,
+    sobel,
+    warp,
+)
 from synthesis.patches import tile_starts, tile_weights
 from synthesis.phantom import render
 from synthesis.speed import make_head
@@ -165,6 +174,39 @@ def test_whole_truth_holds_the_center_slice() -> None:
 
     assert whole.truth.shape == (3, 1, 5, 16, 16)
     assert torch.equal(whole.truth[:, :, 2], flat.truth)
+
+
+def _two_targets(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return a network of two targets and what it is asked, its first target wanted."""
+    shape = UNetShape(sources=2, targets=2, slices=1, width=8, levels=2)
+    flat = torch.rand(1, 2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    wanted = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    match name:
+        case "slices":
+            return ConditionedUNet(shape), (flat, wanted)
+        case "pixels":
+            return DilatedCNN(shape), (flat, wanted)
+        case "states":
+            return DiffusionUNet(shape), (flat, wanted, flat[:, 0], torch.zeros(1))
+        case _:
+            volumes = ConditionedVolumeUNet(sources=2, targets=2, width=8, levels=2)
+            return volumes, (flat.expand(-1, -1, 8, -1, -1), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [("slices", "refine.2"), ("pixels", "layers.10"), ("states", "refine.2"), ("volumes", "head")],
+)
+def test_each_target_has_a_last_layer_of_its_own(name: str, last: str) -> None:
+    network, asked = _two_targets(name)
+
+    network(*asked).sum().backward()
+
+    gradient = network.get_parameter(f"{last}.weight").grad
+    assert gradient is not None
+    wanted, other = gradient.chunk(2)
+    assert wanted.abs().max() > 0
+    assert other.abs().max() == 0
 
 
 def test_single_images_are_learnt() -> None:
