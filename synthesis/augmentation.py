@@ -2,10 +2,10 @@
 
 What differs between sites and must not matter is drawn at random (domain randomization in the
 sense of Billot 2023): view, slice thickness, rotation, scale and side of the head; and, on the
-sources only, a misalignment between contrasts, the response curve, a little of another contrast's
-weighting, gain, bias field, resolution and noise. All contrasts and the target share the geometry
-that is drawn. Choices are drawn by NumPy, so that they are the same on every device; the grain of
-the noise is the device's own.
+sources only, a misalignment between contrasts; on a share of the samples the sources' response
+curve, a little of another contrast's weighting, gain, bias field, resolution and noise. All
+contrasts and the target share the geometry that is drawn. Choices are drawn by NumPy, so that they
+are the same on every device; the grain of the noise is the device's own.
 """
 
 from collections.abc import Mapping, Sequence

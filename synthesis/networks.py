@@ -137,7 +137,7 @@ class LinearBase(nn.Linear):
         return (weights[:, :-1] * center.float()).sum(1, keepdim=True) + weights[:, -1:]
 
 
-def choose_target(every: Tensor, condition: Tensor, targets: int) -> Tensor:
+def choose_target(every: Tensor, condition: Tensor, answers: int) -> Tensor:
     """Return what a last layer says of the wanted target.
 
     Each target has a last layer of its own: what is bright in one is dark in another, and the maps
@@ -146,20 +146,25 @@ def choose_target(every: Tensor, condition: Tensor, targets: int) -> Tensor:
     Args:
         every: (batch, targets * answers, ...).
         condition: (batch, ... + targets), which ends with the one-hot target.
-        targets: that the condition can name.
+        answers: channels of one target.
 
     Returns:
         (batch, answers, ...).
     """
-    chosen = condition[:, -targets:]
-    chosen = chosen.view(*chosen.shape, *[1] * (every.ndim - 1))
-    parted = every.view(every.shape[0], targets, -1, *every.shape[2:])
-    return (parted * chosen).sum(dim=1)
+    parted = every.view(every.shape[0], -1, answers, *every.shape[2:])
+    chosen = condition[:, -parted.shape[1] :]
+    return (parted * chosen.view(*chosen.shape, *[1] * (every.ndim - 1))).sum(dim=1)
 
 
-def add_band(raw: Tensor, base: Tensor) -> Tensor:
-    """Return mean, 5th and 95th percentile from three raw channels and the part without network."""
-    mean, below, above = raw.float().chunk(3, dim=1)
+def add_band(every: Tensor, condition: Tensor, base: Tensor) -> Tensor:
+    """Return the wanted target's mean, 5th and 95th percentile.
+
+    Args:
+        every: (batch, targets * 3, ...), raw channels of every target.
+        condition: see `choose_target`.
+        base: (batch, 1, ...), the part that needs no network.
+    """
+    mean, below, above = choose_target(every, condition, 3).float().chunk(3, dim=1)
     mean = mean + base
     lower = mean - functional.softplus(below - 3)
     upper = mean + functional.softplus(above - 3)
@@ -178,7 +183,6 @@ class ConditionedUNet(Trunk):
         super().__init__(
             shape.sources * shape.slices + extras, shape.condition, shape.width, shape.levels
         )
-        self.targets = shape.targets
         self.refine = nn.Sequential(
             nn.Conv2d(DETAIL + shape.sources, 16, 3, padding=1),
             nn.LeakyReLU(LEAK),
@@ -203,8 +207,7 @@ class ConditionedUNet(Trunk):
     def answer(self, h: Tensor, center: Tensor, condition: Tensor) -> Tensor:
         """Return the answer from the decoder's finest map and the center slices."""
         every = self.refine(torch.cat([h, center], dim=1))
-        raw = choose_target(every, condition, self.targets)
-        return add_band(raw, self.linear(center, condition))
+        return add_band(every, condition, self.linear(center, condition))
 
 
 class DilatedCNN(nn.Module):
@@ -227,7 +230,6 @@ class DilatedCNN(nn.Module):
             ]
             inputs = shape.width
         self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, 3 * shape.targets, 3, padding=1))
-        self.targets = shape.targets
         self.linear = LinearBase(shape.condition, shape.sources)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -235,8 +237,7 @@ class DilatedCNN(nn.Module):
         center = x[:, :, x.shape[2] // 2]
         known = condition[:, :, None, None].expand(-1, -1, *x.shape[3:])
         every = self.layers(torch.cat([x.flatten(1, 2), known], dim=1))
-        raw = choose_target(every, condition, self.targets)
-        return add_band(raw, self.linear(center, condition))
+        return add_band(every, condition, self.linear(center, condition))
 
 
 class VolumeUNet(nn.Module):
@@ -293,7 +294,6 @@ class ConditionedVolumeUNet(VolumeUNet):
     def __init__(self, *, sources: int, targets: int, width: int, levels: int) -> None:
         condition = sources + targets
         super().__init__(sources + condition, 3 * targets, width, levels, grouped=False)
-        self.targets = targets
         self.linear = LinearBase(condition, sources)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
@@ -308,8 +308,7 @@ class ConditionedVolumeUNet(VolumeUNet):
         """
         known = condition[:, :, None, None, None].expand(-1, -1, *x.shape[2:])
         every = super().forward(torch.cat([x, known], dim=1))
-        raw = choose_target(every, condition, self.targets)
-        return add_band(raw, self.linear(x, condition))
+        return add_band(every, condition, self.linear(x, condition))
 
 
 def _volume_block(inputs: int, outputs: int, *, grouped: bool) -> nn.Sequential:
@@ -366,7 +365,7 @@ class DiffusionUNet(Trunk):
         center = x[:, :, x.shape[2] // 2]
         h = self.decode(torch.cat([x.flatten(1, 2), state], dim=1), known)[-1]
         every = self.refine(torch.cat([h, center, state], dim=1))
-        return choose_target(every, condition, self.shape.targets).float()
+        return choose_target(every, condition, 1).float()
 
     def standardize(self, x: Tensor, condition: Tensor) -> Tensor:
         """Return the sources (batch, sources, slices, rows, columns) with mean 0 and deviation 1.

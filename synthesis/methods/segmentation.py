@@ -2,12 +2,11 @@
 
 from typing import Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from synthesis.augmentation import Batch, Stock
+from synthesis.augmentation import Batch
 from synthesis.methods.unet import EncoderDecoder, UNetParameters
 from synthesis.networks import SegmentationUNet
 
@@ -38,18 +37,7 @@ T = TypeVar("T", bound=TaskParameters)
 class TaskDriven(EncoderDecoder[T], Generic[T]):
     """The encoder-decoder whose samples come with labels."""
 
-    def draw(self, stock: Stock, generator: np.random.Generator) -> Batch:
-        """Return samples with the labels of those people who have some."""
-        p = self.parameters
-        return stock.draw(
-            p.batch,
-            size=p.crop,
-            slices=p.slices,
-            views=p.views,
-            generator=generator,
-            randomized=p.randomized,
-            labels=True,
-        )
+    with_labels = True
 
     def name_target(self, batch: Batch) -> Tensor:
         """Return (batch, targets), one-hot: the segmenter's condition."""

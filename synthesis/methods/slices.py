@@ -1,7 +1,7 @@
 """What all networks share that answer slice by slice from neighboring slices (2.5-D)."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ class SliceLearner(Learner[S]):
     imputation). The answer is the mean of the answers along every usable axis.
     """
 
+    with_labels: ClassVar[bool] = False
+    """Whether samples come with the labels of those people who have some."""
+
     @property
     def multiple(self) -> int:
         """Rows and columns of what the network is given are divisible by this."""
@@ -84,6 +87,7 @@ class SliceLearner(Learner[S]):
             views=p.views,
             generator=generator,
             randomized=p.randomized,
+            labels=self.with_labels,
         )
 
     def predict(
