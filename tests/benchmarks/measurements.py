@@ -37,7 +37,7 @@ Record = dict[str, Any]
 _CHECKED = (OURS, OURS_STRICT, OURS_FAST)
 _BEFORE = 256
 _SETTLING_SECONDS = 2.0
-_SHIPPED_FILES = 40
+_SHIPPED_FILES = 200  # a usual series; the sender's own start, which counts, is a tenth of it
 _WARM_MEMORY = 1_200 * 2**20
 _IDLE_ASSOCIATIONS = 64
 _IDLE_SECONDS = 5.0
@@ -53,9 +53,7 @@ def measure_reception(
 ) -> Iterator[Record]:
     """Send each study over so many associations to one receiver, which has been at work before."""
     with running(name, folder, tools) as receiver:
-        before = Study("small", _BEFORE).samples(next(_runs))
-        send(receiver.port, receiver.ae_title, [], before, _WRITERS, receiver.meter)
-        time.sleep(_SETTLING_SECONDS)
+        _let_work(receiver)
         for study, associations in cases:
             samples = study.samples(next(_runs))
             warm_up = study.samples(next(_runs))[: 2 * associations]
@@ -82,8 +80,12 @@ def measure_reception(
 
 
 def measure_shipped_senders(name: str, folder: Path, tools: Path, study: Study) -> Iterator[Record]:
-    """Let DCMTK's senders send files as they are shipped, Nagle's algorithm and all."""
+    """Let DCMTK's senders send files as they are shipped, Nagle's algorithm and all.
+
+    To a receiver that has been at work before.
+    """
     with running(name, folder, tools) as receiver, tempfile.TemporaryDirectory() as files:
+        _let_work(receiver)
         for program in ("dcmsend", "storescu"):
             place = Path(files) / program
             study.write_files(place, next(_runs), _SHIPPED_FILES)
@@ -262,6 +264,13 @@ def _count_lost(receiver: Running, samples: list[Any]) -> int:
             hashlib.sha256(content[decode_file_meta(content).data_set_offset :]).hexdigest()
         )
     return sum(sample.digest not in digests for sample in samples)
+
+
+def _let_work(receiver: Running) -> None:
+    """Send a receiver what it no longer counts as its first ones, as one that is up for days."""
+    before = Study("small", _BEFORE).samples(next(_runs))
+    send(receiver.port, receiver.ae_title, [], before, _WRITERS, receiver.meter)
+    time.sleep(_SETTLING_SECONDS)
 
 
 def _warm_memory() -> None:
