@@ -57,7 +57,7 @@ test-fast: $(TOOLS)  ## Run the unit and integration rings.
 	@deploy/install-viewer $(if $(CI),,--try) $(VENV)/ohif
 	$(BIN)/python -m pytest -m "not acceptance and not gpu" $(PYTEST_ARGS)
 
-bench: $(TOOLS)  ## Measure the door and the sender beside others; about 35 minutes. BENCH_ARGS=--help.
+bench: $(TOOLS)  ## Measure the door and the sender beside others; about 40 minutes. BENCH_ARGS=--help.
 	@deploy/install-tools $(ORTHANC) $(CHECKERS)
 	@PYTHONPATH=.:tests $(BIN)/python -m benchmarks $(BENCH_ARGS)
 

@@ -1,6 +1,6 @@
 """Measure receivers and senders beside each other, and say which goals were reached.
 
-    make bench                                all of it: five rounds, about 35 minutes
+    make bench                                all of it: five rounds, about 40 minutes
     make bench BENCH_ARGS="--rounds 1 --only reception --receivers 'ours;C limit, synced'"
     make bench BENCH_ARGS="--only sending,answers"
 

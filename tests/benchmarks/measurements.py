@@ -37,7 +37,6 @@ Record = dict[str, Any]
 _CHECKED = (OURS, OURS_STRICT, OURS_FAST)
 _BEFORE = 256
 _SETTLING_SECONDS = 2.0
-_SHIPPED_FILES = 200  # a usual series; the sender's own start, which counts, is a tenth of it
 _WARM_MEMORY = 1_200 * 2**20
 _IDLE_ASSOCIATIONS = 64
 _IDLE_SECONDS = 5.0
@@ -80,15 +79,12 @@ def measure_reception(
 
 
 def measure_shipped_senders(name: str, folder: Path, tools: Path, study: Study) -> Iterator[Record]:
-    """Let DCMTK's senders send files as they are shipped, Nagle's algorithm and all.
-
-    To a receiver that has been at work before.
-    """
+    """Let DCMTK's senders, as shipped, send a study to one receiver that was at work before."""
     with running(name, folder, tools) as receiver, tempfile.TemporaryDirectory() as files:
         _let_work(receiver)
         for program in ("dcmsend", "storescu"):
             place = Path(files) / program
-            study.write_files(place, next(_runs), _SHIPPED_FILES)
+            files_sent = len(study.write_files(place, next(_runs)))
             began = time.perf_counter()
             done = subprocess.run(
                 [program, "-aec", receiver.ae_title, *_calling(program), "+sd", "127.0.0.1",
@@ -100,7 +96,7 @@ def measure_shipped_senders(name: str, folder: Path, tools: Path, study: Study) 
                 "kind": "shipped",
                 "receiver": name,
                 "sender": program,
-                "rate": _SHIPPED_FILES / (time.perf_counter() - began),
+                "rate": files_sent / (time.perf_counter() - began),
                 "bad": done.returncode,
             }
 
@@ -267,7 +263,7 @@ def _count_lost(receiver: Running, samples: list[Any]) -> int:
 
 
 def _let_work(receiver: Running) -> None:
-    """Send a receiver what it no longer counts as its first ones, as one that is up for days."""
+    """Let a receiver take its first instances: it is measured as one that is up for days."""
     before = Study("small", _BEFORE).samples(next(_runs))
     send(receiver.port, receiver.ae_title, [], before, _WRITERS, receiver.meter)
     time.sleep(_SETTLING_SECONDS)
