@@ -19,6 +19,8 @@ DURABILITY_ARGS ?=
 RESULTS_ARGS ?=
 
 BIN := $(VENV)/bin
+# A file of tests stays with one process, for what its tests share; fast files go first.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 RUNTIME := $(VENV)/.runtime-installed
 TOOLS := $(VENV)/.tools-installed
 ORTHANC := orthanc orthanc-dicomweb
@@ -50,12 +52,12 @@ admin: $(RUNTIME)  ## Serve the admin page beside the node, with the folder CONF
 test: $(TOOLS)  ## Run every ring: unit, integration, acceptance.
 	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER) $(WATCHERS) $(READERS)
 	@deploy/install-viewer $(if $(CI),,--try) $(VENV)/ohif
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-fast: $(TOOLS)  ## Run the unit and integration rings.
 	@deploy/install-tools $(if $(CI),,--try) $(ORTHANC) $(CHECKERS) $(DATABASE) $(CUTTERS) $(BROWSER) $(WATCHERS) $(READERS)
 	@deploy/install-viewer $(if $(CI),,--try) $(VENV)/ohif
-	$(BIN)/python -m pytest -m "not acceptance and not gpu" $(PYTEST_ARGS)
+	$(PYTEST) -m "not acceptance and not gpu" $(PYTEST_ARGS)
 
 bench: $(TOOLS)  ## Measure the door and the sender beside others; about 40 minutes. BENCH_ARGS=--help.
 	@deploy/install-tools $(ORTHANC) $(CHECKERS)

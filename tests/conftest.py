@@ -5,6 +5,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
@@ -38,14 +39,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _leave_out_mounting(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, and say so, the tests that mount file systems where nobody may."""
+    """Leave out the tests that mount file systems where nobody may."""
     mounting = [item for item in items if item.get_closest_marker("mounts")]
-    obstacle = find_obstacle() if mounting else None
-    if obstacle is not None:
+    if mounting and _find_obstacle() is not None:
         config.hook.pytest_deselected(items=mounting)
         items[:] = [item for item in items if item not in mounting]
-        reporter = config.pluginmanager.get_plugin("terminalreporter")
-        reporter.write_line(f"{len(mounting)} tests of a disk are left out: {obstacle}")
+
+
+def pytest_report_header() -> str:
+    """Say whether the tests that mount file systems are run; processes of a run print nothing."""
+    obstacle = _find_obstacle()
+    return f"tests of a disk: {'run' if obstacle is None else f'left out, {obstacle}'}"
+
+
+@cache
+def _find_obstacle() -> str | None:
+    return find_obstacle()
 
 
 @pytest.fixture(autouse=True)
