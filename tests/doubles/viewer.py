@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import numpy as np
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, TimeoutError
 
 from doubles.browser import PATIENCE_MS
 from doubles.tools import give_up
@@ -22,6 +22,8 @@ from doubles.tools import give_up
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ROOT / "deploy" / "viewer.js"
 DICOMWEB = "/dicom-web/"
+ATTEMPTS = 3
+"""At showing what was asked for."""
 _KINDS = {
     ".html": "text/html",
     ".js": "text/javascript",
@@ -154,22 +156,29 @@ class Ohif:
             len(series),
         )
         self.page.wait_for_function(f"(n) => {_FIND}.length === n", arg=len(series))
-        self.ask(
-            """(sets) => {
-              const ids = [...services.viewportGridService.getState().viewports.keys()];
-              services.viewportGridService.setDisplaySetsForViewports(
-                sets.map((set, k) => ({ viewportId: ids[k], displaySetInstanceUIDs: [set] })));
-            }""",
-            [sets[uid] for uid in series],
-        )
-        for k, uid in enumerate(series):
-            self.page.wait_for_function(
-                f"""([k, uid]) => {{
-                  const id = {_FIND}[k]?.getCurrentImageId?.();
-                  return id && cornerstone.metaData.get('generalSeriesModule', id)
-                    .seriesInstanceUID === uid; }}""",
-                arg=[k, uid],
+        # OHIF may still be laying out the study by itself, and put its own choice over ours
+        for attempt in range(ATTEMPTS):
+            self.ask(
+                """(sets) => {
+                  const ids = [...services.viewportGridService.getState().viewports.keys()];
+                  services.viewportGridService.setDisplaySetsForViewports(
+                    sets.map((set, k) => ({ viewportId: ids[k], displaySetInstanceUIDs: [set] })));
+                }""",
+                [sets[uid] for uid in series],
             )
+            try:
+                self.page.wait_for_function(
+                    f"""(series) => series.every((uid, k) => {{
+                      const id = {_FIND}[k]?.getCurrentImageId?.();
+                      return id && cornerstone.metaData.get('generalSeriesModule', id)
+                        .seriesInstanceUID === uid; }})""",
+                    arg=list(series),
+                    timeout=PATIENCE_MS / ATTEMPTS,
+                )
+                break
+            except TimeoutError:
+                if attempt + 1 == ATTEMPTS:
+                    raise
         # A place keeps the camera of what OHIF put there first; this is its Reset View.
         self.ask(f"() => {_FIND}.forEach((each) => {{ each.resetCamera(); each.render(); }})")
         self.wait_until_drawn()
