@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import numpy as np
-from playwright.sync_api import Browser, Page, TimeoutError
+from playwright.sync_api import Browser, Page
+from playwright.sync_api import TimeoutError as WaitedInVain
 
 from doubles.browser import PATIENCE_MS
 from doubles.tools import give_up
@@ -157,7 +158,7 @@ class Ohif:
         )
         self.page.wait_for_function(f"(n) => {_FIND}.length === n", arg=len(series))
         # OHIF may still be laying out the study by itself, and put its own choice over ours
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             self.ask(
                 """(sets) => {
                   const ids = [...services.viewportGridService.getState().viewports.keys()];
@@ -176,8 +177,8 @@ class Ohif:
                     timeout=PATIENCE_MS / ATTEMPTS,
                 )
                 break
-            except TimeoutError:
-                if attempt + 1 == ATTEMPTS:
+            except WaitedInVain:
+                if attempt == ATTEMPTS:
                     raise
         # A place keeps the camera of what OHIF put there first; this is its Reset View.
         self.ask(f"() => {_FIND}.forEach((each) => {{ each.resetCamera(); each.render(); }})")
